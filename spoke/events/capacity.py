@@ -1,0 +1,142 @@
+"""The nodes of a pool ordered by what is free on them, so that placing a gang does not look at every node.
+
+Nodes that can host actors stand in sorted lists: one per number of free GPUs, and, for actors without GPUs, one
+ordered by free CPU. Finding the tightest node that fits is a bisection, whatever the size of the pool. The index
+is a pure function of the nodes' free resources: rebuilt from a snapshot, it is the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """GPUs (a count), CPU (thousandths of a core) and memory (bytes), together."""
+
+    gpus: int = 0
+    cpu_milli: int = 0
+    memory: int = 0
+
+    def times(self, n: int) -> Amount:
+        """``n`` times this amount."""
+        return Amount(self.gpus * n, self.cpu_milli * n, self.memory * n)
+
+    def holds(self, need: Amount) -> int:
+        """How many times ``need`` fits in here (a large number if it needs nothing)."""
+        return min(
+            self.gpus // need.gpus if need.gpus else _UNBOUNDED,
+            self.cpu_milli // need.cpu_milli if need.cpu_milli else _UNBOUNDED,
+            self.memory // need.memory if need.memory else _UNBOUNDED,
+        )
+
+
+_UNBOUNDED = 1 << 40
+_Key = tuple[int, int, str]  # cpu_milli, memory, node id
+
+
+class CapacityIndex:
+    """Which nodes have how much free, in best-fit order."""
+
+    __slots__ = ("_by_cpu", "_by_gpus", "_free", "_shapes", "_totals")
+
+    def __init__(self) -> None:
+        self._free: dict[str, Amount] = {}
+        self._totals: dict[str, Amount] = {}
+        self._by_gpus: dict[int, list[_Key]] = {}
+        self._by_cpu: tuple[list[_Key], list[_Key]] = ([], [])  # nodes without GPUs, nodes with
+        self._shapes: Counter[Amount] = Counter()
+
+    def put(self, node_id: str, free: Amount, total: Amount) -> None:
+        """Enter a node, or move it to where its free amount now belongs."""
+        old_free = self._free.get(node_id)
+        if old_free is not None:
+            if self._totals[node_id] == total:
+                if old_free != free:
+                    self._unlist(node_id, old_free, total)
+                    self._list(node_id, free, total)
+                return
+            self.drop(node_id)
+        self._totals[node_id] = total
+        self._shapes[total] += 1
+        self._list(node_id, free, total)
+
+    def drop(self, node_id: str) -> None:
+        """Take a node out; nothing happens if it is not in."""
+        free = self._free.get(node_id)
+        if free is None:
+            return
+        total = self._totals.pop(node_id)
+        self._unlist(node_id, free, total)
+        del self._free[node_id]
+        self._shapes[total] -= 1
+        if not self._shapes[total]:
+            del self._shapes[total]
+
+    def _list(self, node_id: str, free: Amount, total: Amount) -> None:
+        key = (free.cpu_milli, free.memory, node_id)
+        insort(self._by_gpus.setdefault(free.gpus, []), key)
+        insort(self._by_cpu[total.gpus > 0], key)
+        self._free[node_id] = free
+
+    def _unlist(self, node_id: str, free: Amount, total: Amount) -> None:
+        key = (free.cpu_milli, free.memory, node_id)
+        bucket = self._by_gpus[free.gpus]
+        del bucket[bisect_left(bucket, key)]
+        if not bucket:
+            del self._by_gpus[free.gpus]
+        by_cpu = self._by_cpu[total.gpus > 0]
+        del by_cpu[bisect_left(by_cpu, key)]
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def free(self, node_id: str) -> Amount | None:
+        """What is free on a node; None for one that cannot host actors."""
+        return self._free.get(node_id)
+
+    def fitting(self, need: Amount) -> Iterator[str]:
+        """Nodes where ``need`` fits, tightest first: fewest free GPUs, then least CPU, then least memory.
+
+        For a need without GPUs, nodes that have none come first, so that GPUs are not stranded.
+        """
+        start = (need.cpu_milli, 0, "")
+        if need.gpus:
+            lists = [self._by_gpus[gpus] for gpus in sorted(self._by_gpus) if gpus >= need.gpus]
+        else:
+            lists = list(self._by_cpu)
+        for ordered in lists:
+            for at in range(bisect_left(ordered, start), len(ordered)):
+                if ordered[at][1] >= need.memory:
+                    yield ordered[at][2]
+
+    def roomiest(self, need: Amount, exclude: set[str]) -> tuple[str, int] | None:
+        """The node where ``need`` fits most often, and how often; None if it fits on no node."""
+        best: tuple[str, int] | None = None
+        if need.gpus:
+            lists = [self._by_gpus[gpus] for gpus in sorted(self._by_gpus, reverse=True) if gpus >= need.gpus]
+        else:
+            lists = [self._by_cpu[0], self._by_cpu[1]]
+        for ordered in lists:
+            for _, _, node_id in reversed(ordered):
+                free = self._free[node_id]
+                if best is not None and need.gpus and free.gpus // need.gpus <= best[1]:
+                    return best  # no later node has more GPUs
+                if (
+                    best is not None
+                    and not need.gpus
+                    and need.cpu_milli
+                    and free.cpu_milli // need.cpu_milli <= best[1]
+                ):
+                    break  # no later node of this list has more CPU
+                count = 0 if node_id in exclude else free.holds(need)
+                if count and (best is None or count > best[1]):
+                    best = (node_id, count)
+        return best
+
+    def shapes(self) -> Iterator[tuple[Amount, int]]:
+        """The distinct total capacities of the nodes, and how many nodes have each."""
+        yield from self._shapes.items()

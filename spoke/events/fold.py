@@ -1,0 +1,386 @@
+"""``fold(state, recorded)``: the one place where a pool's state changes.
+
+No clock, no randomness, no I/O: the state after is decided by the state before and the event. The state that is
+passed in is used up (changed and returned), since copying a pool of ten thousand nodes for every event would cost
+more than the event; a caller that needs the old one takes ``state.copy()`` first.
+
+Each event type has one small function below, in the order of ``types.py``; ``_HANDLERS`` maps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spoke.errors import InvalidTransition
+from spoke.events import types as e
+from spoke.events.lifecycle import ACTOR, NODE, TICKET, advance
+from spoke.events.model import Slot
+from spoke.events.state import (
+    SEQ_WINDOW,
+    ActorState,
+    ClientState,
+    NodeState,
+    PoolState,
+    TicketState,
+    mask_of,
+    ticket_number,
+)
+
+
+def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
+    """The state after the event. Raises InvalidTransition for an event that cannot follow."""
+    event = recorded.event
+    _HANDLERS[type(event)](state, recorded.id, event)
+    seq = getattr(event, "seq", 0)
+    if seq:
+        _mark_decided(state, event.client_id, seq)  # type: ignore[attr-defined]
+    state.last_id = recorded.id
+    return state
+
+
+def fold_all(state: PoolState, log: Any) -> PoolState:
+    """The state after all events of an iterable."""
+    for recorded in log:
+        fold(state, recorded)
+    return state
+
+
+def launch_key(client_id: str, seq: int) -> str:
+    """The name of a launch request within its ticket."""
+    return f"{client_id}/{seq}"
+
+
+def _mark_decided(state: PoolState, client_id: str, seq: int) -> None:
+    client = state.clients.get(client_id)
+    if client is None or seq <= client.seq_floor:
+        return
+    if seq == client.seq_floor + 1 and not client.seqs:  # in order, as nearly always
+        client.seq_floor = seq
+        return
+    client.seqs.add(seq)
+    while client.seq_floor + 1 in client.seqs:
+        client.seq_floor += 1
+        client.seqs.discard(client.seq_floor)
+    if len(client.seqs) > SEQ_WINDOW:  # a request left this far behind never comes any more
+        client.seq_floor = min(client.seqs)
+        client.seqs.discard(client.seq_floor)
+
+
+# --- lookups that explain themselves -----------------------------------------------------------------------------
+
+
+def _node(state: PoolState, event_id: str, event: Any) -> NodeState:
+    node = state.nodes.get(event.node_id)
+    if node is None:
+        advance(NODE, f"node {event.node_id}", None, event_id, event.TYPE)
+        raise AssertionError("unreachable")
+    return node
+
+
+def _ticket(state: PoolState, event_id: str, event: Any) -> TicketState:
+    ticket = state.tickets.get(event.ticket_id)
+    if ticket is None:
+        raise InvalidTransition(
+            f"event {event_id} ({event.TYPE}) is about ticket {event.ticket_id}, which is not there"
+        )
+    return ticket
+
+
+def _actor(state: PoolState, event_id: str, event: Any) -> tuple[TicketState, ActorState]:
+    ticket = _ticket(state, event_id, event)
+    actor = ticket.actors.get(event.rank)
+    if actor is None or actor.actor_id != event.actor_id:
+        raise InvalidTransition(
+            f"event {event_id} ({event.TYPE}) is about actor {event.actor_id} at rank {event.rank} of ticket "
+            f"{event.ticket_id}, which was never launched"
+        )
+    return ticket, actor
+
+
+# --- allocator and clients ---------------------------------------------------------------------------------------
+
+
+def _allocator_elected(state: PoolState, event_id: str, event: e.AllocatorElected) -> None:
+    if event.epoch <= state.epoch:
+        raise InvalidTransition(
+            f"event {event_id} elects {event.holder} for epoch {event.epoch}, but epoch {state.epoch} has begun"
+        )
+    state.epoch, state.allocator = event.epoch, event.holder
+
+
+def _nothing(state: PoolState, event_id: str, event: e.Event) -> None:
+    pass
+
+
+def _client_connected(state: PoolState, event_id: str, event: e.ClientConnected) -> None:
+    if event.client_id in state.clients:
+        raise InvalidTransition(f"event {event_id} connects client {event.client_id}, which is connected")
+    state.clients[event.client_id] = ClientState(
+        event.client_id, event.lease_ms, event.user, event.host, event.pid
+    )
+
+
+def _client_gone(state: PoolState, event_id: str, event: e.ClientLost | e.ClientClosed) -> None:
+    if state.clients.pop(event.client_id, None) is None:
+        raise InvalidTransition(
+            f"event {event_id} ({event.TYPE}) is about client {event.client_id}, which is not there"
+        )
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+
+
+def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -> None:
+    known = state.nodes.get(event.node_id)
+    advance(NODE, f"node {event.node_id}", known and known.phase, event_id, event.TYPE)
+    spec = event.spec
+    node = NodeState(
+        spec=spec,
+        phase="up",
+        incarnation=event.incarnation,
+        free_gpus=mask_of(tuple(gpu.index for gpu in spec.gpus)),
+        free_ports=(1 << spec.ports.count) - 1,
+        free_cpu_milli=spec.cpu_milli,
+        free_memory=spec.memory,
+    )
+    if known is not None:  # what live tickets hold on the node stays theirs
+        for ticket_id in sorted(known.tickets):
+            ticket = state.tickets[ticket_id]
+            for slot in ticket.slots:
+                if slot.node_id == event.node_id:
+                    _take(node, ticket, slot, event_id)
+            node.tickets.add(ticket_id)
+    state.nodes[event.node_id] = node
+    state.index(node)
+
+
+def _node_updated(state: PoolState, event_id: str, event: e.NodeUpdated) -> None:
+    import dataclasses
+
+    node = _node(state, event_id, event)
+    node.spec = dataclasses.replace(node.spec, labels=event.labels)
+
+
+def _node_moved(state: PoolState, event_id: str, event: e.NodeLost | e.NodeDraining | e.NodeDrained) -> None:
+    node = _node(state, event_id, event)
+    node.phase = advance(NODE, f"node {event.node_id}", node.phase, event_id, event.TYPE)
+    if event.TYPE == "node.lost":
+        node.incarnation = ""
+    state.index(node)
+
+
+def _node_removed(state: PoolState, event_id: str, event: e.NodeRemoved) -> None:
+    node = _node(state, event_id, event)
+    if node.tickets:
+        raise InvalidTransition(
+            f"event {event_id} removes node {event.node_id}, which still holds {', '.join(sorted(node.tickets))}"
+        )
+    state.capacity.drop(event.node_id)
+    del state.nodes[event.node_id]
+
+
+# --- gangs -------------------------------------------------------------------------------------------------------
+
+
+def _new_ticket(state: PoolState, event: e.GangQueued | e.GangAllocated, event_id: str) -> TicketState:
+    number = ticket_number(event.ticket_id)
+    if number is None or number < state.next_ticket:
+        raise InvalidTransition(
+            f"event {event_id} ({event.TYPE}) gives out the ticket id {event.ticket_id} again"
+        )
+    state.next_ticket = number + 1
+    ticket = TicketState(event.ticket_id, event.client_id, event.seq, event.spec, "queued", event_id)
+    state.tickets[event.ticket_id] = ticket
+    if event.client_id in state.clients:
+        state.clients[event.client_id].tickets.add(event.ticket_id)
+    return ticket
+
+
+def _forget_ticket(state: PoolState, ticket: TicketState) -> None:
+    del state.tickets[ticket.ticket_id]
+    client = state.clients.get(ticket.client_id)
+    if client is not None:
+        client.tickets.discard(ticket.ticket_id)
+
+
+def _gang_queued(state: PoolState, event_id: str, event: e.GangQueued) -> None:
+    advance(TICKET, f"ticket {event.ticket_id}", None, event_id, event.TYPE)
+    ticket = _new_ticket(state, event, event_id)
+    ticket.reason, ticket.deadline_ms = event.reason, event.deadline_ms
+    state.queue.append(event.ticket_id)
+
+
+def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> None:
+    ticket = state.tickets.get(event.ticket_id)
+    phase = advance(TICKET, f"ticket {event.ticket_id}", ticket and ticket.phase, event_id, event.TYPE)
+    if ticket is None:
+        ticket = _new_ticket(state, event, event_id)
+    else:
+        state.queue.remove(event.ticket_id)
+    ticket.phase, ticket.since, ticket.reason, ticket.slots = phase, event_id, "", event.slots
+    ticket.master_addr, ticket.master_port, ticket.policy = event.master_addr, event.master_port, event.policy
+    for slot in event.slots:
+        node = state.nodes.get(slot.node_id)
+        if node is None:
+            raise InvalidTransition(
+                f"event {event_id} places {event.ticket_id} on {slot.node_id}, which is not there"
+            )
+        _take(node, ticket, slot, event_id)
+        ticket.held.add(slot.node_id)
+    for node_id in ticket.held:
+        node = state.nodes[node_id]
+        node.tickets.add(event.ticket_id)
+        state.index(node)
+
+
+def _take(node: NodeState, ticket: TicketState, slot: Slot, event_id: str) -> None:
+    """Book one slot on its node; I1 and I3 hold here or nowhere."""
+    gpus = mask_of(slot.gpu_ids)
+    need = ticket.need
+    node.free_cpu_milli -= need.cpu_milli
+    node.free_memory -= need.memory
+    port = _port_bit(node, ticket) if slot.global_rank == 0 else 0
+    if gpus & ~node.free_gpus or port & ~node.free_ports or node.free_cpu_milli < 0 or node.free_memory < 0:
+        raise InvalidTransition(
+            f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids} of node "
+            f"{slot.node_id}, where only {node.free_gpus:b} (bits), {node.free_cpu_milli} mCPU and {node.free_memory} "
+            f"bytes would remain: something was handed out twice"
+        )
+    node.free_gpus &= ~gpus
+    node.free_ports &= ~port
+
+
+def _port_bit(node: NodeState, ticket: TicketState) -> int:
+    offset = ticket.master_port - node.spec.ports.first
+    return 1 << offset if 0 <= offset < node.spec.ports.count else 0
+
+
+def _gang_not_granted(state: PoolState, event_id: str, event: e.GangRefused | e.GangCancelled) -> None:
+    if not event.ticket_id:
+        return  # refused at once, it never had a ticket
+    ticket = _ticket(state, event_id, event)
+    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    state.queue.remove(event.ticket_id)
+    _forget_ticket(state, ticket)
+
+
+def _gang_attached(state: PoolState, event_id: str, event: e.GangAttached) -> None:
+    _ticket(state, event_id, event).watchers.add(event.client_id)
+
+
+def _gang_releasing(state: PoolState, event_id: str, event: e.GangReleasing) -> None:
+    ticket = _ticket(state, event_id, event)
+    if ticket.phase != "releasing":
+        ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+        ticket.reason, ticket.since = event.reason, event_id
+    if event.seq:
+        ticket.release_requests.append((event.client_id, event.seq))
+
+
+def _gang_released(state: PoolState, event_id: str, event: e.GangReleased) -> None:
+    ticket = _ticket(state, event_id, event)
+    advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    freed = set(event.nodes)
+    if not freed <= ticket.held or event.final != (freed == ticket.held):
+        raise InvalidTransition(
+            f"event {event_id} frees {sorted(freed)} of ticket {event.ticket_id}, which holds {sorted(ticket.held)}"
+        )
+    need = ticket.need
+    for slot in ticket.slots:
+        if slot.node_id in freed:
+            actor = ticket.actors.get(slot.global_rank)
+            if actor is not None and actor.alive:
+                raise InvalidTransition(
+                    f"event {event_id} frees rank {slot.global_rank} of ticket {event.ticket_id}, whose actor "
+                    f"{actor.actor_id} is {actor.phase}"
+                )
+            node = state.nodes[slot.node_id]
+            node.free_gpus |= mask_of(slot.gpu_ids)
+            node.free_cpu_milli += need.cpu_milli
+            node.free_memory += need.memory
+            if slot.global_rank == 0:
+                node.free_ports |= _port_bit(node, ticket)
+    for node_id in freed:
+        node = state.nodes[node_id]
+        node.tickets.discard(event.ticket_id)
+        state.index(node)
+    ticket.held -= freed
+    if event.final:
+        _forget_ticket(state, ticket)
+
+
+# --- actors ------------------------------------------------------------------------------------------------------
+
+
+def _actor_launch_requested(state: PoolState, event_id: str, event: e.ActorLaunchRequested) -> None:
+    ticket = _ticket(state, event_id, event)
+    what = f"rank {event.rank} of ticket {event.ticket_id}"
+    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    known = ticket.actors.get(event.rank)
+    phase = advance(ACTOR, what, known and known.phase, event_id, event.TYPE)
+    key = launch_key(event.client_id, event.seq)
+    ticket.actors[event.rank] = ActorState(
+        event.actor_id, event.rank, event.node_id, event_id, key, event.spec, phase
+    )
+    ticket.launches[key] = ticket.launches.get(key, 0) + 1
+
+
+def _moved(state: PoolState, event_id: str, event: Any) -> ActorState:
+    ticket, actor = _actor(state, event_id, event)
+    was = actor.phase
+    actor.phase = advance(
+        ACTOR, f"actor {event.actor_id} of ticket {event.ticket_id}", was, event_id, event.TYPE
+    )
+    if was == "launching":
+        ticket.launches[actor.launch] -= 1
+        if not ticket.launches[actor.launch]:
+            del ticket.launches[actor.launch]
+    return actor
+
+
+def _actor_started(state: PoolState, event_id: str, event: e.ActorStarted) -> None:
+    actor = _moved(state, event_id, event)
+    actor.pid, actor.address = event.pid, event.address
+
+
+def _actor_exited(state: PoolState, event_id: str, event: e.ActorExited) -> None:
+    actor = _moved(state, event_id, event)
+    actor.code, actor.signal = event.code, event.signal
+
+
+def _actor_failed(state: PoolState, event_id: str, event: e.ActorStartFailed | e.ActorLost) -> None:
+    _moved(state, event_id, event).reason = event.reason
+
+
+def _actor_stop_requested(state: PoolState, event_id: str, event: e.ActorStopRequested) -> None:
+    _, actor = _actor(state, event_id, event)
+    actor.stopping = True
+
+
+_HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
+    e.AllocatorElected: _allocator_elected,
+    e.RequestRefused: _nothing,
+    e.ClientConnected: _client_connected,
+    e.ClientLost: _client_gone,
+    e.ClientClosed: _client_gone,
+    e.NodeRegistered: _node_registered,
+    e.NodeUpdated: _node_updated,
+    e.NodeLost: _node_moved,
+    e.NodeDraining: _node_moved,
+    e.NodeDrained: _node_moved,
+    e.NodeRemoved: _node_removed,
+    e.GangQueued: _gang_queued,
+    e.GangAllocated: _gang_allocated,
+    e.GangRefused: _gang_not_granted,
+    e.GangCancelled: _gang_not_granted,
+    e.GangAttached: _gang_attached,
+    e.GangReleasing: _gang_releasing,
+    e.GangReleased: _gang_released,
+    e.ActorLaunchRequested: _actor_launch_requested,
+    e.ActorStarted: _actor_started,
+    e.ActorStartFailed: _actor_failed,
+    e.ActorExited: _actor_exited,
+    e.ActorLost: _actor_failed,
+    e.ActorStopRequested: _actor_stop_requested,
+}

@@ -1,0 +1,336 @@
+"""The events: facts that happened, in the past tense, one frozen class each.
+
+The vocabulary grows; the meaning of an event never changes. A change of fields raises ``VERSION``. ``EVENT_TYPES``
+maps the type names of the log to the classes. Where a request caused an event, ``client_id`` and ``seq`` name it:
+that is how a request that arrives twice is decided once, and how an auditor finds who asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events. ``TYPE`` is the name in the log, ``VERSION`` the version of its fields."""
+
+    TYPE: ClassVar[str]
+    VERSION: ClassVar[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event and its id in the stream, ``<milliseconds>-<sequence>``."""
+
+    id: str
+    event: Event
+
+    @property
+    def ms(self) -> int:
+        """The id's milliseconds since 1970: roughly when it happened."""
+        return int(self.id.partition("-")[0])
+
+
+EVENT_TYPES: dict[str, type[Event]] = {}
+_E = TypeVar("_E", bound=type[Event])
+
+
+def _event(name: str, version: int = 1) -> Callable[[_E], _E]:
+    def register(cls: _E) -> _E:
+        cls.TYPE, cls.VERSION = name, version
+        EVENT_TYPES[name] = cls
+        return cls
+
+    return register
+
+
+# --- allocator -------------------------------------------------------------------------------------------------
+
+
+@_event("allocator.elected")
+@dataclass(frozen=True, slots=True)
+class AllocatorElected(Event):
+    """An allocator took over the pool; ``epoch`` fences all earlier ones."""
+
+    holder: str
+    epoch: int
+    version: str = ""
+
+
+@_event("request.refused")
+@dataclass(frozen=True, slots=True)
+class RequestRefused(Event):
+    """A request could not be decided: unreadable, unknown type or version, or it asked for something impossible.
+
+    ``request`` is the request's type as it was given, ``code`` the stable name of the reason (see ``spoke.errors``).
+    """
+
+    client_id: str
+    seq: int
+    request: str
+    code: str
+    reason: str
+
+
+# --- clients ---------------------------------------------------------------------------------------------------
+
+
+@_event("client.connected")
+@dataclass(frozen=True, slots=True)
+class ClientConnected(Event):
+    """A client opened its session; it must renew its lease every ``lease_ms`` or lose its tickets."""
+
+    client_id: str
+    seq: int
+    lease_ms: int
+    host: str = ""
+    pid: int = 0
+    user: str = ""
+    version: str = ""
+
+
+@_event("client.lost")
+@dataclass(frozen=True, slots=True)
+class ClientLost(Event):
+    """A client's lease ran out: killed, cut off, or stopped for too long."""
+
+    client_id: str
+    reason: str
+
+
+@_event("client.closed")
+@dataclass(frozen=True, slots=True)
+class ClientClosed(Event):
+    """A client said goodbye."""
+
+    client_id: str
+    seq: int
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------
+
+
+@_event("node.registered")
+@dataclass(frozen=True, slots=True)
+class NodeRegistered(Event):
+    """An agent joined with an empty node: at this moment none of its actors is alive."""
+
+    node_id: str
+    incarnation: str
+    lease_ms: int
+    spec: NodeSpec
+
+
+@_event("node.updated")
+@dataclass(frozen=True, slots=True)
+class NodeUpdated(Event):
+    """A node's labels changed."""
+
+    node_id: str
+    labels: dict[str, str]
+
+
+@_event("node.lost")
+@dataclass(frozen=True, slots=True)
+class NodeLost(Event):
+    """A node's agent is gone; the agent kills its actors before its lease runs out, so they are gone too."""
+
+    node_id: str
+    reason: str
+
+
+@_event("node.draining")
+@dataclass(frozen=True, slots=True)
+class NodeDraining(Event):
+    """No new slots are placed on the node; what runs there goes on."""
+
+    node_id: str
+    client_id: str
+    seq: int
+
+
+@_event("node.drained")
+@dataclass(frozen=True, slots=True)
+class NodeDrained(Event):
+    """The last ticket left a draining node."""
+
+    node_id: str
+
+
+@_event("node.removed")
+@dataclass(frozen=True, slots=True)
+class NodeRemoved(Event):
+    """The node left the pool on purpose."""
+
+    node_id: str
+    reason: str
+
+
+# --- gangs -----------------------------------------------------------------------------------------------------
+
+
+@_event("gang.queued")
+@dataclass(frozen=True, slots=True)
+class GangQueued(Event):
+    """The gang does not fit now and waits in line. ``deadline_ms`` is 0 for one that waits for ever."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    spec: GangSpec
+    deadline_ms: int
+    reason: str
+
+
+@_event("gang.allocated")
+@dataclass(frozen=True, slots=True)
+class GangAllocated(Event):
+    """Every member has its place. ``policy`` is the placement policy's name and version."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    spec: GangSpec
+    slots: tuple[Slot, ...]
+    master_addr: str
+    master_port: int
+    policy: str
+
+
+@_event("gang.refused")
+@dataclass(frozen=True, slots=True)
+class GangRefused(Event):
+    """The gang was not granted; ``ticket_id`` is empty for one that never waited."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    spec: GangSpec
+    code: str
+    reason: str
+
+
+@_event("gang.cancelled")
+@dataclass(frozen=True, slots=True)
+class GangCancelled(Event):
+    """A waiting gang was withdrawn by its client, or its client is gone. ``seq`` is the cancelling request (0: none)."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    reason: str
+
+
+@_event("gang.attached")
+@dataclass(frozen=True, slots=True)
+class GangAttached(Event):
+    """Another client asked to be told what becomes of a ticket."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+
+
+@_event("gang.releasing")
+@dataclass(frozen=True, slots=True)
+class GangReleasing(Event):
+    """The ticket is being given back: its actors are told to stop. ``client_id`` and ``seq`` say who asked, if anyone."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    reason: str
+
+
+@_event("gang.released")
+@dataclass(frozen=True, slots=True)
+class GangReleased(Event):
+    """What the ticket held on ``nodes`` is free; ``final`` when nothing is left of it."""
+
+    ticket_id: str
+    nodes: tuple[str, ...]
+    final: bool
+
+
+# --- actors ----------------------------------------------------------------------------------------------------
+
+
+@_event("actor.launch_requested")
+@dataclass(frozen=True, slots=True)
+class ActorLaunchRequested(Event):
+    """An agent was told to start an actor. The event's id is the launch's id. Arguments never enter the log."""
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    client_id: str
+    seq: int
+    spec: ActorSpec
+
+
+@_event("actor.started")
+@dataclass(frozen=True, slots=True)
+class ActorStarted(Event):
+    """The actor's process is up; ``address`` is where it takes calls (empty for a command)."""
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    pid: int
+    address: str
+
+
+@_event("actor.start_failed")
+@dataclass(frozen=True, slots=True)
+class ActorStartFailed(Event):
+    """The actor did not come up; nothing of it is alive."""
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    reason: str
+
+
+@_event("actor.exited")
+@dataclass(frozen=True, slots=True)
+class ActorExited(Event):
+    """The actor and all its processes are gone: by exit ``code``, or by ``signal`` (then code is -1)."""
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    code: int
+    signal: int = 0
+
+
+@_event("actor.lost")
+@dataclass(frozen=True, slots=True)
+class ActorLost(Event):
+    """The actor went down with its node."""
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    reason: str
+
+
+@_event("actor.stop_requested")
+@dataclass(frozen=True, slots=True)
+class ActorStopRequested(Event):
+    """An agent was told to stop one actor."""
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    client_id: str
+    seq: int

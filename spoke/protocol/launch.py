@@ -1,0 +1,60 @@
+"""The opaque part of a launch: what the client tells the actor's process, and nobody else reads.
+
+It goes client -> request -> order -> agent -> process, and is in no event, since arguments, environment and the
+ticket's secret must not stand in a log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from spoke.events.codec import DecodeError
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchBlob:
+    """``args`` is the msgpack of the actor's arguments, ``env`` is added to its environment."""
+
+    secret: bytes
+    args: bytes = b""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_BLOB = msgspec.msgpack.Decoder(LaunchBlob)
+_BLOBS = msgspec.msgpack.Decoder(tuple[bytes, ...])
+
+
+def encode_blob(blob: LaunchBlob) -> bytes:
+    """One member's blob as bytes."""
+    return _ENCODER.encode(blob)
+
+
+def decode_blob(raw: bytes) -> LaunchBlob:
+    """One member's blob; raises DecodeError if the bytes are none."""
+    try:
+        return _BLOB.decode(raw)
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"the launch blob cannot be read: {error}") from error
+
+
+def pack_blobs(blobs: tuple[bytes, ...]) -> bytes:
+    """The blobs of a launch request: one for all members, or one per member."""
+    return _ENCODER.encode(blobs)
+
+
+def unpack_blobs(raw: bytes, members: int) -> tuple[bytes, ...]:
+    """One blob per member; raises DecodeError if there is neither one nor as many as members."""
+    try:
+        blobs = _BLOBS.decode(raw) if raw else (b"",)
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"the launch blobs cannot be read: {error}") from error
+    if len(blobs) == 1:
+        return blobs * members
+    if len(blobs) != members:
+        raise DecodeError(
+            f"there are {len(blobs)} launch blobs for {members} members; give one, or one for each"
+        )
+    return blobs

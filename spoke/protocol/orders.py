@@ -1,0 +1,120 @@
+"""Orders: what the allocator tells an agent. They stand in ``node:<id>``, fenced by the agent's incarnation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+import orjson
+
+from spoke.events.codec import DecodeError
+from spoke.events.model import ActorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Base of all orders."""
+
+    TYPE: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Order):
+    """The registration is accepted: this incarnation's lease runs from now."""
+
+    TYPE = "node.welcome"
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reject(Order):
+    """The registration is refused, or this incarnation is no longer the node's: stop everything."""
+
+    TYPE = "node.reject"
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartActor(Order):
+    """Start one actor. ``launch_id`` names this very start in every report about it."""
+
+    TYPE = "actor.start"
+    ticket_id: str
+    launch_id: str
+    actor_id: str
+    spec: ActorSpec
+    rank: int
+    local_rank: int
+    group_rank: int
+    world_size: int
+    local_world_size: int
+    num_nodes: int
+    gpu_ids: tuple[int, ...]
+    gpu_uuids: tuple[str, ...]
+    master_addr: str
+    master_port: int
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopActor(Order):
+    """Stop one actor: SIGTERM, then SIGKILL after the ticket's grace time."""
+
+    TYPE = "actor.stop"
+    ticket_id: str
+    rank: int
+    launch_id: str
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CloseTicket(Order):
+    """The ticket is being given back: stop all its actors here and take back what was lent to it."""
+
+    TYPE = "ticket.close"
+    ticket_id: str
+    grace_s: float
+
+
+_TYPES: dict[str, type[Order]] = {
+    cls.TYPE: cls for cls in (Welcome, Reject, StartActor, StopActor, CloseTicket)
+}
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    name: msgspec.json.Decoder(cls) for name, cls in _TYPES.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An order as an agent receives it. ``blob`` is the opaque part of a start (see ``launch.py``)."""
+
+    incarnation: str
+    order: Order
+    blob: bytes = b""
+
+
+def encode_order(delivery: Delivery) -> dict[str, str | bytes]:
+    """The stream fields of an order."""
+    raw: dict[str, str | bytes] = {
+        "type": delivery.order.TYPE,
+        "incarnation": delivery.incarnation,
+        "body": orjson.dumps(delivery.order),
+    }
+    if delivery.blob:
+        raw["blob"] = delivery.blob
+    return raw
+
+
+def decode_order(raw: Mapping[bytes, bytes]) -> Delivery:
+    """The order that the fields hold; raises DecodeError if they hold none."""
+    name = raw.get(b"type", b"").decode(errors="replace")
+    if name not in _DECODERS:
+        raise DecodeError(f"there is no order {name!r}: agent and allocator must be of the same release")
+    try:
+        order = _DECODERS[name].decode(raw.get(b"body", b""))
+        return Delivery(raw.get(b"incarnation", b"").decode(), order, raw.get(b"blob", b""))
+    except (ValueError, TypeError) as error:
+        raise DecodeError(f"the order {name} cannot be read: {error}") from error

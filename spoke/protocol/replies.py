@@ -1,0 +1,144 @@
+"""Replies and notices: what the allocator tells a client. They stand in ``reply:<client>``.
+
+A reply answers one request (``seq``), exactly once. A notice (``seq`` 0) tells of something that happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+import orjson
+
+from spoke.events.codec import DecodeError
+from spoke.events.model import GangSpec, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of replies and notices."""
+
+    TYPE: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Message):
+    """The request is done; ``value`` says whether it changed anything."""
+
+    TYPE = "done"
+    value: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Message):
+    """The request is refused or failed: ``code`` names the exception (``spoke.errors.from_code``)."""
+
+    TYPE = "failed"
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActorInfo:
+    """An actor as clients see it. ``phase`` is one of launching, running, exited, start_failed, lost."""
+
+    rank: int
+    actor_id: str
+    node_id: str
+    launch_id: str
+    phase: str
+    pid: int = 0
+    address: str = ""
+    code: int = 0
+    signal: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted(Message):
+    """The gang has its slots. ``actors`` is filled for a client that attached to a ticket in use."""
+
+    TYPE = "granted"
+    ticket_id: str
+    spec: GangSpec
+    slots: tuple[Slot, ...]
+    master_addr: str
+    master_port: int
+    actors: tuple[ActorInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Launched(Message):
+    """All actors of the launch are up."""
+
+    TYPE = "launched"
+    ticket_id: str
+    actors: tuple[ActorInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Queued(Message):
+    """Notice: the request ``of_seq`` waits in line under this ticket id; ``reason`` says for what."""
+
+    TYPE = "queued"
+    of_seq: int
+    ticket_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActorEnded(Message):
+    """Notice: an actor exited, failed to start or was lost. ``expected`` if it had been told to stop."""
+
+    TYPE = "actor_ended"
+    ticket_id: str
+    actor: ActorInfo
+    expected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TicketReleasing(Message):
+    """Notice: the ticket is being given back, and why."""
+
+    TYPE = "ticket_releasing"
+    ticket_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TicketReleased(Message):
+    """Notice: nothing is left of the ticket."""
+
+    TYPE = "ticket_released"
+    ticket_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost(Message):
+    """Notice: the client's lease ran out; its tickets are being released."""
+
+    TYPE = "session_lost"
+    reason: str
+
+
+_CLASSES = (Done, Failed, Granted, Launched, Queued, ActorEnded, TicketReleasing, TicketReleased, SessionLost)
+_DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {
+    cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES
+}
+
+
+def encode_message(seq: int, message: Message) -> dict[str, str | bytes | int]:
+    """The stream fields of a reply (or of a notice, with ``seq`` 0)."""
+    return {"type": message.TYPE, "seq": seq, "body": orjson.dumps(message)}
+
+
+def decode_message(raw: Mapping[bytes, bytes]) -> tuple[int, Message]:
+    """The seq that is answered (0: a notice) and the message; raises DecodeError if the fields hold none."""
+    try:
+        return int(raw[b"seq"]), _DECODERS[raw[b"type"]].decode(raw[b"body"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise DecodeError(
+            f"a reply cannot be read ({error}): client and allocator must be of the same release"
+        ) from error

@@ -1,0 +1,276 @@
+"""Requests: what clients and agents ask of the allocator, imperatives, one frozen class each.
+
+In the stream a request is flat: ``type``, ``v``, who asks (``client_id`` and ``seq``, the idempotency key; or
+``node_id`` and ``incarnation`` for an agent), ``body`` (JSON), and ``blobs`` for launches: a msgpack list of opaque
+byte strings, which the allocator passes on and never reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+import orjson
+
+from spoke.errors import SpokeError
+from spoke.events.model import ActorSpec, GangSpec, Member, NodeSpec
+
+BODY_BYTES_MAX = 4 << 20
+ARGS_BYTES_MAX = 16 << 20
+SEQ_MAX = 1 << 53
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Base of all requests."""
+
+    TYPE: ClassVar[str]
+    VERSION: ClassVar[int]
+
+
+REQUEST_TYPES: dict[str, type[Request]] = {}
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {}
+_R = TypeVar("_R", bound=type[Request])
+
+
+def _request(name: str, version: int = 1) -> Callable[[_R], _R]:
+    def register(cls: _R) -> _R:
+        cls.TYPE, cls.VERSION = name, version
+        REQUEST_TYPES[name] = cls
+        _DECODERS[name] = msgspec.json.Decoder(cls)
+        return cls
+
+    return register
+
+
+# --- from clients ------------------------------------------------------------------------------------------------
+
+
+@_request("client.connect")
+@dataclass(frozen=True, slots=True)
+class ConnectClient(Request):
+    """Open a session with a lease of ``lease_ms``."""
+
+    lease_ms: int
+    host: str = ""
+    pid: int = 0
+    user: str = ""
+    version: str = ""
+
+
+@_request("client.close")
+@dataclass(frozen=True, slots=True)
+class CloseClient(Request):
+    """End the session; tickets that are not detached are released."""
+
+
+@_request("gang.allocate")
+@dataclass(frozen=True, slots=True)
+class AllocateGang(Request):
+    """Grant a gang; wait in line for ``timeout_ms`` (None: for ever, 0: not at all)."""
+
+    spec: GangSpec
+    timeout_ms: int | None = None
+
+
+@_request("gang.cancel")
+@dataclass(frozen=True, slots=True)
+class CancelGang(Request):
+    """Withdraw this client's allocation request ``target_seq``; one that was granted meanwhile is released."""
+
+    target_seq: int
+
+
+@_request("gang.release")
+@dataclass(frozen=True, slots=True)
+class ReleaseGang(Request):
+    """Give a ticket back. Anyone of the pool may; a waiting ticket is cancelled."""
+
+    ticket_id: str
+    reason: str = ""
+
+
+@_request("gang.attach")
+@dataclass(frozen=True, slots=True)
+class AttachGang(Request):
+    """Tell this client of the ticket, and of what becomes of it."""
+
+    ticket_id: str
+
+
+@_request("actor.launch")
+@dataclass(frozen=True, slots=True)
+class LaunchActors(Request):
+    """Start ``spec`` at the given ranks. Blobs: one for all members, or one per member, in order."""
+
+    ticket_id: str
+    spec: ActorSpec
+    members: tuple[Member, ...]
+
+
+@_request("actor.stop")
+@dataclass(frozen=True, slots=True)
+class StopActor(Request):
+    """Stop the actor of one rank; the ticket keeps its slot. Answered once it has ended."""
+
+    ticket_id: str
+    rank: int
+
+
+# --- from agents -------------------------------------------------------------------------------------------------
+
+
+@_request("node.register")
+@dataclass(frozen=True, slots=True)
+class RegisterNode(Request):
+    """Join the pool, with no actor alive on this node."""
+
+    spec: NodeSpec
+    lease_ms: int
+
+
+@_request("node.leave")
+@dataclass(frozen=True, slots=True)
+class LeaveNode(Request):
+    """Leave the pool; all actors of this node are dead."""
+
+    reason: str = ""
+
+
+@_request("actor.report_started")
+@dataclass(frozen=True, slots=True)
+class ReportStarted(Request):
+    """The actor of this launch is up."""
+
+    ticket_id: str
+    rank: int
+    launch_id: str
+    pid: int
+    address: str = ""
+
+
+@_request("actor.report_start_failed")
+@dataclass(frozen=True, slots=True)
+class ReportStartFailed(Request):
+    """The actor of this launch did not come up, and nothing of it is alive."""
+
+    ticket_id: str
+    rank: int
+    launch_id: str
+    reason: str
+
+
+@_request("actor.report_exited")
+@dataclass(frozen=True, slots=True)
+class ReportExited(Request):
+    """The actor of this launch and all its processes are gone. ``code`` is -1 when ``signal`` ended it."""
+
+    ticket_id: str
+    rank: int
+    launch_id: str
+    code: int
+    signal: int = 0
+
+
+# --- the allocator's own (they never cross the stream) -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireLease(Request):
+    """The holder did not renew in time."""
+
+    TYPE = "lease.expire"
+    VERSION = 1
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Request):
+    """Time has passed: look for waiting gangs that are out of time, and place those that fit."""
+
+    TYPE = "tick"
+    VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A request and who asked. For an agent's report ``seq`` is 0 and ``node_id`` is set."""
+
+    request: Request
+    client_id: str = ""
+    seq: int = 0
+    node_id: str = ""
+    incarnation: str = ""
+    blobs: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A request that could not be read: what is known of who sent it, and why it is refused."""
+
+    client_id: str
+    seq: int
+    request: str
+    code: str
+    reason: str
+
+
+def encode_request(envelope: Envelope) -> dict[str, str | bytes | int]:
+    """The stream fields of a request."""
+    request = envelope.request
+    raw: dict[str, str | bytes | int] = {"type": request.TYPE, "v": request.VERSION}
+    if envelope.node_id:
+        raw["node_id"], raw["incarnation"] = envelope.node_id, envelope.incarnation
+    else:
+        raw["client_id"], raw["seq"] = envelope.client_id, envelope.seq
+    raw["body"] = orjson.dumps(request)
+    if envelope.blobs:
+        raw["blobs"] = envelope.blobs
+    return raw
+
+
+def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
+    """The request that stands in the stream, or why it is none. Never raises."""
+    name = _clip(raw.get(b"type", b""))
+    client_id, seq = _clip(raw.get(b"client_id", b"")), _seq(raw.get(b"seq", b""))
+    node_id, incarnation = _clip(raw.get(b"node_id", b"")), _clip(raw.get(b"incarnation", b""))
+
+    def garbage(code: str, reason: str) -> Garbage:
+        return Garbage(client_id, seq, name, code, reason)
+
+    cls = REQUEST_TYPES.get(name)
+    if cls is None:
+        return garbage(
+            "unknown_request", f"there is no request {name!r}; known are {', '.join(sorted(REQUEST_TYPES))}"
+        )
+    version = raw.get(b"v", b"")
+    if version != b"%d" % cls.VERSION:
+        found = _clip(version) or "none"
+        return garbage(
+            "unknown_request",
+            f"{name} has version {found}, this allocator speaks {cls.VERSION}: use the same release",
+        )
+    if bool(client_id and seq) == bool(node_id and incarnation):
+        return garbage("invalid", f"{name} must name either client_id and seq, or node_id and incarnation")
+    body, blobs = raw.get(b"body", b"{}"), raw.get(b"blobs", b"")
+    if len(body) > BODY_BYTES_MAX or len(blobs) > ARGS_BYTES_MAX:
+        return garbage(
+            "limit",
+            f"{name} carries {len(body)} + {len(blobs)} bytes; at most {BODY_BYTES_MAX} + {ARGS_BYTES_MAX}",
+        )
+    try:
+        return Envelope(_DECODERS[name].decode(body), client_id, seq, node_id, incarnation, blobs)
+    except (ValueError, TypeError, SpokeError, RecursionError) as error:
+        return garbage("invalid", f"{name}: {str(error)[:500]}")
+
+
+def _clip(raw: bytes) -> str:
+    """At most 200 printable characters of what should be a short name."""
+    text = raw[:200].decode(errors="replace")
+    return text if text.isprintable() else ascii(text)[1:-1][:200]
+
+
+def _seq(raw: bytes) -> int:
+    return int(raw) if raw.isdigit() and len(raw) < 17 and int(raw) < SEQ_MAX else 0

@@ -1,0 +1,170 @@
+"""Connecting to the Redis or Valkey server, and its errors put into words.
+
+``connect`` is the only place that builds a client, so that every connection has time limits, keepalive and RESP3.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import redis.exceptions as rx
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from spoke.errors import (
+    AuthenticationFailed,
+    InvalidRequest,
+    ServerError,
+    ServerUnreachable,
+    ServerUnsuitable,
+)
+
+DEFAULT_URL = "redis://127.0.0.1:6379"
+DEFAULT_POOL = "default"
+SCHEMES = ("redis", "rediss", "unix")
+VERSION_MIN = (6, 2)
+BLOCK_MS_MAX = 2_000
+"""No blocking read lasts longer: a half-open connection must be noticed."""
+SOCKET_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+
+Redis = redis.Redis
+
+
+def resolve_url(url: str | None) -> str:
+    """The server's URL: the argument, else SPOKE_URL, else redis://127.0.0.1:6379."""
+    found = url or os.environ.get("SPOKE_URL") or DEFAULT_URL
+    if urlsplit(found).scheme not in SCHEMES:
+        raise InvalidRequest(
+            f"the server URL {mask_url(found)!r} must begin with redis://, rediss:// or unix://"
+        )
+    return found
+
+
+def resolve_pool(pool: str | None) -> str:
+    """The pool's name: the argument, else SPOKE_POOL, else ``default``."""
+    return pool or os.environ.get("SPOKE_POOL") or DEFAULT_POOL
+
+
+def mask_url(url: str) -> str:
+    """The URL without its password, fit for messages and logs."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user, _, place = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{place}"))
+
+
+def connect(url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> Redis:
+    """A client for the server at ``url``. It opens its connections when it needs them.
+
+    Raises InvalidRequest for a URL that cannot be read.
+    """
+    options: dict[str, Any] = {
+        "protocol": 3,
+        "socket_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),  # who retries, and for how long, is for the caller to say
+        "client_name": "spoke",
+    }
+    if not url.startswith("unix:"):
+        options["socket_keepalive"] = True
+        options["socket_connect_timeout"] = CONNECT_TIMEOUT_S
+        options["socket_keepalive_options"] = {
+            socket.TCP_KEEPIDLE: 5,
+            socket.TCP_KEEPINTVL: 2,
+            socket.TCP_KEEPCNT: 3,
+        }
+    try:
+        return redis.Redis.from_url(url, **options)
+    except ValueError as error:
+        raise InvalidRequest(f"the server URL {mask_url(url)!r} cannot be read: {error}") from error
+
+
+def check_server(client: Redis, url: str) -> None:
+    """Make sure that the server can serve a pool; raise the ServerError that says why it cannot."""
+    with explained(url):
+        info = client.info("server")
+    version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
+    if version < VERSION_MIN:
+        raise ServerUnsuitable(
+            f"the server at {mask_url(url)} is version {info['redis_version']}; Spoke needs Redis "
+            f"{'.'.join(map(str, VERSION_MIN))} or newer, or any Valkey: upgrade it, or run `spoke up`"
+        )
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn the redis client's errors into Spoke's own, which say what to do."""
+    try:
+        yield
+    except rx.RedisError as error:
+        raise explain(error, url) from error
+    except OSError as error:
+        raise ServerUnreachable(f"the server at {mask_url(url)} cannot be reached: {error}") from error
+
+
+def explain(error: Exception, url: str) -> ServerError:
+    """The Spoke error for an error of the redis client."""
+    where, text = mask_url(url), str(error)
+    if isinstance(error, rx.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
+        return AuthenticationFailed(
+            f"the server at {where} asks for a user or password ({text}): "
+            f"put them into the URL, redis://USER:PASSWORD@HOST:PORT"
+        )
+    if isinstance(error, rx.NoPermissionError) or text.startswith("NOPERM"):
+        return ServerUnsuitable(f"the server at {where} does not allow this user what Spoke needs ({text})")
+    if isinstance(error, rx.ReadOnlyError) or "READONLY" in text[:60]:
+        return ServerUnsuitable(
+            f"the server at {where} is a read-only replica: give the URL of its primary (redis-cli INFO replication)"
+        )
+    if "OOM" in text[:60] or isinstance(error, rx.OutOfMemoryError):
+        return ServerUnsuitable(
+            f"the server at {where} is out of memory and refuses writes (maxmemory, noeviction): "
+            f"raise maxmemory, or free memory there; nothing was written"
+        )
+    if text.startswith("MISCONF"):
+        return ServerUnsuitable(
+            f"the server at {where} cannot write its data to disk and refuses writes: {text}"
+        )
+    if isinstance(error, rx.BusyLoadingError):
+        return ServerUnreachable(f"the server at {where} is still loading its data: try again in a moment")
+    if isinstance(error, (rx.ConnectionError, rx.TimeoutError)):
+        return ServerUnreachable(
+            f"no server answers at {where} ({text}): start one (`spoke up`), or give --url or SPOKE_URL"
+        )
+    return ServerError(f"the server at {where} answered {text!r}")
+
+
+def retryable(error: BaseException) -> bool:
+    """Whether the same command may succeed a little later."""
+    if isinstance(error, (rx.AuthenticationError, rx.NoPermissionError)):
+        return False
+    if isinstance(
+        error, (rx.ConnectionError, rx.TimeoutError, rx.BusyLoadingError, rx.ReadOnlyError, OSError)
+    ):
+        return True
+    text = str(error)
+    return isinstance(error, rx.ResponseError) and text.startswith(
+        ("OOM", "BUSY", "MISCONF", "READONLY", "LOADING")
+    )
+
+
+StreamEntries = list[tuple[bytes, dict[bytes, bytes]]]
+
+
+def read_stream(
+    client: Redis, key: str, after: str, *, block_ms: int | None = None, count: int = 256
+) -> StreamEntries:
+    """The entries of one stream after an id, at most ``count``; waits up to ``block_ms`` for the first (None: not)."""
+    found: Any = client.xread({key: after}, count=count, block=block_ms)
+    if not found:
+        return []
+    entries: Any = next(iter(found.values()))
+    # RESP3 answers {key: [[entry, ...], ...]}; one stream gives one chunk
+    return [(entry_id, fields) for chunk in entries for entry_id, fields in chunk]
