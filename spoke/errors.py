@@ -115,9 +115,10 @@ class LeaseLost(SpokeError):
 
 
 class ActorError(SpokeError):
-    """An actor's method raised; the text carries the remote traceback."""
+    """An actor's method raised; the text carries the remote traceback, ``remote_type`` the exception's class name."""
 
     code = "actor"
+    remote_type: str = ""
 
 
 class ActorStartFailed(ActorError):
@@ -142,6 +143,12 @@ class NotSerializable(SpokeError, TypeError):
     """A value cannot be sent as data; the text names it."""
 
     code = "not_serializable"
+
+
+class MalformedData(SpokeError, ValueError):
+    """Bytes from outside are not the frame or the value that they should be."""
+
+    code = "malformed"
 
 
 class NodeRefused(SpokeError):
