@@ -114,6 +114,18 @@ class LeaseLost(SpokeError):
     code = "lease_lost"
 
 
+class ClientClosed(SpokeError):
+    """The client was closed, or belongs to the process that forked this one."""
+
+    code = "client_closed"
+
+
+class WaitTimeout(SpokeError, TimeoutError):
+    """What was waited for did not happen within the time limit that the caller gave."""
+
+    code = "wait_timeout"
+
+
 class ActorError(SpokeError):
     """An actor's method raised; the text carries the remote traceback, ``remote_type`` the exception's class name."""
 
