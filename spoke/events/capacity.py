@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,29 +114,30 @@ class CapacityIndex:
                 if ordered[at][1] >= need.memory:
                     yield ordered[at][2]
 
-    def roomiest(self, need: Amount, exclude: set[str]) -> tuple[str, int] | None:
-        """The node where ``need`` fits most often, and how often; None if it fits on no node."""
-        best: tuple[str, int] | None = None
+    def roomiest(self, need: Amount) -> Iterator[tuple[str, int]]:
+        """Nodes with how many times ``need`` fits there, most often first; nodes where it does not fit are left out."""
         if need.gpus:
-            lists = [self._by_gpus[gpus] for gpus in sorted(self._by_gpus, reverse=True) if gpus >= need.gpus]
+            lists = [(gpus // need.gpus, self._by_gpus[gpus]) for gpus in sorted(self._by_gpus, reverse=True)]
         else:
-            lists = [self._by_cpu[0], self._by_cpu[1]]
-        for ordered in lists:
-            for _, _, node_id in reversed(ordered):
-                free = self._free[node_id]
-                if best is not None and need.gpus and free.gpus // need.gpus <= best[1]:
-                    return best  # no later node has more GPUs
-                if (
-                    best is not None
-                    and not need.gpus
-                    and need.cpu_milli
-                    and free.cpu_milli // need.cpu_milli <= best[1]
-                ):
-                    break  # no later node of this list has more CPU
-                count = 0 if node_id in exclude else free.holds(need)
-                if count and (best is None or count > best[1]):
-                    best = (node_id, count)
-        return best
+            lists = [(_UNBOUNDED, ordered) for ordered in self._by_cpu]
+        heap: list[tuple[int, int, str]] = []
+        seen = 0
+        for at, (most, ordered) in enumerate(lists):
+            if not most:
+                break
+            later = max((bound for bound, _ in lists[at + 1 :]), default=0)
+            for cpu_milli, memory, node_id in reversed(ordered):
+                bound = max(later, min(most, cpu_milli // need.cpu_milli if need.cpu_milli else _UNBOUNDED))
+                while heap and -heap[0][0] >= bound:  # nothing that comes can beat it
+                    count, _, best = heappop(heap)
+                    yield best, -count
+                count = min(most, Amount(0, cpu_milli, memory).holds(Amount(0, need.cpu_milli, need.memory)))
+                if count:
+                    seen += 1
+                    heappush(heap, (-count, seen, node_id))
+        while heap:
+            count, _, best = heappop(heap)
+            yield best, -count
 
     def shapes(self) -> Iterator[tuple[Amount, int]]:
         """The distinct total capacities of the nodes, and how many nodes have each."""

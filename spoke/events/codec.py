@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
@@ -32,15 +31,21 @@ def _text(raw: bytes) -> str:
     return raw.decode()
 
 
-@cache
-def _columns(cls: type) -> tuple[tuple[str, bytes, Callable[[bytes], Any], bool], ...]:
+_Column = tuple[str, bytes, Callable[[bytes], Any], bool]
+_COLUMNS: dict[type[Any], tuple[_Column, ...]] = {}
+
+
+def _columns(cls: type[Any]) -> tuple[_Column, ...]:
     """Per field of ``cls``: its name, the name in bytes, the reader, and whether it is written as JSON."""
-    hints = get_type_hints(cls)
-    readers: dict[Any, Callable[[bytes], Any]] = {str: _text, int: int}
-    return tuple(
-        (f.name, f.name.encode(), readers.get(hints[f.name], orjson.loads), hints[f.name] not in readers)
-        for f in fields(cls)
-    )
+    found = _COLUMNS.get(cls)
+    if found is None:
+        hints = get_type_hints(cls)
+        readers: dict[Any, Callable[[bytes], Any]] = {str: _text, int: int}
+        found = _COLUMNS[cls] = tuple(
+            (f.name, f.name.encode(), readers.get(hints[f.name], orjson.loads), hints[f.name] not in readers)
+            for f in fields(cls)
+        )
+    return found
 
 
 def to_fields(value: Any) -> FlatFields:
@@ -98,6 +103,4 @@ class RawEntry:
 
 def raw_entry(event_id: str, raw: Fields) -> RawEntry:
     """The entry's fields as text, whatever they hold."""
-    return RawEntry(
-        event_id, {k.decode(errors="replace"): v.decode(errors="replace") for k, v in raw.items()}
-    )
+    return RawEntry(event_id, {k.decode(errors="replace"): v.decode(errors="replace") for k, v in raw.items()})

@@ -9,13 +9,14 @@ Each event type has one small function below, in the order of ``types.py``; ``_H
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from spoke.errors import InvalidTransition
 from spoke.events import types as e
 from spoke.events.lifecycle import ACTOR, NODE, TICKET, advance
-from spoke.events.model import Slot
 from spoke.events.state import (
     SEQ_WINDOW,
     ActorState,
@@ -23,7 +24,7 @@ from spoke.events.state import (
     NodeState,
     PoolState,
     TicketState,
-    mask_of,
+    indices_of,
     ticket_number,
 )
 
@@ -39,7 +40,7 @@ def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
     return state
 
 
-def fold_all(state: PoolState, log: Any) -> PoolState:
+def fold_all(state: PoolState, log: Iterable[e.Recorded]) -> PoolState:
     """The state after all events of an iterable."""
     for recorded in log:
         fold(state, recorded)
@@ -116,9 +117,7 @@ def _nothing(state: PoolState, event_id: str, event: e.Event) -> None:
 def _client_connected(state: PoolState, event_id: str, event: e.ClientConnected) -> None:
     if event.client_id in state.clients:
         raise InvalidTransition(f"event {event_id} connects client {event.client_id}, which is connected")
-    state.clients[event.client_id] = ClientState(
-        event.client_id, event.lease_ms, event.user, event.host, event.pid
-    )
+    state.clients[event.client_id] = ClientState(event.client_id, event.lease_ms, event.user, event.host, event.pid)
 
 
 def _client_gone(state: PoolState, event_id: str, event: e.ClientLost | e.ClientClosed) -> None:
@@ -133,31 +132,16 @@ def _client_gone(state: PoolState, event_id: str, event: e.ClientLost | e.Client
 
 def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -> None:
     known = state.nodes.get(event.node_id)
-    advance(NODE, f"node {event.node_id}", known and known.phase, event_id, event.TYPE)
-    spec = event.spec
-    node = NodeState(
-        spec=spec,
-        phase="up",
-        incarnation=event.incarnation,
-        free_gpus=mask_of(tuple(gpu.index for gpu in spec.gpus)),
-        free_ports=(1 << spec.ports.count) - 1,
-        free_cpu_milli=spec.cpu_milli,
-        free_memory=spec.memory,
-    )
+    advance(NODE, f"node {event.node_id}", known.phase if known else None, event_id, event.TYPE)
+    node = NodeState.empty(event.spec, "up", event.incarnation)
     if known is not None:  # what live tickets hold on the node stays theirs
         for ticket_id in sorted(known.tickets):
-            ticket = state.tickets[ticket_id]
-            for slot in ticket.slots:
-                if slot.node_id == event.node_id:
-                    _take(node, ticket, slot, event_id)
-            node.tickets.add(ticket_id)
+            _book(node, state.tickets[ticket_id], event_id)
     state.nodes[event.node_id] = node
     state.index(node)
 
 
 def _node_updated(state: PoolState, event_id: str, event: e.NodeUpdated) -> None:
-    import dataclasses
-
     node = _node(state, event_id, event)
     node.spec = dataclasses.replace(node.spec, labels=event.labels)
 
@@ -186,9 +170,7 @@ def _node_removed(state: PoolState, event_id: str, event: e.NodeRemoved) -> None
 def _new_ticket(state: PoolState, event: e.GangQueued | e.GangAllocated, event_id: str) -> TicketState:
     number = ticket_number(event.ticket_id)
     if number is None or number < state.next_ticket:
-        raise InvalidTransition(
-            f"event {event_id} ({event.TYPE}) gives out the ticket id {event.ticket_id} again"
-        )
+        raise InvalidTransition(f"event {event_id} ({event.TYPE}) gives out the ticket id {event.ticket_id} again")
     state.next_ticket = number + 1
     ticket = TicketState(event.ticket_id, event.client_id, event.seq, event.spec, "queued", event_id)
     state.tickets[event.ticket_id] = ticket
@@ -213,47 +195,32 @@ def _gang_queued(state: PoolState, event_id: str, event: e.GangQueued) -> None:
 
 def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> None:
     ticket = state.tickets.get(event.ticket_id)
-    phase = advance(TICKET, f"ticket {event.ticket_id}", ticket and ticket.phase, event_id, event.TYPE)
+    phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase if ticket else None, event_id, event.TYPE)
     if ticket is None:
         ticket = _new_ticket(state, event, event_id)
     else:
         state.queue.remove(event.ticket_id)
     ticket.phase, ticket.since, ticket.reason, ticket.slots = phase, event_id, "", event.slots
     ticket.master_addr, ticket.master_port, ticket.policy = event.master_addr, event.master_port, event.policy
-    for slot in event.slots:
-        node = state.nodes.get(slot.node_id)
+    ticket.group_sizes = tuple(Counter(slot.group_rank for slot in event.slots).values())
+    for node_id in {slot.node_id for slot in event.slots}:
+        node = state.nodes.get(node_id)
         if node is None:
-            raise InvalidTransition(
-                f"event {event_id} places {event.ticket_id} on {slot.node_id}, which is not there"
-            )
-        _take(node, ticket, slot, event_id)
-        ticket.held.add(slot.node_id)
-    for node_id in ticket.held:
-        node = state.nodes[node_id]
-        node.tickets.add(event.ticket_id)
+            raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {node_id}, which is not there")
+        _book(node, ticket, event_id)
+        ticket.held.add(node_id)
         state.index(node)
 
 
-def _take(node: NodeState, ticket: TicketState, slot: Slot, event_id: str) -> None:
-    """Book one slot on its node; I1 and I3 hold here or nowhere."""
-    gpus = mask_of(slot.gpu_ids)
-    need = ticket.need
-    node.free_cpu_milli -= need.cpu_milli
-    node.free_memory -= need.memory
-    port = _port_bit(node, ticket) if slot.global_rank == 0 else 0
-    if gpus & ~node.free_gpus or port & ~node.free_ports or node.free_cpu_milli < 0 or node.free_memory < 0:
-        raise InvalidTransition(
-            f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids} of node "
-            f"{slot.node_id}, where only {node.free_gpus:b} (bits), {node.free_cpu_milli} mCPU and {node.free_memory} "
-            f"bytes would remain: something was handed out twice"
-        )
-    node.free_gpus &= ~gpus
-    node.free_ports &= ~port
-
-
-def _port_bit(node: NodeState, ticket: TicketState) -> int:
-    offset = ticket.master_port - node.spec.ports.first
-    return 1 << offset if 0 <= offset < node.spec.ports.count else 0
+def _book(node: NodeState, ticket: TicketState, event_id: str) -> None:
+    for slot in ticket.slots:
+        if slot.node_id == node.spec.node_id and not node.take(ticket, slot):
+            raise InvalidTransition(
+                f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids}, "
+                f"{ticket.need.cpu_milli} mCPU and {ticket.need.memory} bytes of node {slot.node_id}, where GPUs "
+                f"{indices_of(node.free_gpus)}, {node.free_cpu_milli} mCPU and {node.free_memory} bytes are free: "
+                f"something was handed out twice"
+            )
 
 
 def _gang_not_granted(state: PoolState, event_id: str, event: e.GangRefused | e.GangCancelled) -> None:
@@ -286,25 +253,16 @@ def _gang_released(state: PoolState, event_id: str, event: e.GangReleased) -> No
         raise InvalidTransition(
             f"event {event_id} frees {sorted(freed)} of ticket {event.ticket_id}, which holds {sorted(ticket.held)}"
         )
-    need = ticket.need
+    busy = freed & ticket.alive.keys()
+    if busy:
+        raise InvalidTransition(
+            f"event {event_id} frees {sorted(busy)} of ticket {event.ticket_id}, whose actors may still run there"
+        )
     for slot in ticket.slots:
         if slot.node_id in freed:
-            actor = ticket.actors.get(slot.global_rank)
-            if actor is not None and actor.alive:
-                raise InvalidTransition(
-                    f"event {event_id} frees rank {slot.global_rank} of ticket {event.ticket_id}, whose actor "
-                    f"{actor.actor_id} is {actor.phase}"
-                )
-            node = state.nodes[slot.node_id]
-            node.free_gpus |= mask_of(slot.gpu_ids)
-            node.free_cpu_milli += need.cpu_milli
-            node.free_memory += need.memory
-            if slot.global_rank == 0:
-                node.free_ports |= _port_bit(node, ticket)
+            state.nodes[slot.node_id].give_back(ticket, slot)
     for node_id in freed:
-        node = state.nodes[node_id]
-        node.tickets.discard(event.ticket_id)
-        state.index(node)
+        state.index(state.nodes[node_id])
     ticket.held -= freed
     if event.final:
         _forget_ticket(state, ticket)
@@ -318,24 +276,25 @@ def _actor_launch_requested(state: PoolState, event_id: str, event: e.ActorLaunc
     what = f"rank {event.rank} of ticket {event.ticket_id}"
     ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
     known = ticket.actors.get(event.rank)
-    phase = advance(ACTOR, what, known and known.phase, event_id, event.TYPE)
+    phase = advance(ACTOR, what, known.phase if known else None, event_id, event.TYPE)
     key = launch_key(event.client_id, event.seq)
-    ticket.actors[event.rank] = ActorState(
-        event.actor_id, event.rank, event.node_id, event_id, key, event.spec, phase
-    )
+    ticket.actors[event.rank] = ActorState(event.actor_id, event.rank, event.node_id, event_id, key, event.spec, phase)
     ticket.launches[key] = ticket.launches.get(key, 0) + 1
+    ticket.alive[event.node_id] = ticket.alive.get(event.node_id, 0) + 1
 
 
 def _moved(state: PoolState, event_id: str, event: Any) -> ActorState:
     ticket, actor = _actor(state, event_id, event)
     was = actor.phase
-    actor.phase = advance(
-        ACTOR, f"actor {event.actor_id} of ticket {event.ticket_id}", was, event_id, event.TYPE
-    )
+    actor.phase = advance(ACTOR, f"actor {event.actor_id} of ticket {event.ticket_id}", was, event_id, event.TYPE)
     if was == "launching":
         ticket.launches[actor.launch] -= 1
         if not ticket.launches[actor.launch]:
             del ticket.launches[actor.launch]
+    if not actor.alive:
+        ticket.alive[event.node_id] -= 1
+        if not ticket.alive[event.node_id]:
+            del ticket.alive[event.node_id]
     return actor
 
 
@@ -361,6 +320,7 @@ def _actor_stop_requested(state: PoolState, event_id: str, event: e.ActorStopReq
 _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.AllocatorElected: _allocator_elected,
     e.RequestRefused: _nothing,
+    e.RequestAnswered: _nothing,
     e.ClientConnected: _client_connected,
     e.ClientLost: _client_gone,
     e.ClientClosed: _client_gone,

@@ -136,11 +136,7 @@ class Resources:
             object.__setattr__(self, "memory", parse_bytes(self.memory))
         _check_count("gpus", self.gpus, 0, GPUS_PER_NODE_MAX)
         _check_count("memory", self.memory, 0, 2**60)  # type: ignore[arg-type]
-        if (
-            isinstance(self.cpus, bool)
-            or not isinstance(self.cpus, (int, float))
-            or not 0 <= self.cpus <= 2**20
-        ):
+        if isinstance(self.cpus, bool) or not isinstance(self.cpus, (int, float)) or not 0 <= self.cpus <= 2**20:
             raise InvalidRequest(f"cpus must be a number of cores from 0 to {2**20}, not {self.cpus!r}")
 
     @property
@@ -156,7 +152,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class GangSpec:
-    """What a client asks for: ``num_nodes`` × ``actors_per_node`` actors with ``resources`` each.
+    """What a client asks for: ``num_nodes`` x ``actors_per_node`` actors with ``resources`` each.
 
     ``gpu_ids`` names the physical GPUs to use on every node, handed to the local ranks in order;
     ``preferred_node`` hosts rank 0 if it can; ``on_failure="release"`` gives the gang back when a member fails;
@@ -194,9 +190,7 @@ class GangSpec:
     def _check_gpu_ids(self, gpu_ids: tuple[int, ...]) -> None:
         per_node = self.actors_per_node * self.resources.gpus
         if not self.strict_pack:
-            raise InvalidRequest(
-                "gpu_ids was given with strict_pack=False: specific GPUs need strict_pack=True"
-            )
+            raise InvalidRequest("gpu_ids was given with strict_pack=False: specific GPUs need strict_pack=True")
         if len(set(gpu_ids)) != len(gpu_ids) or len(gpu_ids) != per_node:
             raise InvalidRequest(
                 f"gpu_ids has {len(set(gpu_ids))} different ids, but a node of this gang uses {per_node} "
@@ -234,9 +228,7 @@ class ActorSpec:
 
     def __post_init__(self) -> None:
         if bool(self.type_name) == bool(self.argv):
-            raise InvalidRequest(
-                "an actor is either a registered type or a command: give exactly one of the two"
-            )
+            raise InvalidRequest("an actor is either a registered type or a command: give exactly one of the two")
         if self.type_name:
             check_name("the actor type", self.type_name)
 

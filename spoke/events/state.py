@@ -1,20 +1,17 @@
 """What a pool is, after all the events so far.
 
-These records are changed by ``fold`` alone. Everything in them comes from the log, so that a snapshot is these
-records in msgpack, and equal logs give equal bytes. The capacity index is derived and kept beside them.
+These records are changed by ``fold`` alone, and everything in them comes from the log. What is free on a node follows
+from its spec and the tickets on it; it is kept beside them because placement reads it all the time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec
-
 from spoke.events.capacity import Amount, CapacityIndex
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
 from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
 
-SNAPSHOT_VERSION = 1
 SEQ_WINDOW = 1_024
 
 
@@ -30,6 +27,45 @@ class NodeState:
     free_cpu_milli: int
     free_memory: int
     tickets: set[str] = field(default_factory=set)
+
+    @classmethod
+    def empty(cls, spec: NodeSpec, phase: NodePhase, incarnation: str) -> NodeState:
+        """A node on which everything is free."""
+        return cls(
+            spec=spec,
+            phase=phase,
+            incarnation=incarnation,
+            free_gpus=mask_of(tuple(gpu.index for gpu in spec.gpus)),
+            free_ports=(1 << spec.ports.count) - 1,
+            free_cpu_milli=spec.cpu_milli,
+            free_memory=spec.memory,
+        )
+
+    def take(self, ticket: TicketState, slot: Slot) -> bool:
+        """Book a slot of a ticket on this node; False (and nothing booked) if any of it is not free: I1 and I3."""
+        gpus, port, need = mask_of(slot.gpu_ids), self._port_bit(ticket, slot), ticket.need
+        free = self.free_gpus & gpus == gpus and self.free_ports & port == port
+        if not free or self.free_cpu_milli < need.cpu_milli or self.free_memory < need.memory:
+            return False
+        self.free_gpus ^= gpus
+        self.free_ports ^= port
+        self.free_cpu_milli -= need.cpu_milli
+        self.free_memory -= need.memory
+        self.tickets.add(ticket.ticket_id)
+        return True
+
+    def give_back(self, ticket: TicketState, slot: Slot) -> None:
+        """Free what ``take`` booked."""
+        need = ticket.need
+        self.free_gpus |= mask_of(slot.gpu_ids)
+        self.free_ports |= self._port_bit(ticket, slot)
+        self.free_cpu_milli += need.cpu_milli
+        self.free_memory += need.memory
+        self.tickets.discard(ticket.ticket_id)
+
+    def _port_bit(self, ticket: TicketState, slot: Slot) -> int:
+        offset = ticket.master_port - self.spec.ports.first
+        return 1 << offset if slot.global_rank == 0 and 0 <= offset < self.spec.ports.count else 0
 
     @property
     def total(self) -> Amount:
@@ -82,7 +118,9 @@ class TicketState:
     master_addr: str = ""
     master_port: int = 0
     policy: str = ""
+    group_sizes: tuple[int, ...] = ()
     held: set[str] = field(default_factory=set)
+    alive: dict[str, int] = field(default_factory=dict)  # node -> how many of the ticket's actors may run there
     actors: dict[int, ActorState] = field(default_factory=dict)
     launches: dict[str, int] = field(default_factory=dict)  # launch request -> its actors that are not up yet
     watchers: set[str] = field(default_factory=set)
@@ -128,71 +166,12 @@ class PoolState:
     queue: list[str] = field(default_factory=list)
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
 
-    def to_snapshot(self) -> bytes:
-        """The state as msgpack: equal states give equal bytes."""
-        return _ENCODER.encode(
-            _Snapshot(
-                SNAPSHOT_VERSION,
-                self.last_id,
-                self.epoch,
-                self.allocator,
-                self.next_ticket,
-                self.nodes,
-                self.tickets,
-                self.clients,
-                self.queue,
-            )
-        )
-
-    @classmethod
-    def from_snapshot(cls, raw: bytes) -> PoolState:
-        """The state that ``to_snapshot`` wrote; raises ValueError if the bytes are none, or of another version."""
-        read = _DECODER.decode(raw)
-        if read.version != SNAPSHOT_VERSION:
-            raise ValueError(
-                f"the snapshot has version {read.version}; this release reads {SNAPSHOT_VERSION}"
-            )
-        state = cls(
-            read.last_id,
-            read.epoch,
-            read.allocator,
-            read.next_ticket,
-            read.nodes,
-            read.tickets,
-            read.clients,
-            read.queue,
-        )
-        for node in state.nodes.values():
-            state.index(node)
-        return state
-
-    def copy(self) -> PoolState:
-        """An independent copy."""
-        return self.from_snapshot(self.to_snapshot())
-
     def index(self, node: NodeState) -> None:
         """Keep the capacity index in step with a node's state."""
         if node.phase == "up":
             self.capacity.put(node.spec.node_id, node.free, node.total)
         else:
             self.capacity.drop(node.spec.node_id)
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    version: int
-    last_id: str
-    epoch: int
-    allocator: str
-    next_ticket: int
-    nodes: dict[str, NodeState]
-    tickets: dict[str, TicketState]
-    clients: dict[str, ClientState]
-    queue: list[str]
-
-
-_ENCODER = msgspec.msgpack.Encoder(order="deterministic")
-_DECODER = msgspec.msgpack.Decoder(_Snapshot)
 
 
 def need_of(spec: GangSpec) -> Amount:

@@ -67,12 +67,26 @@ class RequestRefused(Event):
     """A request could not be decided: unreadable, unknown type or version, or it asked for something impossible.
 
     ``request`` is the request's type as it was given, ``code`` the stable name of the reason (see ``spoke.errors``).
+    It came from a client, or from the agent of ``node_id`` in its run ``incarnation``.
     """
 
     client_id: str
     seq: int
     request: str
     code: str
+    reason: str
+    node_id: str = ""
+    incarnation: str = ""
+
+
+@_event("request.answered")
+@dataclass(frozen=True, slots=True)
+class RequestAnswered(Event):
+    """A request found nothing left to do, such as the release of a ticket that had ended; ``reason`` says what."""
+
+    client_id: str
+    seq: int
+    request: str
     reason: str
 
 
@@ -217,7 +231,7 @@ class GangRefused(Event):
 @_event("gang.cancelled")
 @dataclass(frozen=True, slots=True)
 class GangCancelled(Event):
-    """A waiting gang was withdrawn by its client, or its client is gone. ``seq`` is the cancelling request (0: none)."""
+    """A waiting gang was withdrawn, or its client is gone. ``seq`` is the cancelling request (0: none)."""
 
     ticket_id: str
     client_id: str
@@ -238,7 +252,7 @@ class GangAttached(Event):
 @_event("gang.releasing")
 @dataclass(frozen=True, slots=True)
 class GangReleasing(Event):
-    """The ticket is being given back: its actors are told to stop. ``client_id`` and ``seq`` say who asked, if anyone."""
+    """The ticket is being given back and its actors told to stop. ``client_id`` and ``seq``: who asked, if anyone."""
 
     ticket_id: str
     client_id: str

@@ -54,7 +54,5 @@ def unpack_blobs(raw: bytes, members: int) -> tuple[bytes, ...]:
     if len(blobs) == 1:
         return blobs * members
     if len(blobs) != members:
-        raise DecodeError(
-            f"there are {len(blobs)} launch blobs for {members} members; give one, or one for each"
-        )
+        raise DecodeError(f"there are {len(blobs)} launch blobs for {members} members; give one, or one for each")
     return blobs

@@ -79,12 +79,8 @@ class CloseTicket(Order):
     grace_s: float
 
 
-_TYPES: dict[str, type[Order]] = {
-    cls.TYPE: cls for cls in (Welcome, Reject, StartActor, StopActor, CloseTicket)
-}
-_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    name: msgspec.json.Decoder(cls) for name, cls in _TYPES.items()
-}
+_TYPES: dict[str, type[Order]] = {cls.TYPE: cls for cls in (Welcome, Reject, StartActor, StopActor, CloseTicket)}
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(cls) for name, cls in _TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)

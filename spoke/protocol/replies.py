@@ -124,9 +124,7 @@ class SessionLost(Message):
 
 
 _CLASSES = (Done, Failed, Granted, Launched, Queued, ActorEnded, TicketReleasing, TicketReleased, SessionLost)
-_DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {
-    cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES
-}
+_DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES}
 
 
 def encode_message(seq: int, message: Message) -> dict[str, str | bytes | int]:

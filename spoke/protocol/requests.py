@@ -242,9 +242,7 @@ def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
 
     cls = REQUEST_TYPES.get(name)
     if cls is None:
-        return garbage(
-            "unknown_request", f"there is no request {name!r}; known are {', '.join(sorted(REQUEST_TYPES))}"
-        )
+        return garbage("unknown_request", f"there is no request {name!r}; known are {', '.join(sorted(REQUEST_TYPES))}")
     version = raw.get(b"v", b"")
     if version != b"%d" % cls.VERSION:
         found = _clip(version) or "none"

@@ -41,9 +41,7 @@ def resolve_url(url: str | None) -> str:
     """The server's URL: the argument, else SPOKE_URL, else redis://127.0.0.1:6379."""
     found = url or os.environ.get("SPOKE_URL") or DEFAULT_URL
     if urlsplit(found).scheme not in SCHEMES:
-        raise InvalidRequest(
-            f"the server URL {mask_url(found)!r} must begin with redis://, rediss:// or unix://"
-        )
+        raise InvalidRequest(f"the server URL {mask_url(found)!r} must begin with redis://, rediss:// or unix://")
     return found
 
 
@@ -129,9 +127,7 @@ def explain(error: Exception, url: str) -> ServerError:
             f"raise maxmemory, or free memory there; nothing was written"
         )
     if text.startswith("MISCONF"):
-        return ServerUnsuitable(
-            f"the server at {where} cannot write its data to disk and refuses writes: {text}"
-        )
+        return ServerUnsuitable(f"the server at {where} cannot write its data to disk and refuses writes: {text}")
     if isinstance(error, rx.BusyLoadingError):
         return ServerUnreachable(f"the server at {where} is still loading its data: try again in a moment")
     if isinstance(error, (rx.ConnectionError, rx.TimeoutError)):
@@ -145,22 +141,16 @@ def retryable(error: BaseException) -> bool:
     """Whether the same command may succeed a little later."""
     if isinstance(error, (rx.AuthenticationError, rx.NoPermissionError)):
         return False
-    if isinstance(
-        error, (rx.ConnectionError, rx.TimeoutError, rx.BusyLoadingError, rx.ReadOnlyError, OSError)
-    ):
+    if isinstance(error, (rx.ConnectionError, rx.TimeoutError, rx.BusyLoadingError, rx.ReadOnlyError, OSError)):
         return True
     text = str(error)
-    return isinstance(error, rx.ResponseError) and text.startswith(
-        ("OOM", "BUSY", "MISCONF", "READONLY", "LOADING")
-    )
+    return isinstance(error, rx.ResponseError) and text.startswith(("OOM", "BUSY", "MISCONF", "READONLY", "LOADING"))
 
 
 StreamEntries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
-def read_stream(
-    client: Redis, key: str, after: str, *, block_ms: int | None = None, count: int = 256
-) -> StreamEntries:
+def read_stream(client: Redis, key: str, after: str, *, block_ms: int | None = None, count: int = 256) -> StreamEntries:
     """The entries of one stream after an id, at most ``count``; waits up to ``block_ms`` for the first (None: not)."""
     found: Any = client.xread({key: after}, count=count, block=block_ms)
     if not found:

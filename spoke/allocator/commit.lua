@@ -1,0 +1,33 @@
+-- The one atomic commit of a batch: all of it or none. An allocator that was replaced cannot write.
+--
+-- KEYS[1] leader  KEYS[2] events  KEYS[3] leases  KEYS[4...] the keys that the commands name by number
+-- ARGV[1] holder  ARGV[2] epoch  ARGV[3] leadership, ms  ARGV[4] request cursor  ARGV[5] last event id expected
+-- ARGV[6...] commands, each: number of items that follow, command, number of its key, arguments
+--   the command LEASE is our own: grant a lease from the server's present time (holder, ms)
+-- Returns the server's time in ms, then the lease holders that have run out.
+local leader = redis.call('HMGET', KEYS[1], 'holder', 'epoch')
+if leader[1] ~= ARGV[1] or leader[2] ~= ARGV[2] then
+  return redis.error_reply('FENCED held by ' .. tostring(leader[1]) .. ' in epoch ' .. tostring(leader[2]))
+end
+local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+local last = newest[1] and newest[1][1] or '0-0'
+if last ~= ARGV[5] then
+  return redis.error_reply('DIVERGED the log ends at ' .. last .. ', not at ' .. ARGV[5])
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], 'deadline', now + ARGV[3], 'cursor', ARGV[4])
+local at = 6
+while ARGV[at] do
+  local items = tonumber(ARGV[at])
+  local command, key = ARGV[at + 1], KEYS[tonumber(ARGV[at + 2])]
+  if command == 'LEASE' then
+    redis.call('ZADD', key, now + ARGV[at + 4], ARGV[at + 3])
+  else
+    redis.call(command, key, unpack(ARGV, at + 3, at + items))
+  end
+  at = at + items + 1
+end
+local expired = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, 100)
+table.insert(expired, 1, now)
+return expired

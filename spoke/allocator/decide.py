@@ -1,0 +1,124 @@
+"""``decide(state, asked, now_ms)``: the events that a request leads to. Pure: it reads the state and changes nothing.
+
+Every request of a client leads to at least one event that carries its ``client_id`` and ``seq``; the fold remembers
+them, and a request that arrives again leads to no event at all. What must be told to whom about an event is not
+decided here but derived from it (``outbox.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spoke.allocator import line, nodes, tickets
+from spoke.errors import InvalidRequest, SpokeError
+from spoke.events import types as e
+from spoke.events.state import ClientState, PoolState
+from spoke.protocol import requests as r
+
+LEASE_MS_MIN, LEASE_MS_MAX = 500, 24 * 3600 * 1000
+
+Asked = r.Envelope | r.Garbage
+
+
+def decide(state: PoolState, asked: Asked, now_ms: int) -> list[e.Event]:
+    """The events that follow from a request at server time ``now_ms``; none for one that was decided before."""
+    client = state.clients.get(asked.client_id)
+    if client is not None and asked.seq and client.has_decided(asked.seq):
+        return []
+    if isinstance(asked, r.Garbage):
+        return [e.RequestRefused(asked.client_id, asked.seq, asked.request, asked.code, asked.reason)]
+    try:
+        return _decide(state, client, asked, now_ms)
+    except SpokeError as error:
+        return [_refusal(asked, error)]
+
+
+def tick(state: PoolState, now_ms: int) -> list[e.Event]:
+    """What the passing of time leads to; call again until it leads to nothing."""
+    return line.advance(state, now_ms)
+
+
+def expire(state: PoolState, holder: str) -> list[e.Event]:
+    """The events that follow when a lease has run out; none for a holder that is unknown or was replaced."""
+    kind, _, name = holder.partition(":")
+    if kind == "client" and name in state.clients:
+        return [
+            e.ClientLost(name, f"no sign of life for {state.clients[name].lease_ms / 1000:g} s"),
+            *tickets.release_all_of(state, state.clients[name], "its client was lost"),
+        ]
+    if kind == "node":
+        node_id, _, incarnation = name.rpartition(":")
+        node = state.nodes.get(node_id)
+        if node is not None and node.incarnation == incarnation:
+            return nodes.lose(state, node, "its lease ran out")
+    return []
+
+
+def _decide(state: PoolState, client: ClientState | None, asked: r.Envelope, now_ms: int) -> list[e.Event]:
+    request = asked.request
+    if asked.node_id:
+        from_node = _FROM_NODES.get(type(request))
+        if from_node is None:
+            raise InvalidRequest(f"{request.TYPE} is for clients; node {asked.node_id} sent it")
+        return from_node(state, asked, request)
+    if isinstance(request, r.ConnectClient):
+        return _connect(state, asked, request)
+    if client is None:
+        return [
+            e.RequestRefused(
+                asked.client_id,
+                asked.seq,
+                request.TYPE,
+                "lease_lost",
+                f"client {asked.client_id} is not connected: its lease ran out, or it was closed; open a new client",
+            )
+        ]
+    if isinstance(request, r.AllocateGang):
+        return line.allocate(state, asked.client_id, asked.seq, request, now_ms)
+    from_client = _FROM_CLIENTS.get(type(request))
+    if from_client is None:
+        raise InvalidRequest(f"{request.TYPE} is for agents; client {asked.client_id} sent it")
+    return from_client(state, asked, request)
+
+
+def _refusal(asked: r.Envelope, error: SpokeError) -> e.Event:
+    return e.RequestRefused(
+        asked.client_id, asked.seq, asked.request.TYPE, error.code, str(error), asked.node_id, asked.incarnation
+    )
+
+
+def _connect(state: PoolState, asked: r.Envelope, request: r.ConnectClient) -> list[e.Event]:
+    if asked.client_id in state.clients:
+        raise InvalidRequest(f"client {asked.client_id} is connected already: choose another client id")
+    if not LEASE_MS_MIN <= request.lease_ms <= LEASE_MS_MAX:
+        raise InvalidRequest(
+            f"a lease of {request.lease_ms} ms was asked for: {LEASE_MS_MIN} to {LEASE_MS_MAX} can be had"
+        )
+    return [
+        e.ClientConnected(
+            asked.client_id, asked.seq, request.lease_ms, request.host, request.pid, request.user, request.version
+        )
+    ]
+
+
+def _close(state: PoolState, asked: r.Envelope, request: r.CloseClient) -> list[e.Event]:
+    released = tickets.release_all_of(state, state.clients[asked.client_id], "its client closed")
+    return [*released, e.ClientClosed(asked.client_id, asked.seq)]
+
+
+_FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
+    r.CloseClient: _close,
+    r.CancelGang: tickets.cancel,
+    r.ReleaseGang: tickets.release,
+    r.AttachGang: tickets.attach,
+    r.LaunchActors: tickets.launch,
+    r.StopActor: tickets.stop_actor,
+}
+_FROM_NODES: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
+    r.RegisterNode: nodes.register,
+    r.LeaveNode: nodes.leave,
+    r.ReportStarted: nodes.report_started,
+    r.ReportStartFailed: nodes.report_start_failed,
+    r.ReportExited: nodes.report_exited,
+}

@@ -1,0 +1,156 @@
+"""What agents tell: that a node joins or leaves, and what became of its actors. And what follows when it is lost."""
+
+from __future__ import annotations
+
+from spoke.allocator.tickets import NOBODY, free_nodes, give_back
+from spoke.errors import InvalidRequest, NodeRefused
+from spoke.events import types as e
+from spoke.events.capacity import Amount
+from spoke.events.model import NodeSpec
+from spoke.events.state import ActorState, NodeState, PoolState, TicketState, mask_of
+from spoke.protocol import requests as r
+
+LEASE_MS_MIN, LEASE_MS_MAX = 500, 24 * 3600 * 1000
+
+
+def register(state: PoolState, asked: r.Envelope, request: r.RegisterNode) -> list[e.Event]:
+    """Let a node in. Whoever registers has killed everything that a former agent of the node left behind."""
+    spec, node_id = request.spec, request.spec.node_id
+    if node_id != asked.node_id:
+        raise InvalidRequest(f"node {asked.node_id} registers as {node_id}: the two must be the same")
+    if not LEASE_MS_MIN <= request.lease_ms <= LEASE_MS_MAX:
+        raise InvalidRequest(
+            f"a lease of {request.lease_ms} ms was asked for: {LEASE_MS_MIN} to {LEASE_MS_MAX} can be had"
+        )
+    joined = e.NodeRegistered(node_id, asked.incarnation, request.lease_ms, spec)
+    known = state.nodes.get(node_id)
+    if known is None:
+        return [joined]
+    if known.incarnation == asked.incarnation:
+        return []
+    events: list[e.Event] = []
+    if known.incarnation:
+        if known.spec.machine != spec.machine:
+            raise NodeRefused(
+                f"node id {node_id} belongs to an agent that is alive on {known.spec.host} ({known.spec.address}): "
+                f"choose another --node-id, or stop that agent"
+            )
+        events += lose(state, known, "its agent was started anew")
+    return [*events, *_release_misfits(state, known, spec, events), joined]
+
+
+def _release_misfits(state: PoolState, node: NodeState, spec: NodeSpec, before: list[e.Event]) -> list[e.Event]:
+    """Release the tickets of a node that comes back with less than they hold there."""
+    ended = {event.ticket_id for event in before if isinstance(event, (e.GangReleasing, e.GangReleased))}
+    held = [state.tickets[t] for t in sorted(node.tickets) if t not in ended]
+    used = Amount(0, 0, 0)
+    gpus = 0
+    for ticket in held:
+        slots = [slot for slot in ticket.slots if slot.node_id == node.spec.node_id]
+        gpus |= mask_of(tuple(index for slot in slots for index in slot.gpu_ids))
+        need = ticket.need.times(len(slots))
+        used = Amount(0, used.cpu_milli + need.cpu_milli, used.memory + need.memory)
+    total = Amount(0, spec.cpu_milli, spec.memory)
+    fits = gpus & ~mask_of(tuple(gpu.index for gpu in spec.gpus)) == 0 and total.holds(used) > 0
+    if fits:
+        return []
+    events: list[e.Event] = []
+    for ticket in held:
+        gone = _alive_on(ticket, node.spec.node_id)
+        reason = f"node {node.spec.node_id} came back with other resources"
+        events += give_back(ticket, reason, NOBODY, dead=gone)
+    return events
+
+
+def leave(state: PoolState, asked: r.Envelope, request: r.LeaveNode) -> list[e.Event]:
+    """Let a node go. If tickets still hold slots there it counts as lost, and is theirs again if it comes back."""
+    node = _node(state, asked)
+    if node is None:
+        return []
+    reason = request.reason[:500] or "its agent stopped"
+    if not node.tickets:
+        return [e.NodeRemoved(asked.node_id, reason)]
+    events = lose(state, node, reason)
+    freed = {event.ticket_id for event in events if isinstance(event, e.GangReleased)}
+    return [*events, e.NodeRemoved(asked.node_id, reason)] if node.tickets <= freed else events
+
+
+def lose(state: PoolState, node: NodeState, reason: str) -> list[e.Event]:
+    """What follows when a node's agent is gone: its actors are dead (I7), its tickets may have failed."""
+    node_id = node.spec.node_id
+    events: list[e.Event] = [e.NodeLost(node_id, reason)]
+    for ticket_id in sorted(node.tickets):
+        ticket = state.tickets[ticket_id]
+        gone = _alive_on(ticket, node_id)
+        why = f"node {node_id} was lost: {reason}"
+        events += [e.ActorLost(ticket_id, actor.rank, actor.actor_id, node_id, why) for actor in gone]
+        if ticket.phase == "releasing":
+            events += free_nodes(ticket, (node_id,), gone)
+        elif ticket.spec.on_failure == "release" and gone:
+            events += give_back(ticket, why, NOBODY, dead=gone)
+    return events
+
+
+def report_started(state: PoolState, asked: r.Envelope, request: r.ReportStarted) -> list[e.Event]:
+    """An actor is up."""
+    found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
+    if found is None or found[1].phase != "launching":
+        return []
+    ticket, actor = found
+    return [
+        e.ActorStarted(
+            ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, max(1, request.pid), request.address
+        )
+    ]
+
+
+def report_start_failed(state: PoolState, asked: r.Envelope, request: r.ReportStartFailed) -> list[e.Event]:
+    """An actor did not come up."""
+    found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
+    if found is None or found[1].phase != "launching":
+        return []
+    ticket, actor = found
+    reason = request.reason[:4000]
+    event = e.ActorStartFailed(ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, reason)
+    return [event, *_after_end(ticket, actor, f"rank {actor.rank} ({actor.actor_id}) did not start: {reason[-300:]}")]
+
+
+def report_exited(state: PoolState, asked: r.Envelope, request: r.ReportExited) -> list[e.Event]:
+    """An actor is gone."""
+    found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
+    if found is None or not found[1].alive:
+        return []
+    ticket, actor = found
+    how = f"was ended by signal {request.signal}" if request.signal else f"exited with code {request.code}"
+    failed = f"rank {actor.rank} ({actor.actor_id}) {how}" if request.code or request.signal else ""
+    event = e.ActorExited(ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, request.code, request.signal)
+    return [event, *_after_end(ticket, actor, failed)]
+
+
+def _after_end(ticket: TicketState, actor: ActorState, failed: str) -> list[e.Event]:
+    if ticket.phase == "releasing":
+        return free_nodes(ticket, (actor.node_id,), (actor,))
+    if failed and ticket.spec.on_failure == "release" and not actor.stopping:
+        return give_back(ticket, failed, NOBODY, dead=(actor,))
+    return []
+
+
+def _alive_on(ticket: TicketState, node_id: str) -> list[ActorState]:
+    return [actor for _, actor in sorted(ticket.actors.items()) if actor.node_id == node_id and actor.alive]
+
+
+def _node(state: PoolState, asked: r.Envelope) -> NodeState | None:
+    """The node that speaks, unless it speaks for a run that is over."""
+    node = state.nodes.get(asked.node_id)
+    return node if node is not None and node.incarnation == asked.incarnation else None
+
+
+def _actor(
+    state: PoolState, asked: r.Envelope, ticket_id: str, rank: int, launch_id: str
+) -> tuple[TicketState, ActorState] | None:
+    """The actor of a report, unless the report is about a launch that is over."""
+    ticket = state.tickets.get(ticket_id)
+    actor = ticket.actors.get(rank) if ticket is not None else None
+    if ticket is None or actor is None or actor.launch_id != launch_id or actor.node_id != asked.node_id:
+        return None
+    return (ticket, actor) if _node(state, asked) is not None else None

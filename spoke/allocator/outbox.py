@@ -1,0 +1,322 @@
+"""Who must be told what about an event: replies, notices, orders, leases. Pure, and derived from the event alone.
+
+``effects`` is called with the state as it was BEFORE the event is folded. So an event has the same effects whoever
+decides it, and a reader can ask of any event in the log what it set in motion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spoke.events import types as e
+from spoke.events.state import ActorState, NodeState, PoolState, TicketState
+from spoke.protocol import orders as o
+from spoke.protocol import replies as p
+from spoke.protocol.keys import client_lease, node_lease
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A reply to a client's request ``seq``, or a notice (``seq`` 0)."""
+
+    client_id: str
+    seq: int
+    message: p.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An order to an agent."""
+
+    node_id: str
+    delivery: o.Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLease:
+    """A lease that runs from the moment of the commit."""
+
+    holder: str
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropLease:
+    """A lease that ends."""
+
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetTicket:
+    """A ticket that has ended: its secret goes."""
+
+    ticket_id: str
+
+
+Effect = Tell | Command | GrantLease | DropLease | ForgetTicket
+Blobs = Mapping[int, bytes]
+_NO_BLOBS: Blobs = {}
+
+
+def effects(state: PoolState, recorded: e.Recorded, blobs: Blobs = _NO_BLOBS) -> list[Effect]:
+    """The effects of an event on the state before it. ``blobs`` are the opaque parts of a launch, by rank."""
+    handler = _HANDLERS.get(type(recorded.event))
+    return list(handler(state, recorded, blobs)) if handler else []
+
+
+def _request_refused(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.RequestRefused, recorded)
+    if event.client_id and event.seq:
+        yield Tell(event.client_id, event.seq, p.Failed(event.code, event.reason))
+    if event.node_id:
+        yield Command(event.node_id, o.Delivery(event.incarnation, o.Reject(event.code, event.reason)))
+
+
+def _request_answered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.RequestAnswered, recorded)
+    yield Tell(event.client_id, event.seq, p.Done(False))
+
+
+# --- clients -----------------------------------------------------------------------------------------------------
+
+
+def _client_connected(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.ClientConnected, recorded)
+    yield GrantLease(client_lease(event.client_id), event.lease_ms)
+    yield Tell(event.client_id, event.seq, p.Done())
+
+
+def _client_lost(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.ClientLost, recorded)
+    yield DropLease(client_lease(event.client_id))
+    yield Tell(event.client_id, 0, p.SessionLost(event.reason))
+
+
+def _client_closed(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.ClientClosed, recorded)
+    yield DropLease(client_lease(event.client_id))
+    yield Tell(event.client_id, event.seq, p.Done())
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+
+
+def _node_registered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.NodeRegistered, recorded)
+    yield GrantLease(node_lease(event.node_id, event.incarnation), event.lease_ms)
+    yield Command(event.node_id, o.Delivery(event.incarnation, o.Welcome(event.lease_ms)))
+
+
+def _node_gone(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event: Any = recorded.event
+    incarnation = state.nodes[event.node_id].incarnation
+    if incarnation:
+        yield DropLease(node_lease(event.node_id, incarnation))
+        yield Command(event.node_id, o.Delivery(incarnation, o.Reject("node_lost", event.reason)))
+
+
+# --- gangs -------------------------------------------------------------------------------------------------------
+
+
+def _gang_queued(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangQueued, recorded)
+    yield Tell(event.client_id, 0, p.Queued(event.seq, event.ticket_id, event.reason))
+
+
+def _gang_allocated(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangAllocated, recorded)
+    granted = p.Granted(event.ticket_id, event.spec, event.slots, event.master_addr, event.master_port)
+    yield Tell(event.client_id, event.seq, granted)
+
+
+def _gang_refused(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangRefused, recorded)
+    yield Tell(event.client_id, event.seq, p.Failed(event.code, event.reason))
+
+
+def _gang_cancelled(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangCancelled, recorded)
+    ticket = state.tickets[event.ticket_id]
+    yield Tell(ticket.client_id, ticket.seq, p.Failed("cancelled", f"the waiting gang was withdrawn: {event.reason}"))
+    if event.seq:
+        yield Tell(event.client_id, event.seq, p.Done())
+
+
+def _gang_attached(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangAttached, recorded)
+    ticket = state.tickets[event.ticket_id]
+    actors = tuple(actor_info(actor) for _, actor in sorted(ticket.actors.items()))
+    granted = p.Granted(ticket.ticket_id, ticket.spec, ticket.slots, ticket.master_addr, ticket.master_port, actors)
+    yield Tell(event.client_id, event.seq, granted)
+
+
+def _gang_releasing(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangReleasing, recorded)
+    ticket = state.tickets[event.ticket_id]
+    if ticket.phase == "releasing":
+        return
+    close = o.CloseTicket(ticket.ticket_id, ticket.spec.grace_s)
+    for node_id in sorted({actor.node_id for actor in ticket.actors.values()}):
+        yield from _command(state, node_id, close)
+    for client_id in _interested(state, ticket):
+        if client_id != event.client_id:
+            yield Tell(client_id, 0, p.TicketReleasing(ticket.ticket_id, event.reason))
+
+
+def _gang_released(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangReleased, recorded)
+    if not event.final:
+        return
+    ticket = state.tickets[event.ticket_id]
+    for client_id, seq in ticket.release_requests:
+        yield Tell(client_id, seq, p.Done())
+    asked = {client_id for client_id, _ in ticket.release_requests}
+    for client_id in _interested(state, ticket):
+        if client_id not in asked:
+            yield Tell(client_id, 0, p.TicketReleased(ticket.ticket_id))
+    yield ForgetTicket(ticket.ticket_id)
+
+
+# --- actors ------------------------------------------------------------------------------------------------------
+
+
+def _launch_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.ActorLaunchRequested, recorded)
+    ticket = state.tickets[event.ticket_id]
+    slot = ticket.slots[event.rank]
+    start = o.StartActor(
+        ticket_id=ticket.ticket_id,
+        launch_id=recorded.id,
+        actor_id=event.actor_id,
+        spec=event.spec,
+        rank=event.rank,
+        local_rank=slot.local_rank,
+        group_rank=slot.group_rank,
+        world_size=len(ticket.slots),
+        local_world_size=ticket.group_sizes[slot.group_rank],
+        num_nodes=len(ticket.group_sizes),
+        gpu_ids=slot.gpu_ids,
+        gpu_uuids=slot.gpu_uuids,
+        master_addr=ticket.master_addr,
+        master_port=ticket.master_port,
+        grace_s=ticket.spec.grace_s,
+    )
+    yield from _command(state, event.node_id, start, blobs.get(event.rank, b""))
+
+
+def _actor_moved(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event: Any = recorded.event
+    ticket = state.tickets[event.ticket_id]
+    actor = ticket.actors[event.rank]
+    info = _info_after(actor, event)
+    if actor.phase == "launching" and ticket.launches[actor.launch] == 1:
+        yield _launch_answer(ticket, actor.launch, info)
+    if not isinstance(event, e.ActorStarted):
+        expected = actor.stopping or ticket.phase == "releasing"
+        for client_id in _interested(state, ticket):
+            yield Tell(client_id, 0, p.ActorEnded(ticket.ticket_id, info, expected))
+
+
+def _stop_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.ActorStopRequested, recorded)
+    ticket = state.tickets[event.ticket_id]
+    actor = ticket.actors[event.rank]
+    stop = o.StopActor(ticket.ticket_id, actor.rank, actor.launch_id, ticket.spec.grace_s)
+    yield from _command(state, actor.node_id, stop)
+    yield Tell(event.client_id, event.seq, p.Done())
+
+
+def _launch_answer(ticket: TicketState, launch: str, last: p.ActorInfo) -> Tell:
+    """The one answer to a launch request, given when the last of its actors is up or has failed."""
+    infos = [
+        last if actor.rank == last.rank else actor_info(actor)
+        for _, actor in sorted(ticket.actors.items())
+        if actor.launch == launch
+    ]
+    client_id, _, seq = launch.rpartition("/")
+    failed = [info for info in infos if not info.pid]
+    if not failed:
+        return Tell(client_id, int(seq), p.Launched(ticket.ticket_id, tuple(infos)))
+    told = "; ".join(f"rank {i.rank} ({i.actor_id} on {i.node_id}): {i.reason or 'it was stopped'}" for i in failed[:5])
+    more = f" (and {len(failed) - 5} more)" if len(failed) > 5 else ""
+    what = f"{len(failed)} of {len(infos)} actors of ticket {ticket.ticket_id} did not start"
+    return Tell(client_id, int(seq), p.Failed("start_failed", f"{what}: {told}{more}"))
+
+
+def actor_info(actor: ActorState) -> p.ActorInfo:
+    """An actor as clients see it."""
+    return p.ActorInfo(
+        rank=actor.rank,
+        actor_id=actor.actor_id,
+        node_id=actor.node_id,
+        launch_id=actor.launch_id,
+        phase=actor.phase,
+        pid=actor.pid,
+        address=actor.address,
+        code=actor.code,
+        signal=actor.signal,
+        reason=actor.reason,
+    )
+
+
+def _info_after(actor: ActorState, event: Any) -> p.ActorInfo:
+    """The actor as it is after an event that has not been folded yet."""
+    phase = {e.ActorStarted: "running", e.ActorStartFailed: "start_failed", e.ActorExited: "exited"}.get(
+        type(event), "lost"
+    )
+    return p.ActorInfo(
+        rank=actor.rank,
+        actor_id=actor.actor_id,
+        node_id=actor.node_id,
+        launch_id=actor.launch_id,
+        phase=phase,
+        pid=getattr(event, "pid", actor.pid),
+        address=getattr(event, "address", actor.address),
+        code=getattr(event, "code", 0),
+        signal=getattr(event, "signal", 0),
+        reason=getattr(event, "reason", ""),
+    )
+
+
+def _interested(state: PoolState, ticket: TicketState) -> list[str]:
+    """The clients that are told what becomes of a ticket, and are still there."""
+    return sorted(client_id for client_id in {ticket.client_id, *ticket.watchers} if client_id in state.clients)
+
+
+def _command(state: PoolState, node_id: str, order: o.Order, blob: bytes = b"") -> Iterator[Command]:
+    node: NodeState | None = state.nodes.get(node_id)
+    if node is not None and node.incarnation:
+        yield Command(node_id, o.Delivery(node.incarnation, order, blob))
+
+
+def _as(cls: type[Any], recorded: e.Recorded) -> Any:
+    assert isinstance(recorded.event, cls)
+    return recorded.event
+
+
+_HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator[Effect]]] = {
+    e.RequestRefused: _request_refused,
+    e.RequestAnswered: _request_answered,
+    e.ClientConnected: _client_connected,
+    e.ClientLost: _client_lost,
+    e.ClientClosed: _client_closed,
+    e.NodeRegistered: _node_registered,
+    e.NodeLost: _node_gone,
+    e.NodeRemoved: _node_gone,
+    e.GangQueued: _gang_queued,
+    e.GangAllocated: _gang_allocated,
+    e.GangRefused: _gang_refused,
+    e.GangCancelled: _gang_cancelled,
+    e.GangAttached: _gang_attached,
+    e.GangReleasing: _gang_releasing,
+    e.GangReleased: _gang_released,
+    e.ActorLaunchRequested: _launch_requested,
+    e.ActorStarted: _actor_moved,
+    e.ActorStartFailed: _actor_moved,
+    e.ActorExited: _actor_moved,
+    e.ActorLost: _actor_moved,
+    e.ActorStopRequested: _stop_requested,
+}

@@ -1,0 +1,168 @@
+"""Greedy packing, best fit: the tightest nodes that fit, so that large gaps stay large.
+
+Strict gangs take ``actors_per_node`` places on each of ``num_nodes`` nodes, the tightest ones first. Other gangs take
+as few nodes as they can: the tightest node where all that is left fits, else as much as fits on the roomiest one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spoke.events.capacity import Amount
+from spoke.events.model import GangSpec
+from spoke.events.state import NodeState, PoolState, mask_of, need_of
+
+POLICY = "pack/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How many members go to which node, in the order of their ranks."""
+
+    parts: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoFit:
+    """Why a gang does not fit now, in words a user can act on."""
+
+    reason: str
+
+
+def place(state: PoolState, spec: GangSpec) -> Placement | NoFit:
+    """Places for the whole gang, or why there are none. The state is not changed."""
+    return _place_strict(state, spec) if spec.strict_pack else _place_dense(state, spec)
+
+
+def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
+    per_node = need_of(spec).times(spec.actors_per_node)
+    wanted = mask_of(spec.gpu_ids or ())
+    chosen: list[str] = []
+    host_of_rank_0 = False
+    preferred = spec.preferred_node
+    if preferred and _fits(state, preferred, per_node, wanted) and _has_port(state.nodes[preferred]):
+        chosen.append(preferred)
+        host_of_rank_0 = True
+    fitting = 0
+    for node_id in state.capacity.fitting(per_node):
+        if len(chosen) == spec.num_nodes and host_of_rank_0:
+            break
+        if (chosen and node_id == chosen[0]) or (wanted and state.nodes[node_id].free_gpus & wanted != wanted):
+            continue
+        fitting += 1
+        if not host_of_rank_0 and _has_port(state.nodes[node_id]):
+            host_of_rank_0 = True
+            chosen = [node_id, *chosen[: spec.num_nodes - 1]]
+        elif len(chosen) < spec.num_nodes:
+            chosen.append(node_id)
+    if len(chosen) == spec.num_nodes and host_of_rank_0:
+        return Placement(tuple((node_id, spec.actors_per_node) for node_id in chosen))
+    needs = f"needs {_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)} free"
+    if len(chosen) == spec.num_nodes:
+        return NoFit(f"{needs}, one of them with a free port for rank 0; {fitting} fit but have no port left")
+    return NoFit(f"{needs}; {_qualify(chosen)} of {_nodes(len(state.capacity))} that can take work")
+
+
+def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
+    need, left = need_of(spec), spec.size
+    parts: list[tuple[str, int]] = []
+    used: set[str] = set()
+
+    def use(node_id: str, count: int) -> None:
+        parts.append((node_id, count))
+        used.add(node_id)
+
+    preferred = spec.preferred_node
+    free = state.capacity.free(preferred) if preferred else None
+    if preferred and free is not None and _has_port(state.nodes[preferred]):
+        count = min(free.holds(need), left)
+        if count:
+            use(preferred, count)
+            left -= count
+    roomiest = state.capacity.roomiest(need)
+    while left:
+        tight = next((n for n in state.capacity.fitting(need.times(left)) if n not in used), None)
+        if tight is not None:
+            use(tight, left)
+            break
+        node_id, count = next(((n, c) for n, c in roomiest if n not in used), ("", 0))
+        if not count:
+            return NoFit(
+                f"needs room for {spec.size} actors with {describe(need)} each; there is room for {spec.size - left} "
+                f"on {_nodes(len(state.capacity))} that can take work"
+            )
+        use(node_id, count)
+        left -= count
+    first = next((at for at, (node_id, _) in enumerate(parts) if _has_port(state.nodes[node_id])), None)
+    if first is None:
+        return NoFit(f"needs a free port for rank 0; no port is left on {', '.join(sorted(used))[:200]}")
+    return Placement((parts[first], *parts[:first], *parts[first + 1 :]))
+
+
+def never_fits(state: PoolState, spec: GangSpec) -> str:
+    """Why the gang does not fit the pool as registered, even with all of it free; empty if it can fit."""
+    need = need_of(spec)
+    if spec.strict_pack:
+        per_node = need.times(spec.actors_per_node)
+        fit = sum(count for total, count in state.capacity.shapes() if total.holds(per_node))
+        if fit < spec.num_nodes:
+            return (
+                f"needs {_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)}; even with everything free, "
+                f"{fit} of the {_nodes(len(state.capacity))} registered qualify"
+            )
+        return _never_fits_ids(state, spec)
+    room = sum(count * total.holds(need) for total, count in state.capacity.shapes())
+    if room < spec.size:
+        return (
+            f"needs room for {spec.size} actors with {describe(need)} each; even with everything free there is room "
+            f"for {room} on the {_nodes(len(state.capacity))} registered"
+        )
+    return ""
+
+
+def _never_fits_ids(state: PoolState, spec: GangSpec) -> str:
+    if not spec.gpu_ids:
+        return ""
+    having = sum(
+        set(spec.gpu_ids) <= {gpu.index for gpu in node.spec.gpus}
+        for node in state.nodes.values()
+        if node.phase == "up"
+    )
+    if having >= spec.num_nodes:
+        return ""
+    return f"needs {_nodes(spec.num_nodes)} with GPUs {list(spec.gpu_ids)}; {having} have GPUs of these ids"
+
+
+def _fits(state: PoolState, node_id: str, need: Amount, wanted_gpus: int) -> bool:
+    free = state.capacity.free(node_id)
+    return bool(free and free.holds(need) and state.nodes[node_id].free_gpus & wanted_gpus == wanted_gpus)
+
+
+def _has_port(node: NodeState) -> bool:
+    """Whether rank 0 can be here. An agent that keeps no ports leaves the choice to rank 0."""
+    return node.free_ports != 0 or node.spec.ports.count == 0
+
+
+def describe(need: Amount, gpu_ids: tuple[int, ...] | None = None) -> str:
+    """An amount in words."""
+    words = []
+    if gpu_ids:
+        words.append(f"GPUs {list(gpu_ids)}")
+    elif need.gpus:
+        words.append(f"{need.gpus} GPU{'s' if need.gpus > 1 else ''}")
+    if need.cpu_milli:
+        words.append(f"{need.cpu_milli / 1000:g} CPUs")
+    if need.memory:
+        words.append(f"{need.memory / 2**30:.3g} GiB of memory")
+    return ", ".join(words) or "nothing in particular"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"
+
+
+def _qualify(chosen: list[str]) -> str:
+    if not chosen:
+        return "none qualifies"
+    names = ", ".join(chosen[:5]) + (", …" if len(chosen) > 5 else "")
+    return f"{len(chosen)} {'qualifies' if len(chosen) == 1 else 'qualify'} ({names})"

@@ -1,0 +1,121 @@
+"""The allocator's loop: read a batch of requests, decide them, commit once. One thread, one blocking read a turn.
+
+A term of leadership begins with the state recovered from the log. Whatever goes wrong with a commit ends the term:
+the state is thrown away and taken up again from the log, where the commit either stands or does not. So there is no
+outcome that the loop would have to guess.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from dataclasses import dataclass, field
+
+import redis.exceptions as rx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from spoke.allocator.leader import Elected, elect
+from spoke.allocator.term import Term
+from spoke.errors import Fenced, SpokeError
+from spoke.protocol.keys import Keys
+from spoke.protocol.server import check_server, connect, explain, mask_url
+
+log = logging.getLogger("spoke.allocator")
+
+STANDBY_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorConfig:
+    """How an allocator runs. ``leader_ms``: a standby takes over when the leader was silent for so long.
+
+    A snapshot is written every ``snapshot_every`` events; once the log holds more than ``keep_events`` it is trimmed
+    behind the snapshot before the newest.
+    """
+
+    url: str
+    pool: str
+    holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}")
+    leader_ms: int = 3_000
+    snapshot_every: int = 20_000
+    keep_events: int = 2_000_000
+
+
+class Allocator:
+    """The allocator of one pool; ``run`` leads it, or stands by until it can."""
+
+    def __init__(self, config: AllocatorConfig) -> None:
+        self._config = config
+        self._keys = Keys(config.pool)
+        self._client = connect(config.url)
+        self._stop = threading.Event()
+        self.leading = threading.Event()
+        """Set while this allocator leads."""
+
+    def stop(self) -> None:
+        """Make ``run`` return soon; callable from a signal handler or another thread."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Lead the pool, or stand by, until ``stop``. Raises ServerError if the server is not usable at the start."""
+        try:
+            check_server(self._client, self._config.url)
+            while not self._stop.is_set():
+                self._retrying()(self._take_turn)
+        except _Stopped:
+            log.info("stopped")
+        finally:
+            self._client.close()
+
+    def _retrying(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type((rx.RedisError, OSError, Fenced)),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            sleep=self._sleep,
+            before_sleep=self._log_failure,
+        )
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise _Stopped
+
+    def _log_failure(self, attempt: RetryCallState) -> None:
+        error = attempt.outcome.exception() if attempt.outcome else None
+        if attempt.attempt_number == 1 and isinstance(error, Exception):
+            log.warning("the term ended: %s; trying again", _words(error, self._config.url))
+
+    def _take_turn(self) -> None:
+        """Stand by for a moment, or serve one term."""
+        config = self._config
+        found = elect(self._client, self._keys, config.holder, config.leader_ms)
+        if not isinstance(found, Elected):
+            self._sleep(min(STANDBY_POLL_S, found.left_ms / 1000 + 0.01))
+            return
+        term = Term(
+            self._client,
+            self._keys,
+            config.holder,
+            found,
+            leader_ms=config.leader_ms,
+            snapshot_every=config.snapshot_every,
+            keep=config.keep_events,
+        )
+        try:
+            self.leading.set()
+            log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))
+            while not self._stop.is_set():
+                term.turn()
+            term.close()
+        finally:
+            self.leading.clear()
+
+
+class _Stopped(SpokeError):
+    """The allocator was told to stop while it waited."""
+
+
+def _words(error: Exception, url: str) -> object:
+    return explain(error, url) if isinstance(error, rx.RedisError) else error

@@ -1,0 +1,164 @@
+"""One term of leadership: from an election to a stop, a take-over, or a failure."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+from spoke.allocator import decide as core
+from spoke.allocator.commit import Batch
+from spoke.allocator.leader import Elected, resign
+from spoke.allocator.outbox import Blobs, effects
+from spoke.events import snapshot
+from spoke.events import types as e
+from spoke.events.fold import fold
+from spoke.events.log import EventLog
+from spoke.events.state import PoolState
+from spoke.protocol import requests as r
+from spoke.protocol.keys import Keys
+from spoke.protocol.launch import unpack_blobs
+from spoke.protocol.server import Redis, read_stream
+
+BATCH_MAX = 256
+IDLE_BLOCK_MS = 500
+STEPS_OF_THE_LINE_MAX = 1_000
+"""No batch grants more waiting gangs than this: a commit stops the server while it runs."""
+
+
+def release_version() -> str:
+    """The version of this release."""
+    try:
+        return version("spoke-scheduler")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Term:
+    """The state, the clock and the cursors of a leader. ``turn`` is one round of the loop."""
+
+    def __init__(
+        self,
+        client: Redis,
+        keys: Keys,
+        holder: str,
+        elected: Elected,
+        *,
+        leader_ms: int,
+        snapshot_every: int,
+        keep: int,
+    ) -> None:
+        self._client, self._keys, self._holder = client, keys, holder
+        self._epoch, self._cursor = elected.epoch, elected.cursor
+        self._leader_ms, self._snapshot_every, self._keep = leader_ms, snapshot_every, keep
+        self._set_clock(elected.now_ms)
+        log = EventLog(client, keys.events, keys.snapshot)
+        self.state: PoolState = log.recover()
+        self._committed_id = self.state.last_id
+        self._since_snapshot = 0
+        self._expired: list[str] = []
+        batch = Batch(keys)
+        self._record(batch, e.AllocatorElected(holder, elected.epoch, release_version()))
+        self._commit(batch)
+
+    def turn(self) -> None:
+        """Wait for requests, decide them, commit. Raises Fenced, or what the redis client raises."""
+        entries = read_stream(
+            self._client, self._keys.requests, self._cursor, block_ms=self._block_ms(), count=BATCH_MAX
+        )
+        batch = Batch(self._keys)
+        for holder in self._expired:
+            self._record_all(batch, core.expire(self.state, holder))
+            batch.add("ZREM", self._keys.leases, holder)
+        self._expired = []
+        for entry_id, raw in entries:
+            self._decide(batch, r.decode_request(raw))
+            self._cursor = entry_id.decode()
+        if self.state.queue:
+            self._advance_line(batch)
+        if entries:
+            batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
+        if len(batch) or self._now_ms() >= self._renew_at_ms:
+            self._commit(batch)
+
+    def close(self) -> None:
+        """End the term in order: leave a snapshot, and let a standby take over at once."""
+        batch = Batch(self._keys)
+        self._add_snapshot(batch)
+        self._commit(batch)
+        resign(self._client, self._keys, self._holder, self._epoch)
+
+    def _decide(self, batch: Batch, asked: core.Asked) -> None:
+        events = core.decide(self.state, asked, self._now_ms())
+        blobs: Blobs = {}
+        if isinstance(asked, r.Envelope) and isinstance(asked.request, r.LaunchActors) and events:
+            members = asked.request.members
+            if isinstance(events[0], e.ActorLaunchRequested):
+                blobs = dict(zip((m.rank for m in members), unpack_blobs(asked.blobs, len(members)), strict=True))
+        self._record_all(batch, events, blobs)
+
+    def _advance_line(self, batch: Batch) -> None:
+        for _ in range(STEPS_OF_THE_LINE_MAX):
+            events = core.tick(self.state, self._now_ms())
+            if not events:
+                return
+            self._record_all(batch, events)
+
+    def _record_all(self, batch: Batch, events: list[e.Event], blobs: Blobs | None = None) -> None:
+        for event in events:
+            self._record(batch, event, blobs)
+
+    def _record(self, batch: Batch, event: e.Event, blobs: Blobs | None = None) -> None:
+        recorded = e.Recorded(self._next_id(), event)
+        batch.event(recorded, effects(self.state, recorded, blobs or {}))
+        fold(self.state, recorded)
+
+    def _next_id(self) -> str:
+        """An id above the last one, near the server's time. The server's clock may jump back; ids never do."""
+        last_ms, _, last_seq = self.state.last_id.partition("-")
+        now_ms = self._now_ms()
+        return f"{now_ms}-0" if now_ms > int(last_ms) else f"{last_ms}-{int(last_seq) + 1}"
+
+    def _commit(self, batch: Batch) -> None:
+        self._since_snapshot += batch.events
+        if self._since_snapshot >= self._snapshot_every:
+            self._add_snapshot(batch)
+        batch.finish(self.state)
+        now_ms, self._expired = batch.commit(
+            self._client, self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id
+        )
+        self._committed_id = self.state.last_id
+        self._set_clock(now_ms)
+
+    def _add_snapshot(self, batch: Batch) -> None:
+        """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base."""
+        key, events = self._keys.snapshot, self._keys.events
+        previous = self._client.hget(key, "state")
+        if previous and self._client.xlen(events) > self._keep:
+            batch.add("HSET", key, "base", previous)
+            batch.add("XTRIM", events, "MINID", _after(snapshot.decode(previous).last_id))
+        batch.add("HSET", key, "id", self.state.last_id, "state", snapshot.encode(self.state))
+        self._since_snapshot = 0
+
+    def _set_clock(self, server_ms: int) -> None:
+        self._server_ms, self._clock = server_ms, time.monotonic()
+        self._renew_at_ms = server_ms + min(IDLE_BLOCK_MS, self._leader_ms // 3)
+
+    def _now_ms(self) -> int:
+        """The server's time, as well as it is known here."""
+        return self._server_ms + int((time.monotonic() - self._clock) * 1000)
+
+    def _block_ms(self) -> int:
+        """How long the read may wait: until leadership must be renewed, a waiting gang is out of time, or at all."""
+        if self._expired:
+            return 1
+        now_ms = self._now_ms()
+        waits = [self._renew_at_ms - now_ms]
+        waits += [
+            t.deadline_ms - now_ms for t in map(self.state.tickets.__getitem__, self.state.queue) if t.deadline_ms
+        ]
+        return max(1, min(waits))
+
+
+def _after(event_id: str) -> str:
+    ms, _, seq = event_id.partition("-")
+    return f"{ms}-{int(seq) + 1}"

@@ -1,0 +1,86 @@
+"""The invariants of the design that a state alone can show: I1, I2, I3, and that the records agree with each other.
+
+``violations`` looks at everything: the property tests and ``spoke audit verify`` call it. What an event could break
+by itself is refused by ``fold`` already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from spoke.events.lifecycle import TICKET_HOLDS_GPUS
+from spoke.events.state import NodeState, PoolState, TicketState, indices_of, mask_of
+
+
+def violations(state: PoolState) -> list[str]:
+    """What is wrong with the state, one sentence each; empty when all is well."""
+    found = list(_ticket_violations(state))
+    for node in state.nodes.values():
+        found += _node_violations(state, node)
+    found += _queue_violations(state)
+    return found
+
+
+def _ticket_violations(state: PoolState) -> Iterator[str]:
+    for ticket_id, ticket in state.tickets.items():
+        holds = ticket.phase in TICKET_HOLDS_GPUS
+        if holds and len(ticket.slots) != ticket.spec.size:
+            yield f"I2: ticket {ticket_id} is {ticket.phase} with {len(ticket.slots)} of {ticket.spec.size} slots"
+        if not holds and (ticket.slots or ticket.held):
+            yield f"I2: ticket {ticket_id} is {ticket.phase} and has slots"
+        if [slot.global_rank for slot in ticket.slots] != list(range(len(ticket.slots))):
+            yield f"I2: ticket {ticket_id} has ranks that are not 0..{len(ticket.slots) - 1}"
+        for slot in ticket.slots:
+            if len(slot.gpu_ids) != ticket.spec.resources.gpus:
+                yield f"I2: rank {slot.global_rank} of ticket {ticket_id} has {len(slot.gpu_ids)} GPUs"
+        for node_id in ticket.held:
+            if ticket_id not in state.nodes[node_id].tickets:
+                yield f"I3: ticket {ticket_id} holds node {node_id}, which does not know it"
+        places = {slot.global_rank: slot.node_id for slot in ticket.slots}
+        for rank, actor in ticket.actors.items():
+            if actor.alive and places.get(rank) not in ticket.held:
+                yield f"I4: actor {actor.actor_id} of {ticket_id} is {actor.phase} where the ticket holds nothing"
+        alive = Counter(actor.node_id for actor in ticket.actors.values() if actor.alive)
+        if alive != ticket.alive:
+            yield f"I4: ticket {ticket_id} counts {ticket.alive} live actors, but has {dict(alive)}"
+        launching = sum(actor.phase == "launching" for actor in ticket.actors.values())
+        if launching != sum(ticket.launches.values()):
+            yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
+
+
+def _node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
+    node_id, need_cpu, need_memory, held = node.spec.node_id, 0, 0, 0
+    for ticket_id in node.tickets:
+        ticket: TicketState | None = state.tickets.get(ticket_id)
+        if ticket is None or node_id not in ticket.held:
+            yield f"I3: node {node_id} books ticket {ticket_id}, which holds nothing there"
+            continue
+        for slot in ticket.slots:
+            if slot.node_id == node_id:
+                gpus = mask_of(slot.gpu_ids)
+                if held & gpus:
+                    yield f"I1: GPUs {indices_of(held & gpus)} of node {node_id} belong to {ticket_id} and another"
+                held |= gpus
+                need_cpu += ticket.need.cpu_milli
+                need_memory += ticket.need.memory
+    total = mask_of(tuple(gpu.index for gpu in node.spec.gpus))
+    if held & node.free_gpus or held | node.free_gpus != total:
+        yield f"I3: node {node_id}: GPUs used {held:b} + free {node.free_gpus:b} is not total {total:b}"
+    if need_cpu + node.free_cpu_milli != node.spec.cpu_milli or node.free_cpu_milli < 0:
+        yield f"I3: node {node_id}: mCPU used {need_cpu} + free {node.free_cpu_milli} is not {node.spec.cpu_milli}"
+    if need_memory + node.free_memory != node.spec.memory or node.free_memory < 0:
+        yield f"I3: node {node_id}: memory used {need_memory} + free {node.free_memory} is not {node.spec.memory}"
+    indexed = state.capacity.free(node_id)
+    if indexed != (node.free if node.phase == "up" else None):
+        yield f"the index has {indexed} free on node {node_id}, which is {node.phase} with {node.free}"
+
+
+def _queue_violations(state: PoolState) -> Iterator[str]:
+    queued = {ticket_id for ticket_id, ticket in state.tickets.items() if ticket.phase == "queued"}
+    if sorted(queued) != sorted(state.queue):
+        yield f"the queue is {state.queue}, but queued are {sorted(queued)}"
+    for client_id, client in state.clients.items():
+        for ticket_id in client.tickets:
+            if ticket_id not in state.tickets:
+                yield f"client {client_id} owns ticket {ticket_id}, which is not there"

@@ -1,0 +1,99 @@
+"""The log in Redis: read it, follow it, take up a state from it. Only the allocator's commit appends to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from spoke.errors import LogError
+from spoke.events import snapshot
+from spoke.events.codec import Fields, decode_event
+from spoke.events.fold import fold
+from spoke.events.state import PoolState
+from spoke.events.types import Recorded
+
+READ_COUNT = 1_000
+FOLLOW_BLOCK_MS = 1_000
+
+RawEntry = tuple[str, Fields]
+
+
+class TrimmedLog(LogError):
+    """The log no longer reaches back to where reading was to begin."""
+
+    code = "trimmed"
+
+
+class EventLog:
+    """The events of one pool. ``client`` is a redis client; the two keys are the pool's stream and snapshot."""
+
+    def __init__(self, client: Any, events_key: str, snapshot_key: str) -> None:
+        self._client = client
+        self._key = events_key
+        self._snapshot_key = snapshot_key
+
+    def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
+        """The entries after an id, up to and including ``until``, as they stand."""
+        while True:
+            chunk = self._client.xrange(self._key, min=f"({after}", max=until, count=READ_COUNT)
+            for entry_id, fields in chunk:
+                yield entry_id.decode(), fields
+            if len(chunk) < READ_COUNT:
+                return
+            after = chunk[-1][0].decode()
+
+    def read(self, after: str = "0-0", until: str = "+") -> Iterator[Recorded]:
+        """The events after an id; raises UnknownEvent or DecodeError where one cannot be read."""
+        for entry_id, fields in self.raw(after, until):
+            yield decode_event(entry_id, fields)
+
+    def follow(self, after: str = "$") -> Iterator[RawEntry | None]:
+        """Entries as they come, from an id on (``$``: from now on). Yields None about once a second while idle.
+
+        Resume a broken-off reader with the id of the last entry it saw.
+        """
+        if after == "$":
+            after = self.last_id()
+        while True:
+            found = self._client.xread({self._key: after}, count=READ_COUNT, block=FOLLOW_BLOCK_MS)
+            entries = [entry for chunk in next(iter(found.values())) for entry in chunk] if found else []
+            if not entries:
+                yield None
+            for entry_id, fields in entries:
+                after = entry_id.decode()
+                yield after, fields
+
+    def last_id(self) -> str:
+        """The id of the newest event; ``0-0`` for an empty log."""
+        newest = self._client.xrevrange(self._key, count=1)
+        return newest[0][0].decode() if newest else "0-0"
+
+    def first_id(self) -> str:
+        """The id of the oldest event that is still there; ``0-0`` for an empty log."""
+        oldest = self._client.xrange(self._key, count=1)
+        return oldest[0][0].decode() if oldest else "0-0"
+
+    def base(self) -> PoolState:
+        """The state just before the oldest event that is still there: empty, unless the log was trimmed."""
+        raw = self._client.hget(self._snapshot_key, "base")
+        return snapshot.decode(raw) if raw else PoolState()
+
+    def recover(self) -> PoolState:
+        """The present state, from the newest snapshot and the events after it."""
+        raw = self._client.hget(self._snapshot_key, "state")
+        state = snapshot.decode(raw) if raw else PoolState()
+        if state.last_id != "0-0" and self.last_id() == "0-0":
+            raise TrimmedLog(
+                f"the snapshot stands at event {state.last_id}, but the log is empty: the server lost its data; "
+                f"restore its append-only file, or delete the pool's keys to start anew"
+            )
+        for recorded in self.read(state.last_id):
+            fold(state, recorded)
+        return state
+
+    def replay(self, until: str = "+") -> PoolState:
+        """The state at a moment of the past, folded from the oldest event that is still there."""
+        state = self.base()
+        for recorded in self.read(state.last_id, until):
+            fold(state, recorded)
+        return state

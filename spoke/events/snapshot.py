@@ -1,0 +1,103 @@
+"""A folded state as bytes. Equal states give equal bytes, and ``decode(encode(state)) == state``.
+
+What is free on each node is not written: it follows from the tickets, and booking them again on reading checks that
+no GPU is held twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from spoke.errors import LogError
+from spoke.events.lifecycle import NodePhase
+from spoke.events.model import NodeSpec
+from spoke.events.state import ClientState, NodeState, PoolState, TicketState
+
+VERSION = 1
+
+
+class BadSnapshot(LogError):
+    """The bytes are no snapshot that this release can read."""
+
+    code = "bad_snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    spec: NodeSpec
+    phase: NodePhase
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    version: int
+    last_id: str
+    epoch: int
+    allocator: str
+    next_ticket: int
+    nodes: dict[str, _Node]
+    tickets: dict[str, TicketState]
+    clients: dict[str, ClientState]
+    queue: list[str]
+
+
+_ENCODER = msgspec.msgpack.Encoder(order="deterministic")
+_DECODER = msgspec.msgpack.Decoder(_Snapshot)
+
+
+def encode(state: PoolState) -> bytes:
+    """The state as msgpack."""
+    nodes = {node_id: _Node(node.spec, node.phase, node.incarnation) for node_id, node in state.nodes.items()}
+    return _ENCODER.encode(
+        _Snapshot(
+            VERSION,
+            state.last_id,
+            state.epoch,
+            state.allocator,
+            state.next_ticket,
+            nodes,
+            state.tickets,
+            state.clients,
+            state.queue,
+        )
+    )
+
+
+def decode(raw: bytes) -> PoolState:
+    """The state that ``encode`` wrote; raises BadSnapshot for anything else."""
+    try:
+        read = _DECODER.decode(raw)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadSnapshot(f"the snapshot cannot be read: {error}") from error
+    if read.version != VERSION:
+        raise BadSnapshot(f"the snapshot has version {read.version}, this release reads {VERSION}: upgrade spoke")
+    state = PoolState(
+        last_id=read.last_id,
+        epoch=read.epoch,
+        allocator=read.allocator,
+        next_ticket=read.next_ticket,
+        nodes={node_id: NodeState.empty(n.spec, n.phase, n.incarnation) for node_id, n in read.nodes.items()},
+        tickets=read.tickets,
+        clients=read.clients,
+        queue=read.queue,
+    )
+    for ticket in state.tickets.values():
+        for slot in ticket.slots:
+            if slot.node_id in ticket.held:
+                node = state.nodes.get(slot.node_id)
+                if node is None or not node.take(ticket, slot):
+                    raise BadSnapshot(
+                        f"the snapshot holds ticket {ticket.ticket_id} at {slot.node_id} GPUs {slot.gpu_ids}, "
+                        f"which are not there or taken twice"
+                    )
+    for node in state.nodes.values():
+        state.index(node)
+    return state
+
+
+def copy(state: PoolState) -> PoolState:
+    """An independent copy of a state."""
+    return decode(encode(state))
