@@ -5,12 +5,17 @@
 Prints for each figure its value, its floor in the same run and their ratio: the p50 of a small call's round trip in
 microseconds, small calls per second with 1,000 outstanding, and the echo of a 64 MiB array in GiB/s both ways
 together. Floor and figure alternate in short rounds and the median round counts, so that noise meets both.
+
+Where the scheduler puts the two processes decides how much waking costs (several times the rest of a bare ping-pong
+on virtual machines), and it may put the floor elsewhere than the figure. So both are pinned: the round trip is
+measured with the processes on two processors, where actors live, and again on one, where waking is nearly free.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import statistics
 import struct
@@ -60,6 +65,12 @@ def receive(sock: socket.socket, target: memoryview) -> None:
         target = target[sock.recv_into(target) :]
 
 
+def pin(pid: int, cpu: int) -> None:
+    """Put every thread of a process on one processor."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), {cpu})
+
+
 class Floor:
     """The bare socket's side of each figure."""
 
@@ -69,6 +80,7 @@ class Floor:
         self.large = memoryview(bytearray(ARRAY_BYTES))
 
     def round_trip_us(self) -> float:
+        """The median round trip of one small message."""
         times = []
         message = LENGTH.pack(len(SMALL)) + SMALL
         for _ in range(500):
@@ -79,6 +91,7 @@ class Floor:
         return statistics.median(times) * 1e6
 
     def calls_per_s(self) -> float:
+        """Small messages per second, 1,000 at a time."""
         message = LENGTH.pack(len(SMALL)) + SMALL
         start = time.perf_counter()
         for _ in range(1000):
@@ -87,6 +100,7 @@ class Floor:
         return 1000 / (time.perf_counter() - start)
 
     def echo_gib_s(self) -> float:
+        """Bandwidth of a large message, there and back."""
         start = time.perf_counter()
         self.sock.sendall(LENGTH.pack(ARRAY_BYTES))
         self.sock.sendall(self.large)
@@ -102,6 +116,7 @@ class Calls:
         self.array = np.zeros(ARRAY_BYTES, dtype=np.uint8)
 
     def round_trip_us(self) -> float:
+        """The median round trip of one small message."""
         times = []
         for _ in range(500):
             start = time.perf_counter()
@@ -110,6 +125,7 @@ class Calls:
         return statistics.median(times) * 1e6
 
     def calls_per_s(self) -> float:
+        """Small messages per second, 1,000 at a time."""
         start = time.perf_counter()
         futures: list[Future[Any]] = [self.connection.call("echo", (SMALL,)) for _ in range(1000)]
         for future in futures:
@@ -117,6 +133,7 @@ class Calls:
         return 1000 / (time.perf_counter() - start)
 
     def echo_gib_s(self) -> float:
+        """Bandwidth of a large message, there and back."""
         start = time.perf_counter()
         self.connection.call("echo", (self.array,)).result()
         return 2 * ARRAY_BYTES / (time.perf_counter() - start) / (1 << 30)
@@ -145,11 +162,16 @@ def main() -> None:
         floor = Floor(port)
         with connect(address, SECRET) as connection:
             calls = Calls(connection)
-            for figure, unit, ours, bare in (
-                ("call_round_trip_p50", "us", calls.round_trip_us, floor.round_trip_us),
-                ("calls_1000_outstanding", "calls/s", calls.calls_per_s, floor.calls_per_s),
-                ("echo_64MiB_array", "GiB/s", calls.echo_gib_s, floor.echo_gib_s),
+            cpus = sorted(os.sched_getaffinity(0))
+            first, last = cpus[0], cpus[-1]
+            for figure, unit, ours, bare, peer_cpu in (
+                ("call_round_trip_p50", "us", calls.round_trip_us, floor.round_trip_us, last),
+                ("call_round_trip_p50_one_cpu", "us", calls.round_trip_us, floor.round_trip_us, first),
+                ("calls_1000_outstanding", "calls/s", calls.calls_per_s, floor.calls_per_s, last),
+                ("echo_64MiB_array", "GiB/s", calls.echo_gib_s, floor.echo_gib_s, last),
             ):
+                pin(os.getpid(), first)
+                pin(peer.pid, peer_cpu)
                 report(options.json, figure, unit, *alternate(options.rounds, ours, bare))
     finally:
         peer.kill()
@@ -161,7 +183,7 @@ def report(as_json: bool, figure: str, unit: str, value: float, floor: float) ->
     if as_json:
         print(json.dumps(line), flush=True)
     else:
-        print(f"{figure:26} {value:12,.2f} {unit:8} floor {floor:12,.2f}   ratio {value / floor:.2f}", flush=True)
+        print(f"{figure:28} {value:12,.2f} {unit:8} floor {floor:12,.2f}   ratio {value / floor:.2f}", flush=True)
 
 
 if __name__ == "__main__":

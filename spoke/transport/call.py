@@ -2,9 +2,12 @@
 
 A thread that waits for a result reads the connection itself, so that the answer needs no hand-over between threads.
 Only when nobody waits (callbacks, asyncio, ``concurrent.futures.wait``) does the connection's own thread read. The
-two share ``_reading``: whoever holds it reads. The epoll registration is one-shot and is armed by whoever lets go of
-``_reading``, so the own thread sleeps through everything that a waiting thread reads. Futures are completed only
-after ``_reading`` was let go, so that a callback may itself wait for another call.
+two share ``_reading``: whoever holds it reads. The own thread's epoll is one-shot: it must be *armed* to be woken by
+an answer. A waiting thread disarms it, and arms it again when it leaves other calls behind. When it leaves none, the
+same will probably happen again, and an answer may come before the next call is waited for: so it stays disarmed, and
+the own thread *watches* for a while: every tick it looks whether a call is outstanding that nobody waits for.
+
+Futures are completed only after ``_reading`` was let go, so that a callback may itself wait for another call.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ CLOSE_S: Final = 5.0
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
 _FLUSH: Final = select.EPOLLOUT | select.EPOLLONESHOT
 _STALE_DEADLINES: Final = 1024
+_TICK_S: Final = 0.002
+_WATCH_TICKS: Final = 25
 
 
 def connect(address: str, secret: bytes, *, timeout_s: float = 10.0, limit_bytes: int = FRAME_BYTES_MAX) -> Connection:
@@ -90,6 +95,8 @@ class Connection:
         self._freed = False
         self._reading = threading.Lock()
         self._leader: CallFuture | None = None
+        self._armed = True
+        self._watching = False
         self._fd = endpoint.readable_fd()
         self._flush_fd = endpoint.flush_fd()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes the own thread
@@ -178,12 +185,17 @@ class Connection:
             try:
                 self._leader = future
                 if not future.done() and self._end is None:
-                    self._epoll.modify(self._fd, 0)
+                    if self._armed:
+                        self._armed = False
+                        self._epoll.modify(self._fd, 0)
                     found = self._wait_and_receive(min(until, future.deadline))
             finally:
                 self._leader = None
                 self._reading.release()
-                self._arm()
+                if len(self._pending) > len(found):
+                    self._arm()
+                elif not self._watching:
+                    self._watch()
             self._deliver(found)
             now = time.monotonic() if until < math.inf or future.deadline < math.inf else 0.0
             if now >= future.deadline:
@@ -320,12 +332,23 @@ class Connection:
                 future.set_exception(unpack_error(incoming))
         except Exception as error:
             future.set_exception(error)
+        self._nudge_leader(future)  # who waits for it may have begun to read since this was read
 
     # The own thread.
 
     def _run(self) -> None:
+        seen_id = quiet_ticks = 0
         while self._end is None:
-            for fd, _ in self._epoll.poll(self._expire(time.monotonic())):
+            patience_s = self._expire(time.monotonic())
+            if self._watching:
+                patience_s = _TICK_S if patience_s is None else min(patience_s, _TICK_S)
+                quiet_ticks = quiet_ticks + 1 if self._next_id == seen_id else 0
+                seen_id = self._next_id
+                if quiet_ticks > _WATCH_TICKS or (self._pending and self._leader is None):
+                    self._watching = False
+                    self._arm()
+                    continue
+            for fd, _ in self._epoll.poll(patience_s):
                 if fd == self._bell:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._bell)
@@ -337,6 +360,7 @@ class Connection:
                         if self._end is None:
                             found = self._receive()
                     finally:
+                        self._armed = False
                         self._reading.release()
                         self._arm()
                     self._deliver(found)
@@ -353,7 +377,14 @@ class Connection:
     def _arm(self) -> None:
         with self._lock:
             if not self._freed:
+                self._armed = True
                 self._epoll.modify(self._fd, _ONCE)
+
+    def _watch(self) -> None:
+        with self._lock:
+            if not self._freed:
+                self._watching = True
+                os.eventfd_write(self._bell, 1)
 
     def _arm_flush(self) -> None:
         with self._lock:
