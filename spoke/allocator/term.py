@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import PackageNotFoundError, version
+from typing import cast
 
 from spoke.allocator import decide as core
 from spoke.allocator.commit import Batch
@@ -132,7 +133,7 @@ class Term:
     def _add_snapshot(self, batch: Batch) -> None:
         """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base."""
         key, events = self._keys.snapshot, self._keys.events
-        previous = self._client.hget(key, "state")
+        previous = cast(bytes | None, self._client.hget(key, "state"))
         if previous and self._client.xlen(events) > self._keep:
             batch.add("HSET", key, "base", previous)
             batch.add("XTRIM", events, "MINID", _after(snapshot.decode(previous).last_id))

@@ -50,9 +50,7 @@ def launch(state: PoolState, asked: r.Envelope, request: r.LaunchActors) -> list
     events: list[e.Event] = []
     for member in request.members:
         if not 0 <= member.rank < len(ticket.slots):
-            raise RankOutOfRange(
-                f"rank {member.rank} of ticket {ticket.ticket_id} was asked for; it has ranks 0 to {len(ticket.slots) - 1}"
-            )
+            raise _no_rank(ticket, member.rank)
         actor = ticket.actors.get(member.rank)
         if actor is not None and actor.alive:
             raise AlreadyLaunched(
@@ -77,9 +75,7 @@ def stop_actor(state: PoolState, asked: r.Envelope, request: r.StopActor) -> lis
     """Stop one actor; the ticket keeps its slot."""
     ticket = _live(state, request.ticket_id)
     if not 0 <= request.rank < len(ticket.slots):
-        raise RankOutOfRange(
-            f"rank {request.rank} of ticket {ticket.ticket_id} was asked for; it has ranks 0 to {len(ticket.slots) - 1}"
-        )
+        raise _no_rank(ticket, request.rank)
     actor = ticket.actors.get(request.rank)
     if actor is None or not actor.alive:
         return [e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, f"no actor runs at rank {request.rank}")]
@@ -128,6 +124,12 @@ def _live(state: PoolState, ticket_id: str) -> TicketState:
     if ticket.phase == "releasing":
         raise TicketEnded(f"ticket {ticket_id} is being released ({ticket.reason}): ask for a new gang")
     return ticket
+
+
+def _no_rank(ticket: TicketState, rank: int) -> RankOutOfRange:
+    return RankOutOfRange(
+        f"rank {rank} of ticket {ticket.ticket_id} was asked for; it has ranks 0 to {len(ticket.slots) - 1}"
+    )
 
 
 def _check_was_granted(state: PoolState, ticket_id: str) -> None:

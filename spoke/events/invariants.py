@@ -15,44 +15,45 @@ from spoke.events.state import NodeState, PoolState, TicketState, indices_of, ma
 
 def violations(state: PoolState) -> list[str]:
     """What is wrong with the state, one sentence each; empty when all is well."""
-    found = list(_ticket_violations(state))
-    for node in state.nodes.values():
-        found += _node_violations(state, node)
-    found += _queue_violations(state)
+    found = [text for ticket in state.tickets.values() for text in ticket_violations(state, ticket)]
+    found += [text for node in state.nodes.values() for text in node_violations(state, node)]
+    found += queue_violations(state)
     return found
 
 
-def _ticket_violations(state: PoolState) -> Iterator[str]:
-    for ticket_id, ticket in state.tickets.items():
-        holds = ticket.phase in TICKET_HOLDS_GPUS
-        if holds and len(ticket.slots) != ticket.spec.size:
-            yield f"I2: ticket {ticket_id} is {ticket.phase} with {len(ticket.slots)} of {ticket.spec.size} slots"
-        if not holds and (ticket.slots or ticket.held):
-            yield f"I2: ticket {ticket_id} is {ticket.phase} and has slots"
-        if [slot.global_rank for slot in ticket.slots] != list(range(len(ticket.slots))):
-            yield f"I2: ticket {ticket_id} has ranks that are not 0..{len(ticket.slots) - 1}"
-        for slot in ticket.slots:
-            if len(slot.gpu_ids) != ticket.spec.resources.gpus:
-                yield f"I2: rank {slot.global_rank} of ticket {ticket_id} has {len(slot.gpu_ids)} GPUs"
-        for node_id in ticket.held:
-            if ticket_id not in state.nodes[node_id].tickets:
-                yield f"I3: ticket {ticket_id} holds node {node_id}, which does not know it"
-        places = {slot.global_rank: slot.node_id for slot in ticket.slots}
-        for rank, actor in ticket.actors.items():
-            if actor.alive and places.get(rank) not in ticket.held:
-                yield f"I4: actor {actor.actor_id} of {ticket_id} is {actor.phase} where the ticket holds nothing"
-        alive = Counter(actor.node_id for actor in ticket.actors.values() if actor.alive)
-        if alive != ticket.alive:
-            yield f"I4: ticket {ticket_id} counts {ticket.alive} live actors, but has {dict(alive)}"
-        launching = sum(actor.phase == "launching" for actor in ticket.actors.values())
-        if launching != sum(ticket.launches.values()):
-            yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
+def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
+    """What is wrong with one ticket."""
+    ticket_id = ticket.ticket_id
+    holds = ticket.phase in TICKET_HOLDS_GPUS
+    if holds and len(ticket.slots) != ticket.spec.size:
+        yield f"I2: ticket {ticket_id} is {ticket.phase} with {len(ticket.slots)} of {ticket.spec.size} slots"
+    if not holds and (ticket.slots or ticket.held):
+        yield f"I2: ticket {ticket_id} is {ticket.phase} and has slots"
+    if [slot.global_rank for slot in ticket.slots] != list(range(len(ticket.slots))):
+        yield f"I2: ticket {ticket_id} has ranks that are not 0..{len(ticket.slots) - 1}"
+    for slot in ticket.slots:
+        if len(slot.gpu_ids) != ticket.spec.resources.gpus:
+            yield f"I2: rank {slot.global_rank} of ticket {ticket_id} has {len(slot.gpu_ids)} GPUs"
+    for node_id in ticket.held:
+        if ticket_id not in state.nodes[node_id].tickets:
+            yield f"I3: ticket {ticket_id} holds node {node_id}, which does not know it"
+    places = {slot.global_rank: slot.node_id for slot in ticket.slots}
+    for rank, actor in ticket.actors.items():
+        if actor.alive and places.get(rank) not in ticket.held:
+            yield f"I4: actor {actor.actor_id} of {ticket_id} is {actor.phase} where the ticket holds nothing"
+    alive = Counter(actor.node_id for actor in ticket.actors.values() if actor.alive)
+    if alive != ticket.alive:
+        yield f"I4: ticket {ticket_id} counts {ticket.alive} live actors, but has {dict(alive)}"
+    launching = sum(actor.phase == "launching" for actor in ticket.actors.values())
+    if launching != sum(ticket.launches.values()):
+        yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
 
 
-def _node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
+def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
+    """What is wrong with one node."""
     node_id, need_cpu, need_memory, held = node.spec.node_id, 0, 0, 0
     for ticket_id in node.tickets:
-        ticket: TicketState | None = state.tickets.get(ticket_id)
+        ticket = state.tickets.get(ticket_id)
         if ticket is None or node_id not in ticket.held:
             yield f"I3: node {node_id} books ticket {ticket_id}, which holds nothing there"
             continue
@@ -76,7 +77,8 @@ def _node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
         yield f"the index has {indexed} free on node {node_id}, which is {node.phase} with {node.free}"
 
 
-def _queue_violations(state: PoolState) -> Iterator[str]:
+def queue_violations(state: PoolState) -> Iterator[str]:
+    """What is wrong with the line, and with who owns what."""
     queued = {ticket_id for ticket_id, ticket in state.tickets.items() if ticket.phase == "queued"}
     if sorted(queued) != sorted(state.queue):
         yield f"the queue is {state.queue}, but queued are {sorted(queued)}"

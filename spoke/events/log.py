@@ -24,6 +24,12 @@ class TrimmedLog(LogError):
     code = "trimmed"
 
 
+def order_of(event_id: str) -> tuple[int, int]:
+    """An event id as numbers that sort: as text, ``5-10`` would stand before ``5-9``."""
+    ms, _, seq = event_id.partition("-")
+    return int(ms), int(seq or 0)
+
+
 class EventLog:
     """The events of one pool. ``client`` is a redis client; the two keys are the pool's stream and snapshot."""
 
@@ -78,16 +84,18 @@ class EventLog:
         raw = self._client.hget(self._snapshot_key, "base")
         return snapshot.decode(raw) if raw else PoolState()
 
-    def recover(self) -> PoolState:
+    def recover(self, until: str = "+") -> PoolState:
         """The present state, from the newest snapshot and the events after it."""
         raw = self._client.hget(self._snapshot_key, "state")
         state = snapshot.decode(raw) if raw else PoolState()
+        if until != "+" and order_of(state.last_id) > order_of(until):
+            return self.replay(until)  # the snapshot is newer than that
         if state.last_id != "0-0" and self.last_id() == "0-0":
             raise TrimmedLog(
                 f"the snapshot stands at event {state.last_id}, but the log is empty: the server lost its data; "
                 f"restore its append-only file, or delete the pool's keys to start anew"
             )
-        for recorded in self.read(state.last_id):
+        for recorded in self.read(state.last_id, until):
             fold(state, recorded)
         return state
 

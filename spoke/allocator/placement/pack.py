@@ -60,7 +60,7 @@ def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     needs = f"needs {_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)} free"
     if len(chosen) == spec.num_nodes:
         return NoFit(f"{needs}, one of them with a free port for rank 0; {fitting} fit but have no port left")
-    return NoFit(f"{needs}; {_qualify(chosen)} of {_nodes(len(state.capacity))} that can take work")
+    return NoFit(f"{needs}; {_qualify(chosen, len(state.capacity))}")
 
 
 def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
@@ -161,8 +161,7 @@ def _nodes(count: int) -> str:
     return f"{count} node{'' if count == 1 else 's'}"
 
 
-def _qualify(chosen: list[str]) -> str:
-    if not chosen:
-        return "none qualifies"
-    names = ", ".join(chosen[:5]) + (", …" if len(chosen) > 5 else "")
-    return f"{len(chosen)} {'qualifies' if len(chosen) == 1 else 'qualify'} ({names})"
+def _qualify(chosen: list[str], of: int) -> str:
+    verb = "qualifies" if len(chosen) == 1 else "qualify"
+    names = ": " + ", ".join(chosen[:5]) + (", …" if len(chosen) > 5 else "") if chosen else ""
+    return f"{len(chosen)} of {_nodes(of)} {verb}{names}"
