@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from spoke.errors import ActorError, MalformedData, SpokeError, from_code
+from spoke.errors import ActorError, MalformedData, NotSerializable, SpokeError, from_code
 from spoke.transport.frames import Frame
 from spoke.transport.values import Buffers, encode, lower, pack, unpack
 
@@ -16,8 +16,13 @@ _TEXT_MAX: Final = 64 * 1024
 def pack_call(method: str, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[bytes, Buffers]:
     """A call's header and buffers; NotSerializable names the argument."""
     far: Buffers = []
-    lowered = [method, lower(list(args), far, "args"), lower(dict(kwargs), far, "kwargs")]
-    return encode(lowered, f"the arguments of {method}"), far
+    parts = [method, lower(list(args), far, "args"), lower(dict(kwargs), far, "kwargs")]
+    try:
+        return encode(parts, "the call"), far
+    except NotSerializable:
+        for part, name in zip(parts, ("method", "args", "kwargs"), strict=True):
+            encode(part, name)  # raises again, with the path as the caller knows it
+        raise
 
 
 def unpack_call(frame: Frame) -> tuple[str, list[Any], dict[str, Any]]:

@@ -8,7 +8,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoke.errors import LimitExceeded, MalformedData
@@ -46,6 +46,7 @@ def encoded(kind: Kind, call_id: int, header: bytes, buffers: list[bytes]) -> by
     return b"".join(encode_frame(kind, call_id, header, [memoryview(buffer) for buffer in buffers]))
 
 
+@settings(deadline=None)
 @given(st.lists(frames, max_size=5), st.one_of(st.integers(1, 64), st.sampled_from([1000, 65536, 10**6])))
 def test_frames_come_back_whatever_pieces_they_come_in(specs: list[Any], cut: int) -> None:
     if sum(spec[2] + sum(spec[3]) for spec in specs) / cut > 20_000:
@@ -62,6 +63,7 @@ def test_frames_come_back_whatever_pieces_they_come_in(specs: list[Any], cut: in
     assert not reader.mid_frame
 
 
+@settings(deadline=None)
 @given(sizes, st.lists(sizes, min_size=1, max_size=2), st.sampled_from([1, 7, 1000, 65536]))
 def test_an_oversized_frame_is_skipped_and_the_next_one_is_whole(header: int, buffers: list[int], cut: int) -> None:
     nbytes = header + sum(buffers)
@@ -93,6 +95,7 @@ def test_arbitrary_bytes_are_refused_or_wait_for_more(data: bytes) -> None:
         feed(FrameReader(limit_bytes=1 << 20), data, 7)
 
 
+@settings(deadline=None)
 @given(frames, st.integers(0, 27), st.integers(1, 255))
 def test_a_flipped_byte_in_the_head_never_crashes_the_reader(spec: Any, position: int, flip: int) -> None:
     kind, call_id, header, buffers = spec

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoke.errors import MalformedData, NotSerializable, SpokeError
+from spoke.errors import MalformedData, NotSerializable
 from spoke.transport.values import DEPTH_MAX, FAR_BYTES_MIN, pack, pack_apart, unpack
 
 keys = st.one_of(st.text(), st.integers(-(2**63), 2**64 - 1), st.binary(), st.booleans(), st.none())
@@ -32,6 +32,7 @@ dtypes = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_values_come_back_as_they_were(value: Any) -> None:
     assert unpack(pack(value)) == value
@@ -39,9 +40,10 @@ def test_values_come_back_as_they_were(value: Any) -> None:
     assert unpack(header, buffers) == value
 
 
+@settings(deadline=None)
 @given(dtypes, st.lists(st.integers(0, 5), max_size=4), st.booleans(), st.booleans())
 def test_arrays_come_back_with_type_shape_and_content(dtype: str, shape: list[int], large: bool, turned: bool) -> None:
-    full = [*shape, FAR_BYTES_MIN] if large else shape
+    full = [*shape[:1], FAR_BYTES_MIN] if large else shape
     raw = np.random.default_rng(1).integers(0, 100, math.prod(full) * np.dtype(dtype).itemsize)
     array = (raw % 2 if dtype == "?" else raw).astype("u1")
     array = np.zeros(full, dtype) if dtype.startswith("<U") else array.view(dtype).reshape(full)
@@ -113,10 +115,8 @@ def test_a_value_that_contains_itself_or_is_too_deep_is_refused() -> None:
 
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_give_a_value_or_malformed_data(data: bytes) -> None:
-    try:
+    with contextlib.suppress(MalformedData):
         unpack(data)
-    except SpokeError as error:
-        assert isinstance(error, MalformedData)
 
 
 @given(st.integers(0, 127), st.binary(max_size=60))
@@ -125,6 +125,7 @@ def test_arbitrary_extensions_give_a_value_or_malformed_data(code: int, data: by
         unpack(b"\xc7" + bytes([len(data), code]) + data, [memoryview(b"12345678")])
 
 
+@settings(deadline=None)
 @given(values, st.data())
 def test_a_flipped_byte_never_crashes_the_reader(value: Any, data: st.DataObject) -> None:
     raw = bytearray(pack([value, np.arange(3), np.float32(1)]))

@@ -1,0 +1,523 @@
+"""Calls between real processes: answers, errors, time limits, deaths, and an end in every state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, as_completed, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spoke.errors import ActorError, ActorUnreachable, CallTimeout, InvalidRequest, LimitExceeded, NotSerializable
+from spoke.transport import CallServer, Connection, connect
+from spoke.transport.auth import ClientHandshake
+from spoke.transport.door import STRANGERS_MAX
+
+SECRET = b"transport-tests!" * 2
+MIB = 1 << 20
+
+
+class Actor:
+    """The process of transport_actor.py."""
+
+    def __init__(self, limit_bytes: int = 1 << 30, workers: int = 16) -> None:
+        script = Path(__file__).with_name("transport_actor.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(limit_bytes), str(workers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        self.port = int(self.address.rsplit(":", 1)[1])
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self) -> str:
+        """Let it close its server by itself; what it printed."""
+        return self.process.communicate(timeout=20)[0]
+
+    def destroy(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Actor]]:
+    actors: list[Actor] = []
+
+    def start(**options: int) -> Actor:
+        actors.append(Actor(**options))
+        return actors[-1]
+
+    yield start
+    for actor in actors:
+        actor.destroy()
+
+
+@pytest.fixture(scope="module")
+def actor() -> Iterator[Actor]:
+    actor = Actor()
+    yield actor
+    actor.destroy()
+
+
+@pytest.fixture
+def connection(actor: Actor) -> Iterator[Connection]:
+    with connect(actor.address, SECRET) as connection:
+        yield connection
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No thread of the transport and no descriptor outlives a test."""
+    threads, fds = threads_of_spoke(), count_fds()
+    yield
+    until(lambda: threads_of_spoke() <= threads)
+    until(lambda: count_fds() <= fds + 3)  # the module's actor may have come up in between: its two pipes
+
+
+def threads_of_spoke() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("spoke")}
+
+
+def count_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def until(condition: Callable[[], bool], limit_s: float = 10) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+def took_s(function: Callable[[], object]) -> float:
+    start = time.monotonic()
+    function()
+    return time.monotonic() - start
+
+
+# Answers.
+
+
+def test_a_call_carries_arguments_and_brings_the_result(connection: Connection) -> None:
+    assert connection.call("echo", (1, "two"), {"three": [3.0, None, b"x"]}).result(10) == [
+        [1, "two"],
+        {"three": [3.0, None, b"x"]},
+    ]
+    assert connection.call("async_echo", ("later",)).result(10) == "later"
+    assert connection.transport == "tcp"
+
+
+def test_a_large_array_arrives_whole_and_writable(connection: Connection) -> None:
+    array = np.random.default_rng(0).integers(0, 2**62, 8 * MIB)
+    found = connection.call("double", (array,)).result(60)
+    assert np.array_equal(found, array * 2)
+    found[0] = 1
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 16383, 16384, 65516, 65536, MIB - 1, MIB, 5 * MIB + 1])
+def test_sizes_around_every_threshold(connection: Connection, nbytes: int) -> None:
+    data = os.urandom(nbytes)
+    assert connection.call("echo", (data,)).result(30) == data
+    assert connection.call("echo", (np.frombuffer(data, "u1"),)).result(30).tobytes() == data
+
+
+def test_the_arguments_may_be_changed_once_call_has_returned(connection: Connection) -> None:
+    array = np.ones(8 * MIB, "u1")
+    futures = []
+    for number in range(5):
+        array[:] = number
+        futures.append(connection.call("echo", (array,)))
+    for number, future in enumerate(futures):
+        assert (future.result(60) == number).all()
+
+
+def test_a_hundred_concurrent_calls_from_ten_threads(connection: Connection) -> None:
+    found: dict[int, int] = {}
+
+    def work(first: int) -> None:
+        for number in range(first, first + 10):
+            found[number] = connection.call("async_echo" if number % 2 else "echo", (number,)).result(30)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(0, 100, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == {number: number for number in range(100)}
+
+
+def test_thousands_outstanding_and_mixed_ways_to_wait(connection: Connection) -> None:
+    futures = [connection.call("echo", (number,)) for number in range(5000)]
+    assert futures[4321].result(30) == 4321
+    assert {future.result() for future in as_completed(futures[:100], 30)} == set(range(100))
+    assert not wait(futures, 30).not_done
+    assert [future.result() for future in futures] == list(range(5000))
+
+
+def test_threads_that_wait_while_others_use_callbacks_lose_no_answer(connection: Connection) -> None:
+    """The hand-over of reading between waiting threads and the connection's own one, many times."""
+    late = threading.Event()
+    counted: list[int] = []
+
+    def work(seed: int) -> None:
+        for number in range(1500):
+            future = connection.call("echo", (number,))
+            if (number + seed) % 3 == 0:
+                future.add_done_callback(lambda done: counted.append(done.result()))
+            elif future.result(20) != number:
+                late.set()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    until(lambda: len(counted) == 1500)
+    assert not late.is_set()
+
+
+def test_a_callback_may_wait_for_another_call(connection: Connection) -> None:
+    found: Future[Any] = Future()
+    first = connection.call("async_sleep", (0.05,))
+    first.add_done_callback(lambda _: found.set_result(connection.call("echo", ("inner",)).result(10)))
+    assert found.result(10) == "inner"
+
+
+def test_asyncio_awaits_calls(connection: Connection) -> None:
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(asyncio.wrap_future(connection.call("echo", (n,))) for n in range(50)))
+
+    assert asyncio.run(main()) == list(range(50))
+
+
+def test_async_calls_of_one_connection_start_in_order(start: Callable[..., Actor]) -> None:
+    with connect(start().address, SECRET) as connection:
+        wait([connection.call("note", (number,)) for number in range(500)], 30)
+        assert connection.call("noted").result(10) == list(range(500))
+
+
+def test_a_slow_method_does_not_block_the_others(connection: Connection) -> None:
+    slow = [connection.call("sleep", (1.0,)) for _ in range(8)]
+    assert took_s(lambda: connection.call("echo", (1,)).result(10)) < 0.7
+    assert took_s(lambda: connection.call("async_echo", (1,)).result(10)) < 0.7
+    assert not any(future.done() for future in slow)
+    assert took_s(lambda: wait(slow, 10)) < 3
+
+
+def test_when_all_workers_are_busy_async_calls_and_cancels_still_go_through(start: Callable[..., Actor]) -> None:
+    with connect(start(workers=2).address, SECRET) as connection:
+        slow = [connection.call("sleep", (2.0,)) for _ in range(2)]
+        waiting = connection.call("echo", ("never",))
+        assert connection.call("async_echo", (1,)).result(1.5) == 1
+        assert waiting.cancel()
+        wait(slow, 10)
+        assert connection.call("echo", ("now",)).result(10) == "now"
+
+
+# Errors.
+
+
+def test_a_remote_exception_carries_its_traceback_and_type(connection: Connection) -> None:
+    error = connection.call("fail", ("the reason",)).exception(10)
+    assert type(error) is ActorError
+    assert error.remote_type == "KeyError"
+    assert "raise KeyError(text)" in str(error)
+    assert "the reason" in str(error)
+    error = connection.call("async_fail", ("é",)).exception(10)
+    assert isinstance(error, ActorError)
+    assert error.remote_type == "ValueError"
+    error = connection.call("exit").exception(10)
+    assert isinstance(error, ActorError)
+    assert error.remote_type == "SystemExit"
+    assert connection.call("echo", (1,)).result(10) == 1
+
+
+@pytest.mark.parametrize("name", ["_private", "shutdown", "__init__", "trap", "seen", "nothing", "", "x" * 10_000])
+def test_only_public_methods_can_be_called(connection: Connection, name: str) -> None:
+    error = connection.call(name).exception(10)
+    assert isinstance(error, ActorError)
+    assert "cannot be called; the actor offers async_echo" in str(error)
+
+
+def test_wrong_arguments_are_the_methods_type_error(connection: Connection) -> None:
+    for name in ("sleep", "async_sleep"):
+        error = connection.call(name, (), {"wrong": 1}).exception(10)
+        assert isinstance(error, ActorError)
+        assert error.remote_type == "TypeError"
+
+
+def test_arguments_that_are_no_data_fail_and_send_nothing(connection: Connection) -> None:
+    with pytest.raises(NotSerializable, match=r"args\[0\]\['x'\].* set"):
+        connection.call("echo", ({"x": {1}},)).result(10)
+    with pytest.raises(NotSerializable, match=r"kwargs\['f'\].*function"):
+        connection.call("echo", (), {"f": until}).result(10)
+    with pytest.raises(NotSerializable, match=r"args\[0\]\[1\].* 65 bits"):
+        connection.call("echo", ([1, 2**64],)).result(10)
+
+
+def test_a_result_that_is_no_data_comes_back_as_an_error(connection: Connection) -> None:
+    with pytest.raises(NotSerializable, match=r"result of Target.unsendable\['a'\]\[1\].* set"):
+        connection.call("unsendable").result(10)
+
+
+def test_messages_over_a_limit_fail_alone(start: Callable[..., Actor]) -> None:
+    actor = start(limit_bytes=MIB)
+    with connect(actor.address, SECRET) as connection:
+        before = connection.call("async_sleep", (0.3,))
+        with pytest.raises(LimitExceeded, match="receiver's limit"):  # refused by the actor
+            connection.call("echo", (bytes(3 * MIB),)).result(20)
+        with pytest.raises(LimitExceeded):  # the actor cannot send it
+            connection.call("zeros", (2 * MIB,)).result(20)
+        assert before.result(20) == 0.3
+    with connect(start().address, SECRET, limit_bytes=MIB) as connection:
+        with pytest.raises(LimitExceeded, match="raise the limit"):  # not sent at all
+            connection.call("echo", (bytes(3 * MIB),)).result(20)
+        with pytest.raises(LimitExceeded, match="cannot be taken"):  # refused here
+            connection.call("zeros", (3 * MIB,)).result(20)
+        assert connection.call("echo", (1,)).result(20) == 1
+
+
+# Time limits and cancellation.
+
+
+def test_a_call_without_an_answer_in_time_fails_whether_waited_for_or_not(start: Callable[..., Actor]) -> None:
+    with connect(start().address, SECRET) as connection:
+        waited = connection.call("async_sleep", (30.0,), timeout_s=0.2)
+        assert took_s(lambda: waited.exception(10)) < 2
+        assert isinstance(waited.exception(), CallTimeout)
+        assert connection.call("wait_cancelled").result(10)  # the actor was told
+        unwaited = connection.call("async_sleep", (30.0,), timeout_s=0.2)
+        until(unwaited.done)
+        assert isinstance(unwaited.exception(), CallTimeout)
+        assert connection.call("echo", (1,), timeout_s=10).result() == 1
+
+
+def test_waiting_has_its_own_time_limit(connection: Connection) -> None:
+    future = connection.call("async_sleep", (0.5,))
+    with pytest.raises(TimeoutError):
+        future.result(0.05)
+    assert future.result(10) == 0.5
+
+
+def test_cancelling_wakes_who_waits_and_cancels_the_method(start: Callable[..., Actor]) -> None:
+    with connect(start().address, SECRET) as connection:
+        future = connection.call("async_sleep", (30.0,))
+        assert connection.call("wait_entered").result(10)
+        timer = threading.Timer(0.1, future.cancel)
+        timer.start()
+        with pytest.raises(CancelledError):
+            future.result(10)
+        timer.join()
+        assert connection.call("wait_cancelled").result(10)
+        assert future.cancel()
+
+
+# Deaths.
+
+
+def test_kill_9_of_the_actor_fails_all_outstanding_calls_at_once(start: Callable[..., Actor]) -> None:
+    actor = start()
+    with connect(actor.address, SECRET) as connection:
+        futures = [connection.call("async_sleep", (60.0,)) for _ in range(50)]
+        assert connection.call("wait_entered").result(10)
+        timer = threading.Timer(0.1, actor.signal, (signal.SIGKILL,))
+        timer.start()
+        assert took_s(lambda: futures[0].exception(10)) < 3
+        timer.join()
+        assert not wait(futures, 2).not_done
+        assert all(isinstance(future.exception(), ActorUnreachable) for future in futures)
+        until(lambda: connection.closed)
+        assert isinstance(connection.call("echo").exception(1), ActorUnreachable)
+    with pytest.raises(ActorUnreachable, match="nothing answers"):
+        connect(actor.address, SECRET)
+
+
+def test_a_caller_that_dies_leaves_nothing_in_the_actor(start: Callable[..., Actor]) -> None:
+    actor = start()
+    with connect(actor.address, SECRET) as connection:
+        connection.call("echo").result(10)
+        connection.call("async_echo", (1,)).result(10)
+        fds = connection.call("fds").result(10)
+        code = (
+            "import os, sys, time; from spoke.transport import connect\n"
+            f"c = connect({actor.address!r}, {SECRET!r})\n"
+            "c.call('async_sleep', (60.0,)); c.call('zeros', (50 << 20,))\n"
+            "c.call('wait_entered').result(10); os.kill(os.getpid(), 9)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+        assert connection.call("wait_cancelled").result(10)
+        until(lambda: connection.call("fds").result(10) <= fds)
+
+
+def test_close_ends_within_seconds_when_the_actor_is_stopped_in_mid_transfer(start: Callable[..., Actor]) -> None:
+    actor = start()
+    connection = connect(actor.address, SECRET)
+    connection.call("echo", (1,)).result(10)
+    actor.signal(signal.SIGSTOP)
+    try:
+        waiting = connection.call("echo", (2,))
+        # Far more than the sockets hold: comes back after a second without progress.
+        assert took_s(lambda: connection.call("echo", (np.zeros(40 * MIB, "u1"),))) < 6
+        small = connection.call("echo", (3,))
+        with pytest.raises(LimitExceeded, match="does not read"):
+            connection.call("echo", (np.zeros(60 * MIB, "u1"),)).result(10)
+        timed = connection.call("echo", (4,), timeout_s=0.1)
+        assert isinstance(timed.exception(5), CallTimeout)
+        assert took_s(connection.close) < 3
+        for future in (waiting, small):
+            assert isinstance(future.exception(1), ActorUnreachable)
+    finally:
+        actor.signal(signal.SIGCONT)
+
+
+def test_a_stopped_actor_gets_the_backlog_when_it_goes_on(start: Callable[..., Actor]) -> None:
+    actor = start()
+    with connect(actor.address, SECRET) as connection:
+        connection.call("echo", (1,)).result(10)
+        actor.signal(signal.SIGSTOP)
+        array = np.arange(5 * MIB)
+        futures = [connection.call("echo", (array,))] + [connection.call("echo", (n,)) for n in range(100)]
+        array[:] = 0  # what waited was copied
+        actor.signal(signal.SIGCONT)
+        assert np.array_equal(futures[0].result(30), np.arange(5 * MIB))
+        assert [future.result(30) for future in futures[1:]] == list(range(100))
+
+
+def test_close_from_another_thread_wakes_who_sends_and_who_waits(start: Callable[..., Actor]) -> None:
+    actor = start()
+    connection = connect(actor.address, SECRET)
+    future = connection.call("async_sleep", (60.0,))
+    outcome: list[BaseException | None] = []
+    waiter = threading.Thread(target=lambda: outcome.append(future.exception(30)))
+    waiter.start()
+    assert connection.call("wait_entered").result(10)
+    actor.signal(signal.SIGSTOP)
+    sender = threading.Thread(target=lambda: connection.call("echo", (np.zeros(200 * MIB, "u1"),)))
+    sender.start()
+    try:
+        assert took_s(connection.close) < 3
+        waiter.join(3)
+        sender.join(3)
+        assert not waiter.is_alive()
+        assert not sender.is_alive()
+        assert isinstance(outcome[0], ActorUnreachable)
+    finally:
+        actor.signal(signal.SIGCONT)
+
+
+def test_a_server_closes_in_the_middle_of_everything(start: Callable[..., Actor]) -> None:
+    actor = start()
+    with connect(actor.address, SECRET) as connection, connect(actor.address, SECRET):
+        futures = [connection.call("async_sleep", (60.0,)), connection.call("sleep", (1.0,))]
+        futures += [connection.call("zeros", (20 * MIB,)) for _ in range(5)]
+        assert connection.call("wait_entered").result(10)
+        started = time.monotonic()
+        assert "left []" in actor.end()
+        assert time.monotonic() - started < 10
+        assert not wait(futures, 5).not_done
+
+
+def test_a_server_closes_whether_started_or_not_and_twice() -> None:
+    CallServer(object(), secret=SECRET, advertise="127.0.0.1").close()
+    server = CallServer(object(), secret=SECRET, host="127.0.0.1", advertise="127.0.0.1")
+    server.start()
+    server.close()
+    server.close()
+
+
+# Strangers.
+
+
+def test_a_wrong_secret_is_refused_and_says_so(actor: Actor) -> None:
+    with pytest.raises(ActorUnreachable, match="another ticket"):
+        connect(actor.address, b"w" * 32)
+
+
+@pytest.mark.parametrize("address", ["", "tcp://", "tcp://host", "http://h:1", "tcp://h:99999", "tcp://[::", "x" * 999])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(InvalidRequest, match="tcp://host:port"):
+        connect(address, SECRET)
+
+
+def test_a_peer_that_does_not_speak_the_protocol_is_unreachable_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(ActorUnreachable):
+            connect(address, SECRET, timeout_s=0.3)
+        assert time.monotonic() - started < 3
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.binary(min_size=1, max_size=200), st.binary(max_size=64).map(lambda b: ClientHandshake(SECRET).hello + b)
+    )
+)
+def test_garbage_to_the_port_ends_that_connection_only(actor: Actor, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", actor.port), timeout=10) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        try:
+            while sock.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
+    with connect(actor.address, SECRET) as connection:
+        assert connection.call("echo", (1,)).result(10) == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"garbage that is no frame at all, and long enough for a head",
+        struct.pack("<4sBBHQI", b"SPK1", 1, 0, 0, 1, 3) + b"\xff\xc1\xc1",
+        struct.pack("<4sBBHQI", b"SPK1", 1, 0, 0, 1, 1) + b"\x90",
+        struct.pack("<4sBBHQIQ", b"SPK1", 1, 0, 1, 1, 0, 1 << 62),
+        struct.pack("<4sBBHQI", b"SPK1", 4, 0, 0, 77, 0),
+        struct.pack("<4sBBHQI", b"SPK1", 2, 0, 0, 77, 0),
+    ],
+)
+def test_garbage_from_a_peer_with_the_secret_harms_nobody_else(
+    actor: Actor, connection: Connection, data: bytes
+) -> None:
+    handshake = ClientHandshake(SECRET)
+    with socket.create_connection(("127.0.0.1", actor.port), timeout=10) as sock:
+        sock.sendall(handshake.hello)
+        sock.sendall(handshake.answer(sock.recv(40, socket.MSG_WAITALL)))
+        handshake.check(sock.recv(33, socket.MSG_WAITALL))
+        sock.sendall(data)
+        assert connection.call("echo", (1,)).result(10) == 1
+    assert connection.call("echo", (2,)).result(10) == 2
+
+
+def test_idle_strangers_cannot_lock_the_others_out(actor: Actor) -> None:
+    strangers = [socket.create_connection(("127.0.0.1", actor.port)) for _ in range(3 * STRANGERS_MAX)]
+    try:
+        assert took_s(lambda: connect(actor.address, SECRET).close()) < 3
+        strangers[0].settimeout(10)
+        assert strangers[0].recv(1) == b""  # the oldest were thrown out
+        strangers[-1].settimeout(15)
+        assert strangers[-1].recv(1) == b""  # and the others, after their time limit
+    finally:
+        for stranger in strangers:
+            stranger.close()

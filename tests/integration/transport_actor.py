@@ -1,0 +1,112 @@
+"""The other process of the transport's tests: an actor that serves until its standard input ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from spoke.transport import CallServer
+
+SECRET = b"transport-tests!" * 2
+
+
+class Base:
+    _reserved = frozenset({"shutdown"})
+
+    def shutdown(self) -> str:
+        return "must not be callable"
+
+
+class Target(Base):
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.cancelled = threading.Event()
+        self.entered = threading.Event()
+
+    @property
+    def trap(self) -> str:
+        raise AssertionError("asking for a method must not run a property")
+
+    def echo(self, *args: Any, **kwargs: Any) -> Any:
+        return [list(args), kwargs] if kwargs or len(args) != 1 else args[0]
+
+    async def async_echo(self, value: Any) -> Any:
+        await asyncio.sleep(0.001)
+        return value
+
+    def double(self, array: Any) -> Any:
+        array *= 2
+        return array
+
+    def sleep(self, seconds: float) -> float:
+        self.entered.set()
+        time.sleep(seconds)
+        return seconds
+
+    async def async_sleep(self, seconds: float) -> float:
+        self.entered.set()
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return seconds
+
+    def wait_entered(self) -> bool:
+        return self.entered.wait(10)
+
+    def wait_cancelled(self) -> bool:
+        return self.cancelled.wait(10)
+
+    async def note(self, number: int) -> None:
+        self.seen.append(number)
+
+    def noted(self) -> list[int]:
+        return self.seen
+
+    def fail(self, text: str) -> None:
+        raise KeyError(text)
+
+    async def async_fail(self, text: str) -> None:
+        raise ValueError(text + "\ud800")
+
+    def exit(self) -> None:
+        sys.exit(3)
+
+    def unsendable(self) -> Any:
+        return {"a": [1, {2, 3}]}
+
+    def zeros(self, nbytes: int) -> Any:
+        return np.zeros(nbytes, dtype="u1")
+
+    def threads(self) -> int:
+        return threading.active_count()
+
+    def fds(self) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def _private(self) -> None:
+        raise AssertionError
+
+
+def main() -> None:
+    limit_bytes, workers = int(sys.argv[1]), int(sys.argv[2])
+    server = CallServer(
+        Target(), secret=SECRET, host="127.0.0.1", advertise="127.0.0.1", limit_bytes=limit_bytes, workers=workers
+    )
+    server.start()
+    print(server.address, flush=True)
+    sys.stdin.read()
+    server.close()
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("spoke")]
+    print(f"left {left}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
