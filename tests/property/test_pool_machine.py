@@ -1,0 +1,211 @@
+"""Random histories of a whole pool against the invariants I1 to I5 and I8.
+
+``SPOKE_PROPERTY_EXAMPLES`` and ``SPOKE_PROPERTY_STEPS`` raise the effort; the defaults fit into CI.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from spoke.events.lifecycle import ACTOR, NODE, TICKET
+from spoke.protocol import requests as r
+from tests.builders import MemoryPool, gang, node_spec
+
+EXAMPLES = int(os.environ.get("SPOKE_PROPERTY_EXAMPLES", "60"))
+STEPS = int(os.environ.get("SPOKE_PROPERTY_STEPS", "50"))
+
+NODES = ("n1", "n2", "n3")
+CLIENTS = ("c1", "c2", "c3")
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Clients and agents do whatever they like, in any order; the pool must stay whole."""
+
+    tickets: Bundle[str] = Bundle("tickets")
+
+    @initialize()
+    def begin(self) -> None:
+        self.pool = MemoryPool()
+        self.asked = {}  # (client, seq) -> request, for sending again
+        self.pool.register(node_spec("n1", 4))
+        self.sessions = {name: f"{name}.0" for name in CLIENTS}
+        self.born = 0
+
+    # --- clients ---
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def connect(self, client: str) -> None:
+        """A client id is never used for a second session."""
+        if self.sessions[client] not in self.pool.state.clients:
+            self.born += 1
+            self.sessions[client] = f"{client}.{self.born}"
+        self._ask(client, r.ConnectClient(5_000))
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def close(self, client: str) -> None:
+        self._ask(client, r.CloseClient())
+
+    @rule(
+        target=tickets,
+        client=st.sampled_from(CLIENTS),
+        shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(0, 4)),
+        strict=st.booleans(),
+        timeout=st.sampled_from([0, 500, None]),
+        detached=st.booleans(),
+        on_failure=st.sampled_from(["release", "report"]),
+        preferred=st.sampled_from([None, *NODES]),
+    )
+    def allocate(self, client, shape, strict, timeout, detached, on_failure, preferred):  # type: ignore[no-untyped-def]
+        spec = gang(
+            *shape, strict_pack=strict, detached=detached, on_failure=on_failure, preferred_node=preferred
+        )
+        before = self.pool.state.next_ticket
+        self._ask(client, r.AllocateGang(spec, timeout))
+        return f"t-{before}" if self.pool.state.next_ticket > before else multiple()
+
+    @rule(client=st.sampled_from(CLIENTS), ids=st.sets(st.integers(0, 5), min_size=2, max_size=2))
+    def allocate_specific(self, client: str, ids: set[int]) -> None:
+        self._ask(client, r.AllocateGang(gang(1, 2, 1, gpu_ids=tuple(sorted(ids))), 0))
+
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets)
+    def release(self, client: str, ticket: str) -> None:
+        self._ask(client, r.ReleaseGang(ticket))
+
+    @rule(client=st.sampled_from(CLIENTS), back=st.integers(0, 5))
+    def cancel(self, client: str, back: int) -> None:
+        self._ask(client, r.CancelGang(max(0, self.pool.seqs[self.sessions[client]] - back)))
+
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets)
+    def attach(self, client: str, ticket: str) -> None:
+        self._ask(client, r.AttachGang(ticket))
+
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets, ranks=st.sets(st.integers(0, 4), max_size=4))
+    def launch(self, client: str, ticket: str, ranks: set[int]) -> None:
+        self.pool.launch(self.sessions[client], ticket, tuple(sorted(ranks)))
+
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets, rank=st.integers(-1, 4))
+    def stop(self, client: str, ticket: str, rank: int) -> None:
+        self._ask(client, r.StopActor(ticket, rank))
+
+    @rule(data=st.data())
+    def send_again(self, data: st.DataObject) -> None:
+        """A client is not sure that its request arrived."""
+        if self.asked:
+            client, seq = data.draw(st.sampled_from(sorted(self.asked)))
+            events = len(self.pool.log)
+            known = client in self.pool.state.clients
+            self.pool.request(client, self.asked[client, seq], seq=seq)
+            if known:
+                assert len(self.pool.log) == events, "a request was decided twice"
+            else:
+                del self.asked[client, seq]
+                self.pool.answers.pop((client, seq), None)
+
+    @rule(client=st.sampled_from(CLIENTS), name=st.sampled_from(["", "gang.allocate", "no.such"]))
+    def garbage(self, client: str, name: str) -> None:
+        raw = {b"type": name.encode(), b"v": b"1", b"client_id": self.sessions[client].encode(), b"body": b"{"}
+        self.pool.handle(r.decode_request(raw))
+
+    # --- agents ---
+
+    @rule(node=st.sampled_from(NODES), gpus=st.sampled_from([2, 4, 4, 4, 6]), machine=st.sampled_from("mmx"))
+    def register(self, node: str, gpus: int, machine: str) -> None:
+        old = self.pool.agents.get(node)
+        if old is not None and not old.rejected and machine == old.spec.machine:
+            old.processes.clear()  # whoever registers on the same machine has swept it
+        agent = self.pool.register(node_spec(node, gpus, machine=machine))
+        while self.pool.deliver(agent):
+            pass
+        if agent.rejected and old is not None:
+            self.pool.agents[node] = old
+
+    @rule(node=st.sampled_from(NODES), count=st.integers(1, 5))
+    def obey(self, node: str, count: int) -> None:
+        agent = self.pool.agents.get(node)
+        for _ in range(count):
+            if agent is not None:
+                self.pool.deliver(agent)
+
+    @rule(node=st.sampled_from(NODES), data=st.data(), what=st.sampled_from(["start", "fail", "end", "crash"]))
+    def act(self, node: str, data: st.DataObject, what: str) -> None:
+        agent = self.pool.agents.get(node)
+        if agent is None or not agent.processes:
+            return
+        launch_id = data.draw(st.sampled_from(sorted(agent.processes)))
+        if what == "start":
+            self.pool.start(agent, launch_id)
+        elif what == "fail" and launch_id not in agent.started:
+            self.pool.fail(agent, launch_id)
+        else:
+            self.pool.end(agent, launch_id, code=1 if what == "crash" else 0)
+
+    @rule(node=st.sampled_from(NODES))
+    def lose_node(self, node: str) -> None:
+        if node in self.pool.agents:
+            self.pool.expire_node(node)
+
+    @rule(node=st.sampled_from(NODES))
+    def leave(self, node: str) -> None:
+        agent = self.pool.agents.get(node)
+        if agent is not None:
+            agent.processes.clear()
+            self.pool.report(agent, r.LeaveNode())
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def lose_client(self, client: str) -> None:
+        self.pool.expire_client(self.sessions[client])
+
+    @rule(ms=st.integers(1, 2_000))
+    def wait(self, ms: int) -> None:
+        self.pool.pass_time(ms)
+
+    # --- what must hold ---
+
+    @invariant()
+    def holds(self) -> None:
+        if hasattr(self, "pool"):
+            self.pool.check()
+
+    def teardown(self) -> None:
+        """In the end everybody goes, and everything must be free and answered."""
+        if not hasattr(self, "pool"):
+            return
+        pool = self.pool
+        pool.check_replay(len(pool.log) // 2)
+        pool.settle()
+        pool.connect("last")
+        for ticket_id in sorted(pool.state.tickets):
+            pool.request("last", r.ReleaseGang(ticket_id))
+        pool.settle()
+        pool.check()
+        assert pool.state.tickets == {}
+        for node in pool.state.nodes.values():
+            assert node.free == node.total, "I3: something leaked"
+        unanswered = [key for key in pool.sent if not pool.answers[key] and key in self.asked]
+        assert unanswered == [], f"I5: never answered: {unanswered}"
+
+    def _ask(self, client: str, request: r.Request) -> None:
+        session = self.sessions[client]
+        self.asked[session, self.pool.request(session, request)] = request
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+def test_the_tables_agree_with_the_events() -> None:
+    from spoke.events.types import EVENT_TYPES
+
+    for table in (TICKET, ACTOR, NODE):
+        assert {name for _, name in table} <= set(EVENT_TYPES)
+
+
