@@ -163,7 +163,7 @@ class TcpEndpoint(Endpoint):
             self._put_back(rest)
             waiting = bool(self._backlog) and not self._shut
             self._out.notify_all()
-        if waiting:
+        if waiting and not self.flush():
             self.wants_flush()
 
     def flush(self) -> bool:
@@ -272,7 +272,9 @@ def dial(address: str, secret: bytes, *, timeout_s: float, limit_bytes: int = FR
         raise ActorUnreachable(f"{address} does not accept this ticket's secret; it serves another ticket") from None
     except (OSError, MalformedData, EOFError) as error:
         sock.close()
-        raise ActorUnreachable(f"{address} did not complete the handshake in {timeout_s:g} s: {error}") from error
+        raise ActorUnreachable(
+            f"the handshake with {address} failed ({error}); is the actor alive, and of this release?"
+        ) from error
     except BaseException:
         sock.close()
         raise

@@ -48,6 +48,11 @@ class Actor:
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
+    def stop(self) -> None:
+        """SIGSTOP, and wait until it has taken effect."""
+        self.signal(signal.SIGSTOP)
+        until(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")
+
     def end(self) -> str:
         """Let it close its server by itself; what it printed."""
         return self.process.communicate(timeout=20)[0]
@@ -347,6 +352,7 @@ def test_kill_9_of_the_actor_fails_all_outstanding_calls_at_once(start: Callable
         assert all(isinstance(future.exception(), ActorUnreachable) for future in futures)
         until(lambda: connection.closed)
         assert isinstance(connection.call("echo").exception(1), ActorUnreachable)
+    actor.process.wait(10)
     with pytest.raises(ActorUnreachable, match="nothing answers"):
         connect(actor.address, SECRET)
 
@@ -372,7 +378,7 @@ def test_close_ends_within_seconds_when_the_actor_is_stopped_in_mid_transfer(sta
     actor = start()
     connection = connect(actor.address, SECRET)
     connection.call("echo", (1,)).result(10)
-    actor.signal(signal.SIGSTOP)
+    actor.stop()
     try:
         waiting = connection.call("echo", (2,))
         # Far more than the sockets hold: comes back after a second without progress.
@@ -393,7 +399,7 @@ def test_a_stopped_actor_gets_the_backlog_when_it_goes_on(start: Callable[..., A
     actor = start()
     with connect(actor.address, SECRET) as connection:
         connection.call("echo", (1,)).result(10)
-        actor.signal(signal.SIGSTOP)
+        actor.stop()
         array = np.arange(5 * MIB)
         futures = [connection.call("echo", (array,))] + [connection.call("echo", (n,)) for n in range(100)]
         array[:] = 0  # what waited was copied
@@ -410,7 +416,7 @@ def test_close_from_another_thread_wakes_who_sends_and_who_waits(start: Callable
     waiter = threading.Thread(target=lambda: outcome.append(future.exception(30)))
     waiter.start()
     assert connection.call("wait_entered").result(10)
-    actor.signal(signal.SIGSTOP)
+    actor.stop()
     sender = threading.Thread(target=lambda: connection.call("echo", (np.zeros(200 * MIB, "u1"),)))
     sender.start()
     try:
