@@ -13,7 +13,7 @@ from typing import Any
 from spoke.allocator import line, nodes, tickets
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events import types as e
-from spoke.events.state import ClientState, PoolState
+from spoke.events.state import PoolState
 from spoke.protocol import requests as r
 
 LEASE_MS_MIN, LEASE_MS_MAX = 500, 24 * 3600 * 1000
@@ -23,13 +23,13 @@ Asked = r.Envelope | r.Garbage
 
 def decide(state: PoolState, asked: Asked, now_ms: int) -> list[e.Event]:
     """The events that follow from a request at server time ``now_ms``; none for one that was decided before."""
-    client = state.clients.get(asked.client_id)
-    if client is not None and asked.seq and client.has_decided(asked.seq):
+    known = state.client(asked.client_id)
+    if known is not None and asked.seq and known.has_decided(asked.seq):
         return []
     if isinstance(asked, r.Garbage):
         return [e.RequestRefused(asked.client_id, asked.seq, asked.request, asked.code, asked.reason)]
     try:
-        return _decide(state, client, asked, now_ms)
+        return _decide(state, asked, now_ms)
     except SpokeError as error:
         return [_refusal(asked, error)]
 
@@ -55,16 +55,16 @@ def expire(state: PoolState, holder: str) -> list[e.Event]:
     return []
 
 
-def _decide(state: PoolState, client: ClientState | None, asked: r.Envelope, now_ms: int) -> list[e.Event]:
+def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
     request = asked.request
     if asked.node_id:
         from_node = _FROM_NODES.get(type(request))
         if from_node is None:
             raise InvalidRequest(f"{request.TYPE} is for clients; node {asked.node_id} sent it")
         return from_node(state, asked, request)
-    if isinstance(request, r.ConnectClient):
+    if isinstance(request, r.ConnectClient) and asked.client_id not in state.gone:
         return _connect(state, asked, request)
-    if client is None:
+    if asked.client_id not in state.clients:
         return [
             e.RequestRefused(
                 asked.client_id,

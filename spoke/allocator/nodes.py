@@ -136,7 +136,7 @@ def _after_end(ticket: TicketState, actor: ActorState, failed: str) -> list[e.Ev
 
 
 def _alive_on(ticket: TicketState, node_id: str) -> list[ActorState]:
-    return [actor for _, actor in sorted(ticket.actors.items()) if actor.node_id == node_id and actor.alive]
+    return [actor for actor in ticket.actors if actor.node_id == node_id and actor.alive]
 
 
 def _node(state: PoolState, asked: r.Envelope) -> NodeState | None:
@@ -150,7 +150,7 @@ def _actor(
 ) -> tuple[TicketState, ActorState] | None:
     """The actor of a report, unless the report is about a launch that is over."""
     ticket = state.tickets.get(ticket_id)
-    actor = ticket.actors.get(rank) if ticket is not None else None
+    actor = ticket.actor(rank) if ticket is not None else None
     if ticket is None or actor is None or actor.launch_id != launch_id or actor.node_id != asked.node_id:
         return None
     return (ticket, actor) if _node(state, asked) is not None else None

@@ -148,7 +148,7 @@ def _gang_cancelled(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
 def _gang_attached(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.GangAttached, recorded)
     ticket = state.tickets[event.ticket_id]
-    actors = tuple(actor_info(actor) for _, actor in sorted(ticket.actors.items()))
+    actors = tuple(map(actor_info, ticket.actors))
     granted = p.Granted(ticket.ticket_id, ticket.spec, ticket.slots, ticket.master_addr, ticket.master_port, actors)
     yield Tell(event.client_id, event.seq, granted)
 
@@ -159,7 +159,7 @@ def _gang_releasing(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
     if ticket.phase == "releasing":
         return
     close = o.CloseTicket(ticket.ticket_id, ticket.spec.grace_s)
-    for node_id in sorted({actor.node_id for actor in ticket.actors.values()}):
+    for node_id in sorted({actor.node_id for actor in ticket.actors}):
         yield from _command(state, node_id, close)
     for client_id in _interested(state, ticket):
         if client_id != event.client_id:
@@ -210,7 +210,7 @@ def _launch_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> I
 def _actor_moved(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event: Any = recorded.event
     ticket = state.tickets[event.ticket_id]
-    actor = ticket.actors[event.rank]
+    actor = _launched(ticket, event.rank)
     info = _info_after(actor, event)
     if actor.phase == "launching" and ticket.launches[actor.launch] == 1:
         yield _launch_answer(ticket, actor.launch, info)
@@ -223,7 +223,7 @@ def _actor_moved(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterat
 def _stop_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.ActorStopRequested, recorded)
     ticket = state.tickets[event.ticket_id]
-    actor = ticket.actors[event.rank]
+    actor = _launched(ticket, event.rank)
     stop = o.StopActor(ticket.ticket_id, actor.rank, actor.launch_id, ticket.spec.grace_s)
     yield from _command(state, actor.node_id, stop)
     yield Tell(event.client_id, event.seq, p.Done())
@@ -232,9 +232,7 @@ def _stop_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
 def _launch_answer(ticket: TicketState, launch: str, last: p.ActorInfo) -> Tell:
     """The one answer to a launch request, given when the last of its actors is up or has failed."""
     infos = [
-        last if actor.rank == last.rank else actor_info(actor)
-        for _, actor in sorted(ticket.actors.items())
-        if actor.launch == launch
+        last if actor.rank == last.rank else actor_info(actor) for actor in ticket.actors if actor.launch == launch
     ]
     client_id, _, seq = launch.rpartition("/")
     failed = [info for info in infos if not info.pid]
@@ -279,6 +277,12 @@ def _info_after(actor: ActorState, event: Any) -> p.ActorInfo:
         signal=getattr(event, "signal", 0),
         reason=getattr(event, "reason", ""),
     )
+
+
+def _launched(ticket: TicketState, rank: int) -> ActorState:
+    actor = ticket.actor(rank)
+    assert actor is not None
+    return actor
 
 
 def _interested(state: PoolState, ticket: TicketState) -> list[str]:

@@ -51,7 +51,7 @@ def launch(state: PoolState, asked: r.Envelope, request: r.LaunchActors) -> list
     for member in request.members:
         if not 0 <= member.rank < len(ticket.slots):
             raise _no_rank(ticket, member.rank)
-        actor = ticket.actors.get(member.rank)
+        actor = ticket.actor(member.rank)
         if actor is not None and actor.alive:
             raise AlreadyLaunched(
                 f"rank {member.rank} of ticket {ticket.ticket_id} has actor {actor.actor_id}, which is {actor.phase}: "
@@ -76,7 +76,7 @@ def stop_actor(state: PoolState, asked: r.Envelope, request: r.StopActor) -> lis
     ticket = _live(state, request.ticket_id)
     if not 0 <= request.rank < len(ticket.slots):
         raise _no_rank(ticket, request.rank)
-    actor = ticket.actors.get(request.rank)
+    actor = ticket.actor(request.rank)
     if actor is None or not actor.alive:
         return [e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, f"no actor runs at rank {request.rank}")]
     return [

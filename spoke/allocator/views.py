@@ -86,7 +86,7 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
         fields["master"] = f"{ticket.master_addr}:{ticket.master_port}"
     for slot in ticket.slots:
         rank: dict[str, Any] = {"node": slot.node_id, "host": slot.host, "gpus": slot.gpu_ids}
-        actor = ticket.actors.get(slot.global_rank)
+        actor = ticket.actor(slot.global_rank)
         if actor is not None:
             rank |= {"actor": actor.actor_id, "runs": actor.spec.title[:200], "state": actor.phase, "pid": actor.pid}
             if actor.phase in ("exited", "start_failed", "lost"):

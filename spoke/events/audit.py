@@ -73,14 +73,14 @@ def _decided_twice(state: PoolState, recorded: e.Recorded, previous: e.Event | N
     """I5: a request leads to one decision. A grant from the line, and the members of one launch, are not a second."""
     event = recorded.event
     client_id, seq = getattr(event, "client_id", ""), getattr(event, "seq", 0)
-    client = state.clients.get(client_id)
+    client = state.client(client_id)
     if not seq or client is None or not client.has_decided(seq):
         return
     if isinstance(event, (e.GangAllocated, e.GangRefused)) and event.ticket_id in state.tickets:
         return
-    if isinstance(event, e.ActorLaunchRequested) and isinstance(previous, e.ActorLaunchRequested):
-        if (previous.client_id, previous.seq) == (client_id, seq):
-            return
+    same_launch = isinstance(event, e.ActorLaunchRequested) and isinstance(previous, e.ActorLaunchRequested)
+    if same_launch and (previous.client_id, previous.seq) == (client_id, seq):  # type: ignore[union-attr]
+        return
     yield f"I5: request {seq} of client {client_id} was decided before"
 
 

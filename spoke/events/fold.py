@@ -18,6 +18,7 @@ from spoke.errors import InvalidTransition
 from spoke.events import types as e
 from spoke.events.lifecycle import ACTOR, NODE, TICKET, advance
 from spoke.events.state import (
+    GONE_CLIENTS_KEPT,
     SEQ_WINDOW,
     ActorState,
     ClientState,
@@ -53,7 +54,7 @@ def launch_key(client_id: str, seq: int) -> str:
 
 
 def _mark_decided(state: PoolState, client_id: str, seq: int) -> None:
-    client = state.clients.get(client_id)
+    client = state.client(client_id)
     if client is None or seq <= client.seq_floor:
         return
     if seq == client.seq_floor + 1 and not client.seqs:  # in order, as nearly always
@@ -90,7 +91,7 @@ def _ticket(state: PoolState, event_id: str, event: Any) -> TicketState:
 
 def _actor(state: PoolState, event_id: str, event: Any) -> tuple[TicketState, ActorState]:
     ticket = _ticket(state, event_id, event)
-    actor = ticket.actors.get(event.rank)
+    actor = ticket.actor(event.rank)
     if actor is None or actor.actor_id != event.actor_id:
         raise InvalidTransition(
             f"event {event_id} ({event.TYPE}) is about actor {event.actor_id} at rank {event.rank} of ticket "
@@ -121,10 +122,15 @@ def _client_connected(state: PoolState, event_id: str, event: e.ClientConnected)
 
 
 def _client_gone(state: PoolState, event_id: str, event: e.ClientLost | e.ClientClosed) -> None:
-    if state.clients.pop(event.client_id, None) is None:
+    client = state.clients.pop(event.client_id, None)
+    if client is None:
         raise InvalidTransition(
             f"event {event_id} ({event.TYPE}) is about client {event.client_id}, which is not there"
         )
+    client.tickets = set()
+    state.gone[event.client_id] = client
+    if len(state.gone) > GONE_CLIENTS_KEPT:
+        del state.gone[next(iter(state.gone))]
 
 
 # --- nodes -------------------------------------------------------------------------------------------------------
@@ -275,10 +281,15 @@ def _actor_launch_requested(state: PoolState, event_id: str, event: e.ActorLaunc
     ticket = _ticket(state, event_id, event)
     what = f"rank {event.rank} of ticket {event.ticket_id}"
     ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
-    known = ticket.actors.get(event.rank)
+    if not 0 <= event.rank < len(ticket.slots):
+        raise InvalidTransition(f"event {event_id} launches {what}, which has {len(ticket.slots)} ranks")
+    known = ticket.actor(event.rank)
     phase = advance(ACTOR, what, known.phase if known else None, event_id, event.TYPE)
     key = launch_key(event.client_id, event.seq)
-    ticket.actors[event.rank] = ActorState(event.actor_id, event.rank, event.node_id, event_id, key, event.spec, phase)
+    if not ticket.members:
+        ticket.members = [None] * len(ticket.slots)
+    actor = ActorState(event.actor_id, event.rank, event.node_id, event_id, key, event.spec, phase)
+    ticket.members[event.rank] = actor
     ticket.launches[key] = ticket.launches.get(key, 0) + 1
     ticket.alive[event.node_id] = ticket.alive.get(event.node_id, 0) + 1
 

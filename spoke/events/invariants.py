@@ -38,13 +38,13 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
         if ticket_id not in state.nodes[node_id].tickets:
             yield f"I3: ticket {ticket_id} holds node {node_id}, which does not know it"
     places = {slot.global_rank: slot.node_id for slot in ticket.slots}
-    for rank, actor in ticket.actors.items():
-        if actor.alive and places.get(rank) not in ticket.held:
+    for actor in ticket.actors:
+        if actor.alive and places.get(actor.rank) not in ticket.held:
             yield f"I4: actor {actor.actor_id} of {ticket_id} is {actor.phase} where the ticket holds nothing"
-    alive = Counter(actor.node_id for actor in ticket.actors.values() if actor.alive)
+    alive = Counter(actor.node_id for actor in ticket.actors if actor.alive)
     if alive != ticket.alive:
         yield f"I4: ticket {ticket_id} counts {ticket.alive} live actors, but has {dict(alive)}"
-    launching = sum(actor.phase == "launching" for actor in ticket.actors.values())
+    launching = sum(actor.phase == "launching" for actor in ticket.actors)
     if launching != sum(ticket.launches.values()):
         yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
 

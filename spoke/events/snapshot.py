@@ -41,6 +41,7 @@ class _Snapshot:
     nodes: dict[str, _Node]
     tickets: dict[str, TicketState]
     clients: dict[str, ClientState]
+    gone: list[ClientState]
     queue: list[str]
 
 
@@ -61,6 +62,7 @@ def encode(state: PoolState) -> bytes:
             nodes,
             state.tickets,
             state.clients,
+            list(state.gone.values()),
             state.queue,
         )
     )
@@ -82,6 +84,7 @@ def decode(raw: bytes) -> PoolState:
         nodes={node_id: NodeState.empty(n.spec, n.phase, n.incarnation) for node_id, n in read.nodes.items()},
         tickets=read.tickets,
         clients=read.clients,
+        gone={client.client_id: client for client in read.gone},
         queue=read.queue,
     )
     for ticket in state.tickets.values():

@@ -13,6 +13,7 @@ from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPha
 from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
 
 SEQ_WINDOW = 1_024
+GONE_CLIENTS_KEPT = 1_000
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ class TicketState:
     group_sizes: tuple[int, ...] = ()
     held: set[str] = field(default_factory=set)
     alive: dict[str, int] = field(default_factory=dict)  # node -> how many of the ticket's actors may run there
-    actors: dict[int, ActorState] = field(default_factory=dict)
+    members: list[ActorState | None] = field(default_factory=list)  # by rank; empty until the first launch
     launches: dict[str, int] = field(default_factory=dict)  # launch request -> its actors that are not up yet
     watchers: set[str] = field(default_factory=set)
     release_requests: list[tuple[str, int]] = field(default_factory=list)
@@ -130,6 +131,15 @@ class TicketState:
     def need(self) -> Amount:
         """What one member needs."""
         return need_of(self.spec)
+
+    @property
+    def actors(self) -> list[ActorState]:
+        """The latest actor of every rank that was launched, in rank order."""
+        return [actor for actor in self.members if actor is not None]
+
+    def actor(self, rank: int) -> ActorState | None:
+        """The latest actor of a rank; None if it was never launched."""
+        return self.members[rank] if 0 <= rank < len(self.members) else None
 
 
 @dataclass(slots=True)
@@ -163,8 +173,14 @@ class PoolState:
     nodes: dict[str, NodeState] = field(default_factory=dict)
     tickets: dict[str, TicketState] = field(default_factory=dict)
     clients: dict[str, ClientState] = field(default_factory=dict)
+    gone: dict[str, ClientState] = field(default_factory=dict)
+    """The last clients that left: what they send again is still known, and they cannot come back to life."""
     queue: list[str] = field(default_factory=list)
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
+
+    def client(self, client_id: str) -> ClientState | None:
+        """A client that is connected, or left not long ago."""
+        return self.clients.get(client_id) or self.gone.get(client_id)
 
     def index(self, node: NodeState) -> None:
         """Keep the capacity index in step with a node's state."""

@@ -97,13 +97,13 @@ class PoolMachine(RuleBasedStateMachine):
         if self.asked:
             client, seq = data.draw(st.sampled_from(sorted(self.asked)))
             events = len(self.pool.log)
-            known = client in self.pool.state.clients
+            known = self.pool.state.client(client) is not None
             self.pool.request(client, self.asked[client, seq], seq=seq)
             if known:
                 assert len(self.pool.log) == events, "a request was decided twice"
-            else:
+            else:  # it never connected, so nothing of it is remembered
                 del self.asked[client, seq]
-                self.pool.answers.pop((client, seq), None)
+                del self.pool.answers[client, seq]
 
     @rule(client=st.sampled_from(CLIENTS), name=st.sampled_from(["", "gang.allocate", "no.such"]))
     def garbage(self, client: str, name: str) -> None:
