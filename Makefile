@@ -1,0 +1,114 @@
+# Everything starts from a bare clone with Python 3.11+ and make: `make demo`, `make test`.
+# The environment is .venv; it is brought up to date when pyproject.toml changes, and built anew when CI=true.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.SUFFIXES:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --color=no -q
+SUITES := unit property integration chaos e2e
+DEMO_READY := $(VENV)/.ready-for-demo
+TEST_READY := $(VENV)/.ready-for-test
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- the environment -------------------------------------------------------------------------------------------
+
+.PHONY: venv
+venv: $(TEST_READY) ## build the environment with all that development needs
+
+.PHONY: python
+python: # a virtual environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Spoke needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=..."; exit 1; }
+	@if ! [ -x $(BIN)/python ]; then $(PYTHON) -m venv $(VENV); fi
+
+# The stamps stand in .venv, so they go when it goes.
+$(DEMO_READY): pyproject.toml | python
+	$(BIN)/python -m pip install --quiet --editable '.[examples]'
+	@touch $@
+
+$(TEST_READY): pyproject.toml | python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,examples,torch]'
+	@touch $@ $(DEMO_READY)
+
+ifeq ($(CI),true)
+.PHONY: fresh
+fresh:
+	rm -rf $(VENV)
+python $(DEMO_READY) $(TEST_READY): fresh
+endif
+
+# --- run -------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(DEMO_READY) ## two nodes, a gang of 2 x 2 actors, a model trained, every GPU back (2 minutes at most)
+	$(BIN)/python examples/digits.py
+
+# --- test ------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: lint types imports docs tests ## everything that a change must pass
+
+.PHONY: tests
+tests: $(TEST_READY) ## every suite, in one run
+	$(PYTEST) $(addprefix tests/,$(SUITES))
+
+.PHONY: $(SUITES)
+unit: ## the parts, without a server
+property: ## random histories against the invariants
+integration: ## the parts on a real server
+chaos: ## kill -9 of everything, and what the log says then
+e2e: ## the command line and the examples, with real processes
+$(SUITES): $(TEST_READY)
+	$(PYTEST) tests/$@
+
+.PHONY: lint
+lint: $(TEST_READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(TEST_READY) ## mypy --strict
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(TEST_READY) ## which package may import which
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(TEST_READY) ## put the code in form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# --- documentation ---------------------------------------------------------------------------------------------
+
+.PHONY: docs
+docs: $(TEST_READY) ## build the site into site/; a broken link is an error
+	$(BIN)/python docs/gen/write.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
+.PHONY: docs-gen
+docs-gen: $(TEST_READY) ## write the generated pages anew
+	$(BIN)/python docs/gen/write.py
+
+.PHONY: docs-serve
+docs-serve: $(TEST_READY) ## the site on this machine, rebuilt as you write
+	$(BIN)/mkdocs serve
+
+.PHONY: bench
+bench: $(TEST_READY) ## every benchmark: figure, floor, ratio
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+.PHONY: clean
+clean: ## remove what can be built again, the environment included
+	rm -rf $(VENV) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
