@@ -33,7 +33,7 @@ from spoke.protocol.server import connect
 HERE = Path(__file__).resolve().parent
 SPOKE = str(Path(sys.executable).with_name("spoke"))
 NODES, ACTORS_PER_NODE, GPUS_PER_NODE = 2, 2, 4
-STEPS, BATCH, RATE = 200, 48, 0.05
+STEPS, BATCH, RATE = 400, 48, 0.1
 ACCURACY_MIN = 0.93
 WAIT_S = 60.0
 STOP_S = 20.0
@@ -100,7 +100,7 @@ def train(client: spoke.Client, seed: int) -> float:
             parts = everyone(workers, "gradients", step)
             mean = [np.mean(arrays, axis=0) for arrays in zip(*(part[1] for part in parts), strict=True)]
             everyone(workers, "apply", mean)
-            if step % 25 == 0 or step == STEPS - 1:
+            if step % 50 == 0 or step == STEPS - 1:
                 loss = float(np.mean([part[0] for part in parts]))
                 print(f"  step {step:3d}  loss {loss:.4f}  {'#' * round(loss * 20)}")
 

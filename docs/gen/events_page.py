@@ -1,0 +1,186 @@
+"""The reference of events, from their classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+from prose import NOTE, cell, doc, markdown
+
+from spoke.events import model, types
+from spoke.events.codec import encode_event
+
+GROUPS = {
+    "allocator": "The allocator and requests",
+    "request": "The allocator and requests",
+    "client": "Clients",
+    "node": "Nodes",
+    "gang": "Gangs",
+    "actor": "Actors",
+}
+WRITTEN_WHEN = {
+    "allocator.elected": "an allocator begins a term: at its start, at a take-over, and after a commit that failed",
+    "request.refused": "a request cannot be decided, or asks for what cannot be",
+    "request.answered": "a request finds nothing left to do",
+    "client.connected": "a client sends `client.connect`",
+    "client.lost": "a client's lease has run out",
+    "client.closed": "a client sends `client.close`",
+    "node.registered": "an agent sends `node.register`",
+    "node.updated": "a node's labels are changed",
+    "node.lost": "a node's lease has run out, or its agent registers anew",
+    "node.draining": "an operator drains a node",
+    "node.drained": "a draining node's last ticket has gone",
+    "node.removed": "an agent sends `node.leave`",
+    "gang.queued": "a gang asks for places, does not fit now, and is willing to wait",
+    "gang.allocated": "a gang fits: at once, or when it is its turn in the line",
+    "gang.refused": "a gang does not fit and does not wait, or has waited as long as it was willing to",
+    "gang.cancelled": "a waiting gang is withdrawn by its client, by a release, or because its client is gone",
+    "gang.attached": "another client sends `gang.attach`",
+    "gang.releasing": "a ticket is released, or its client is gone, or a member failed and it was to fail as a whole",
+    "gang.released": "nothing of a releasing ticket can run any more on these nodes",
+    "actor.launch_requested": "a client launches; one event for each actor",
+    "actor.started": "an agent reports that an actor is up",
+    "actor.start_failed": "an agent reports that an actor did not come up",
+    "actor.exited": "an agent reports that nothing of an actor is alive",
+    "actor.lost": "an actor's node is lost",
+    "actor.stop_requested": "a client stops one actor",
+}
+RESOURCES = model.Resources(gpus=1)
+GANG = model.GangSpec(num_nodes=1, actors_per_node=2, resources=RESOURCES, name="digits")
+SLOTS = tuple(model.Slot(rank, rank, 0, "node-0", "10.0.0.7", (rank,), (f"GPU-5ca1ab1e-{rank}",)) for rank in range(2))
+NODE = model.NodeSpec(
+    "node-0",
+    "gpu-7",
+    "10.0.0.7",
+    gpus=tuple(model.Gpu(index, f"GPU-5ca1ab1e-{index}", "H100", 85_899_345_920) for index in range(2)),
+    cpu_milli=64_000,
+    memory=549_755_813_888,
+    ports=model.PortRange(12_300, 16),
+    imports=("my_actors",),
+    pid=4711,
+)
+BY_TYPE: dict[str, Any] = {
+    "GangSpec": GANG,
+    "NodeSpec": NODE,
+    "ActorSpec": model.ActorSpec(type_name="DigitsWorker"),
+    "tuple[Slot, ...]": SLOTS,
+    "tuple[str, ...]": ("node-0",),
+    "dict[str, str]": {"rack": "b4"},
+    "bool": True,
+}
+BY_NAME: dict[str, Any] = {
+    "holder": "gpu-7:4242:a1b2c3",
+    "epoch": 3,
+    "version": "0.1.0",
+    "client_id": "c-9f31c2",
+    "seq": 2,
+    "request": "gang.allocate",
+    "code": "refused",
+    "reason": "needs 2 nodes with 8 GPUs free; 1 of 2 nodes qualifies: node-0",
+    "node_id": "node-0",
+    "incarnation": "8d1f60",
+    "lease_ms": 10_000,
+    "host": "login-1",
+    "pid": 4811,
+    "user": "ada",
+    "ticket_id": "t-17",
+    "deadline_ms": 0,
+    "master_addr": "10.0.0.7",
+    "master_port": 12_300,
+    "policy": "pack/1",
+    "rank": 1,
+    "actor_id": "DigitsWorker-1",
+    "address": "tcp://10.0.0.7:40117",
+    "signal": 0,
+}
+SPECIAL: dict[tuple[str, str], Any] = {
+    ("client.lost", "reason"): "no sign of life for 10 s",
+    ("node.lost", "reason"): "its lease ran out",
+    ("node.removed", "reason"): "its agent was stopped",
+    ("request.refused", "request"): "actor.launch",
+    ("request.refused", "code"): "unknown_ticket",
+    ("request.refused", "reason"): "there is no ticket 't-99' in this pool",
+    ("request.refused", "node_id"): "",
+    ("request.refused", "incarnation"): "",
+    ("request.answered", "request"): "gang.release",
+    ("request.answered", "reason"): "t-17 has ended before",
+    ("gang.cancelled", "reason"): "its client cancelled it",
+    ("gang.releasing", "reason"): "its client released it",
+    ("gang.refused", "code"): "timeout",
+    ("actor.start_failed", "reason"): "ModuleNotFoundError: No module named 'my_actors'",
+    ("actor.lost", "reason"): "its node was lost: its lease ran out",
+    ("actor.exited", "code"): 0,
+}
+
+
+def render() -> str:
+    """The page."""
+    parts = [
+        NOTE.format(source="spoke/events/types.py"),
+        "# Events\n",
+        markdown(inspect.getdoc(types) or "").split("\n", 1)[1].strip() + "\n",
+        "In the stream `spoke:{POOL}:events` an event is flat: `type`, `v` (its version), then its own fields. Text "
+        "and whole numbers stand as they are; nested values are JSON. The entry's id is `<milliseconds>-<sequence>`: "
+        "it orders the events, and its milliseconds are roughly the server's time. `spoke log` shows them, and so does "
+        "`redis-cli XRANGE`.\n",
+        "Where an event has `client_id` and `seq`, they name the request that led to it.\n",
+    ]
+    heading = ""
+    for name, cls in types.EVENT_TYPES.items():
+        group = GROUPS[name.partition(".")[0]]
+        if group != heading:
+            heading = group
+            parts.append(f"## {heading}\n")
+        parts.append(_entry(name, cls))
+    parts.append("## Nested values\n")
+    for nested in (
+        model.NodeSpec,
+        model.Gpu,
+        model.PortRange,
+        model.GangSpec,
+        model.Resources,
+        model.Slot,
+        model.ActorSpec,
+    ):
+        parts.append(f"### {nested.__name__}\n\n{_without_examples(doc(nested))}\n\n{_table(nested)}")
+    return "\n".join(parts)
+
+
+def _entry(name: str, cls: type[types.Event]) -> str:
+    example = cls(**{field.name: _example(name, field) for field in dataclasses.fields(cls)})
+    lines = "\n".join(f"{key}: {_plain(value)}".rstrip() for key, value in encode_event(example).items())
+    return (
+        f"### `{name}`\n\n{doc(cls)}\n\n*Written when* {WRITTEN_WHEN[name]}. *Version* {cls.VERSION}.\n\n"
+        f"{_table(cls)}\n```text\n{lines}\n```\n"
+    )
+
+
+def _table(cls: type[Any]) -> str:
+    rows = ["| field | type | default |", "|---|---|---|"]
+    for field in dataclasses.fields(cls):
+        rows.append(f"| `{field.name}` | `{cell(str(field.type))}` | {_default(field)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default!r}`"
+    if field.default_factory is not dataclasses.MISSING:
+        return "empty"
+    return ""
+
+
+def _example(event: str, field: dataclasses.Field[Any]) -> Any:
+    if (event, field.name) in SPECIAL:
+        return SPECIAL[event, field.name]
+    return BY_TYPE[str(field.type)] if str(field.type) in BY_TYPE else BY_NAME[field.name]
+
+
+def _plain(value: str | bytes | int) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _without_examples(text: str) -> str:
+    return re.split(r"\n*>>> ", text)[0].strip()
