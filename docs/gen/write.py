@@ -8,15 +8,17 @@ from pathlib import Path
 
 import cli_page
 import events_page
+import house_map
 import keys_page
 import lifecycles_page
 
-REFERENCE = Path(__file__).resolve().parent.parent / "reference"
+ROOT = Path(__file__).resolve().parents[2]
 PAGES: dict[str, Callable[[], str]] = {
-    "cli.md": cli_page.render,
-    "events.md": events_page.render,
-    "keys.md": keys_page.render,
-    "lifecycles.md": lifecycles_page.render,
+    "docs/reference/cli.md": cli_page.render,
+    "docs/reference/events.md": events_page.render,
+    "docs/reference/keys.md": keys_page.render,
+    "docs/reference/lifecycles.md": lifecycles_page.render,
+    "CONTRIBUTING.md": house_map.render,
 }
 
 
@@ -24,13 +26,13 @@ def main() -> int:
     """Write or check every page."""
     stale = []
     for name, render in PAGES.items():
-        path, text = REFERENCE / name, render()
+        path, text = ROOT / name, render()
         if path.exists() and path.read_text() == text:
             continue
         stale.append(name)
         if "--check" not in sys.argv:
             path.write_text(text)
-            print(f"wrote {path.relative_to(REFERENCE.parent.parent)}")
+            print(f"wrote {name}")
     if stale and "--check" in sys.argv:
         print(f"not current: {', '.join(stale)}. Run `make docs-gen` and commit what it writes.")
         return 1
