@@ -1,0 +1,68 @@
+"""``make demo``: what a new user sees first must work, say what it promises, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_S = 110.0
+MARK = "SPOKE_TEST_MARK"
+
+pytest.importorskip("sklearn")
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes that carry the mark in their environment, wherever they have gone."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A mark for the processes of one test; those that are left at its end are killed."""
+    value = uuid.uuid4().hex
+    yield value
+    for process in marked(value):
+        process.kill()
+
+
+@pytest.mark.timeout(150)
+def test_the_demo_trains_gives_everything_back_and_leaves_no_process(mark: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "digits.py")],
+        cwd=tmp_path,
+        env={**os.environ, MARK: mark},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_S,
+        check=False,
+    )
+    said = done.stdout
+    assert done.returncode == 0, said + done.stderr
+    assert [process.cmdline() for process in marked(mark)] == []
+    assert len(re.findall(r"^  \S+ is up: 4 GPUs", said, re.MULTILINE)) == 2
+    assert len(re.findall(r"^  rank [0-3] -> ", said, re.MULTILINE)) == 4
+    assert len(re.findall(r"^  \S+: 4 of 4 GPUs free \[0, 1, 2, 3\]$", said, re.MULTILINE)) == 2
+    accuracy = re.search(r"accuracy on held-out digits: ([\d.]+); all 4 copies of the model equal: True", said)
+    assert accuracy is not None, said
+    assert float(accuracy[1]) > 0.93
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
+    assert losses[-1] < losses[0] / 4
+    assert "the replayed log and the live pool agree: True" in said
+    assert "gang.released" in said
