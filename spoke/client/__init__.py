@@ -1,0 +1,1 @@
+"""Clients: sessions, gangs, handles. The public names are in the package ``spoke``."""

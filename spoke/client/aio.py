@@ -1,0 +1,362 @@
+"""``spoke.AsyncClient``: the same for asyncio. A thin face on the sync client, which does the work in its threads.
+
+Nothing here blocks the event loop: requests are handed to the sender's thread, and what must wait for the server in
+the calling thread (opening, the first launch, closing) goes through ``asyncio.to_thread``. Cancelling a task that
+awaits a request withdraws the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Env, Gang, Ids
+from spoke.client.handle import ActorHandle
+from spoke.client.status import PoolStatus
+from spoke.client.sync import CLOSE_TIMEOUT_S, Client
+from spoke.client.tracking import ActorExit
+from spoke.errors import ClientClosed
+from spoke.events.model import OnFailure, Resources, Slot
+
+T = TypeVar("T")
+_NO_NEED = Resources()
+
+
+class AsyncActorHandle:
+    """``ActorHandle`` for asyncio: ``await handle.call("method", ...)``."""
+
+    def __init__(self, handle: ActorHandle) -> None:
+        self.sync = handle
+
+    @property
+    def gang(self) -> AsyncGang:
+        """The gang that the actor is a member of."""
+        return AsyncGang(self.sync.gang)
+
+    @property
+    def id(self) -> str:
+        """The actor's id, as it was launched."""
+        return self.sync.id
+
+    @property
+    def rank(self) -> int:
+        """The global rank."""
+        return self.sync.rank
+
+    @property
+    def slot(self) -> Slot:
+        """The place: node, host, ranks, GPUs."""
+        return self.sync.slot
+
+    @property
+    def node_id(self) -> str:
+        """The node that the actor runs on."""
+        return self.sync.node_id
+
+    @property
+    def pid(self) -> int:
+        """The process id on its node."""
+        return self.sync.pid
+
+    @property
+    def address(self) -> str:
+        """Where it takes calls; empty for a command."""
+        return self.sync.address
+
+    @property
+    def exit(self) -> ActorExit | None:
+        """How it ended; None while it runs, as far as this client knows."""
+        return self.sync.exit
+
+    def options(self, *, timeout_s: float | None) -> AsyncActorHandle:
+        """The same actor with other defaults; see ``ActorHandle.options``."""
+        return AsyncActorHandle(self.sync.options(timeout_s=timeout_s))
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method and return its result; see ``ActorHandle.call``. Cancelling gives the call up."""
+        if self.sync.is_connected:
+            return await asyncio.wrap_future(self.sync.call(method, *args, **kwargs))
+        return await _await_late(self.sync.call, method, *args, **kwargs)
+
+    async def stop(self) -> bool:
+        """Ask the actor to stop; see ``ActorHandle.stop``."""
+        return await asyncio.wrap_future(self.sync.stop())
+
+    async def wait(self, timeout: float | None = None) -> ActorExit:
+        """Wait for the actor's end; WaitTimeout after ``timeout`` seconds (None: never)."""
+        return await asyncio.wrap_future(self.sync.wait(timeout))
+
+    async def release(self) -> bool:
+        """Give back the whole gang of this actor."""
+        return await asyncio.wrap_future(self.sync.release())
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.sync)[1:]}"
+
+
+class AsyncGang:
+    """``Gang`` for asyncio; ``async with gang`` releases it at the end of the block."""
+
+    def __init__(self, gang: Gang) -> None:
+        self.sync = gang
+
+    @property
+    def ticket_id(self) -> str:
+        """The ticket."""
+        return self.sync.ticket_id
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The places, by rank."""
+        return self.sync.slots
+
+    @property
+    def master_addr(self) -> str:
+        """The address of rank 0's node, for rendezvous."""
+        return self.sync.master_addr
+
+    @property
+    def master_port(self) -> int:
+        """A port on rank 0's node that its agent keeps free for this gang."""
+        return self.sync.master_port
+
+    @property
+    def releasing(self) -> str:
+        """Why the gang is being given back; empty while it is not."""
+        return self.sync.releasing
+
+    @property
+    def released(self) -> bool:
+        """Whether nothing is left of it."""
+        return self.sync.released
+
+    @property
+    def actors(self) -> list[AsyncActorHandle]:
+        """Handles on the actors that are known to run, by rank."""
+        return [AsyncActorHandle(handle) for handle in self.sync.actors]
+
+    @property
+    def exits(self) -> dict[int, ActorExit]:
+        """How the actors ended that have ended so far, by rank."""
+        return self.sync.exits
+
+    async def launch(self, type: str, args: Args = None, *, ids: Ids = None, env: Env = None) -> list[AsyncActorHandle]:
+        """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
+        return _wrap_all(await _await_late(self.sync.launch, type, args, ids=ids, env=env))
+
+    async def launch_command(
+        self, argv: Sequence[str], *, env: Env = None, cwd: str | None = None
+    ) -> list[AsyncActorHandle]:
+        """Run a command at every rank; see ``Client.launch_command``."""
+        return _wrap_all(await _await_late(self.sync.launch_command, argv, env=env, cwd=cwd))
+
+    async def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> list[ActorExit]:
+        """Wait for the ends of the actors; see ``Gang.wait``."""
+        return await asyncio.wrap_future(self.sync.wait(timeout, ranks=ranks))
+
+    async def release(self) -> bool:
+        """Give everything back; see ``Client.gang_release``."""
+        return await asyncio.wrap_future(self.sync.release())
+
+    def __len__(self) -> int:
+        return len(self.sync)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.sync)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.released and self.sync.client.is_open:
+            await asyncio.wait_for(self.release(), RELEASE_TIMEOUT_S)
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.sync)[1:]}"
+
+
+class AsyncClient:
+    """``Client`` for asyncio: ``async with spoke.AsyncClient(url) as client``. The options are those of ``Client``.
+
+    Making one does nothing yet; ``async with``, or ``await client.open()``, opens the session.
+    """
+
+    def __init__(self, url: str | None = None, *, pool: str | None = None, **options: Any) -> None:
+        self._make = lambda: Client(url, pool=pool, _direct=False, **options)
+        self._client: Client | None = None
+
+    async def open(self) -> Self:
+        """Open the session; raises what ``Client(...)`` raises."""
+        if self._client is None:
+            self._client = await asyncio.to_thread(self._make)
+        return self
+
+    @property
+    def sync(self) -> Client:
+        """The sync client that does the work; raises ClientClosed before ``open``."""
+        if self._client is None:
+            raise ClientClosed("this client is not open yet: use `async with client`, or `await client.open()`")
+        return self._client
+
+    async def gang_allocate(
+        self,
+        num_nodes: int,
+        actors_per_node: int,
+        resources: Resources = _NO_NEED,
+        strict_pack: bool = True,
+        *,
+        timeout: float | None = 300.0,
+        detached: bool = False,
+        preferred_node: str | None = None,
+        gpu_ids: Sequence[int] | None = None,
+        on_failure: OnFailure = "report",
+        grace_s: float = 5.0,
+        name: str = "",
+    ) -> AsyncGang:
+        """Reserve places for a gang; see ``Client.gang_allocate``. Cancelling withdraws the request."""
+        future = self.sync.gang_allocate(
+            num_nodes,
+            actors_per_node,
+            resources,
+            strict_pack,
+            timeout=timeout,
+            detached=detached,
+            preferred_node=preferred_node,
+            gpu_ids=gpu_ids,
+            on_failure=on_failure,
+            grace_s=grace_s,
+            name=name,
+        )
+        return AsyncGang(await asyncio.wrap_future(future))
+
+    async def gang_release(self, ticket_id: str, *, timeout: float | None = None) -> bool:
+        """Give a ticket back; see ``Client.gang_release``."""
+        return await asyncio.wrap_future(self.sync.gang_release(ticket_id, timeout=timeout))
+
+    async def attach(self, ticket_id: str) -> AsyncGang:
+        """A ticket that another client was granted; see ``Client.attach``."""
+        return AsyncGang(await asyncio.wrap_future(self.sync.attach(ticket_id)))
+
+    async def launch_actor(
+        self,
+        ticket_id: str,
+        global_rank: int,
+        type: str,
+        id: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        env: Env = None,
+        timeout: float | None = None,
+    ) -> AsyncActorHandle:
+        """Start an actor at one rank; see ``Client.launch_actor``. Cancelling stops it."""
+        launch = self.sync.launch_actor
+        return AsyncActorHandle(
+            await _await_late(launch, ticket_id, global_rank, type, id, args, env=env, timeout=timeout)
+        )
+
+    async def launch_gang(
+        self,
+        ticket_id: str,
+        type: str,
+        args: Args = None,
+        *,
+        ids: Ids = None,
+        env: Env = None,
+        timeout: float | None = None,
+    ) -> list[AsyncActorHandle]:
+        """Start an actor at every rank; see ``Client.launch_gang``."""
+        launch = self.sync.launch_gang
+        return _wrap_all(await _await_late(launch, ticket_id, type, args, ids=ids, env=env, timeout=timeout))
+
+    async def launch_command(
+        self,
+        ticket_id: str,
+        argv: Sequence[str],
+        *,
+        env: Env = None,
+        cwd: str | None = None,
+        timeout: float | None = None,
+    ) -> list[AsyncActorHandle]:
+        """Run a command at every rank; see ``Client.launch_command``."""
+        launch = self.sync.launch_command
+        return _wrap_all(await _await_late(launch, ticket_id, argv, env=env, cwd=cwd, timeout=timeout))
+
+    async def spawn(
+        self,
+        type: str,
+        id: str,
+        resources: Resources = _NO_NEED,
+        args: Mapping[str, Any] | None = None,
+        *,
+        env: Env = None,
+        timeout: float | None = 300.0,
+        detached: bool = False,
+        preferred_node: str | None = None,
+        gpu_ids: Sequence[int] | None = None,
+        grace_s: float = 5.0,
+        name: str = "",
+    ) -> AsyncActorHandle:
+        """Start one actor anywhere; see ``Client.spawn``. Cancelling releases it."""
+        future = self.sync.spawn(
+            type,
+            id,
+            resources,
+            args,
+            env=env,
+            timeout=timeout,
+            detached=detached,
+            preferred_node=preferred_node,
+            gpu_ids=gpu_ids,
+            grace_s=grace_s,
+            name=name,
+        )
+        return AsyncActorHandle(await asyncio.wrap_future(future))
+
+    async def stop_actor(self, ticket_id: str, rank: int) -> bool:
+        """Ask the actor at a rank to stop; see ``Client.stop_actor``."""
+        return await asyncio.wrap_future(self.sync.stop_actor(ticket_id, rank))
+
+    async def status(self) -> PoolStatus:
+        """The pool's nodes and tickets; see ``Client.status``."""
+        return await asyncio.to_thread(self.sync.status)
+
+    async def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
+        """End the session; see ``Client.close``."""
+        if self._client is not None:
+            await asyncio.to_thread(self._client.close, timeout)
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._client)[1:]}" if self._client is not None else "<AsyncClient, not open>"
+
+
+async def _await_late(start: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Await what ``start`` returns, a future, when ``start`` itself may wait for the server."""
+    starting = asyncio.ensure_future(asyncio.to_thread(start, *args, **kwargs))
+    try:
+        future: Future[Any] = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # The thread cannot be stopped; what it starts is withdrawn as soon as it is there.
+        starting.add_done_callback(lambda task: None if _failed(task) else task.result().cancel())
+        raise
+    return await asyncio.wrap_future(future)
+
+
+def _failed(task: asyncio.Future[Any]) -> bool:
+    return task.cancelled() or task.exception() is not None
+
+
+def _wrap_all(handles: list[ActorHandle]) -> list[AsyncActorHandle]:
+    return [AsyncActorHandle(handle) for handle in handles]

@@ -1,0 +1,162 @@
+"""A gang: the places of a ticket, and what can be done with them as a whole."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from spoke.client.handle import ActorHandle, Line
+from spoke.client.tracking import ENDED, ActorExit, Ticket
+from spoke.errors import InvalidRequest, SpokeError
+from spoke.events.model import Slot
+from spoke.protocol.replies import ActorInfo
+
+if TYPE_CHECKING:
+    from spoke.client.sync import Client
+
+RELEASE_TIMEOUT_S = 60.0
+"""How long the end of a ``with gang:`` block waits until everything is confirmed free."""
+
+Args = Mapping[str, Any] | Callable[[Slot], Mapping[str, Any]] | None
+Ids = Sequence[str] | Callable[[Slot], str] | None
+Env = Mapping[str, str] | None
+
+
+class Gang:
+    """A granted gang. Keep it, or one of its handles: when the last reference goes, the ticket is released.
+
+    A detached gang, and one that this client only attached to, stay when the reference goes. As a context manager it
+    is released at the end of the block, whichever it is.
+    """
+
+    def __init__(self, client: Client, ticket: Ticket) -> None:
+        self.client = client
+        self.ticket = ticket
+        self.ticket_id = ticket.ticket_id
+        self.slots: tuple[Slot, ...] = ticket.slots
+        self._lines: dict[str, Line] = {}  # refers to no gang: a cycle would keep the ticket until the next collection
+        self._lines_lock = threading.Lock()
+        if ticket.owned and not ticket.spec.detached:
+            weakref.finalize(self, client.dropped, ticket.ticket_id, self._lines).atexit = False
+
+    @property
+    def master_addr(self) -> str:
+        """The address of rank 0's node, for rendezvous."""
+        return self.ticket.master_addr
+
+    @property
+    def master_port(self) -> int:
+        """A port on rank 0's node that its agent keeps free for this gang."""
+        return self.ticket.master_port
+
+    @property
+    def releasing(self) -> str:
+        """Why the gang is being given back; empty while it is not, as far as this client knows."""
+        return self.ticket.releasing
+
+    @property
+    def released(self) -> bool:
+        """Whether nothing is left of it."""
+        return self.ticket.released
+
+    @property
+    def actors(self) -> list[ActorHandle]:
+        """Handles on the actors that are known to run, by rank."""
+        known = sorted(self.ticket.actors.copy().items())
+        return [self.handle(actor) for _, actor in known if actor.phase not in ENDED]
+
+    @property
+    def exits(self) -> dict[int, ActorExit]:
+        """How the actors ended that have ended so far, by rank."""
+        return dict(sorted(self.ticket.exits.copy().items()))
+
+    def launch(self, type: str, args: Args = None, *, ids: Ids = None, env: Env = None) -> Future[list[ActorHandle]]:
+        """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
+        return self.client.launch_gang(self.ticket_id, type, args, ids=ids, env=env)
+
+    def launch_command(
+        self, argv: Sequence[str], *, env: Env = None, cwd: str | None = None
+    ) -> Future[list[ActorHandle]]:
+        """Run a command at every rank; see ``Client.launch_command``."""
+        return self.client.launch_command(self.ticket_id, argv, env=env, cwd=cwd)
+
+    def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> Future[list[ActorExit]]:
+        """The ends of all actors that were launched, or of those at ``ranks``.
+
+        Fails with WaitTimeout after ``timeout`` seconds (None: never); raises InvalidRequest if there is none to wait
+        for.
+        """
+        if ranks is not None and not all(type(rank) is int and 0 <= rank < len(self) for rank in ranks):
+            raise InvalidRequest(f"ranks must be from 0 to {len(self) - 1}, not {list(ranks)[:20]!r}")
+        if not (self.ticket.actors if ranks is None else ranks):
+            raise InvalidRequest(f"no actor of ticket {self.ticket_id} was launched yet: launch before you wait")
+        chosen = None if ranks is None else sorted(set(ranks))
+
+        def ends_of(found: list[int]) -> list[ActorExit]:  # refers to the gang, so that the wait keeps it
+            return self.ticket.exits_of(found)
+
+        return self.client.wait_for_exits(self, chosen, ends_of, timeout)
+
+    def wait_for_rank(self, rank: int, timeout: float | None = None) -> Future[ActorExit]:
+        """The end of the actor at one rank."""
+
+        def end_of(ranks: Sequence[int]) -> ActorExit:
+            found = self.ticket.exits_of(ranks)
+            if not found:
+                raise SpokeError(f"ticket {self.ticket_id} was released, and the end of rank {rank} was not told")
+            return found[0]
+
+        return self.client.wait_for_exits(self, [rank], end_of, timeout)
+
+    def release(self) -> Future[bool]:
+        """Give everything back; see ``Client.gang_release``."""
+        return self.client.gang_release(self.ticket_id)
+
+    def handle(self, actor: ActorInfo) -> ActorHandle:
+        """The handle on one of its actors."""
+        return ActorHandle(self, actor)
+
+    def line(self, actor: ActorInfo) -> Line:
+        """The connection to one of its actors, which all handles on it share."""
+        with self._lines_lock:
+            line = self._lines.get(actor.launch_id)
+            if line is None:
+                line = self._lines[actor.launch_id] = Line(self.client, self.ticket, actor)
+            return line
+
+    def close_lines(self) -> None:
+        """Close the connections to its actors."""
+        close_all(self._lines)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.slots)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.released and self.client.is_open:
+            self.release().result(RELEASE_TIMEOUT_S)
+
+    def __repr__(self) -> str:
+        nodes = ",".join(dict.fromkeys(slot.node_id for slot in self.slots[:64]))
+        return f"<Gang {self.ticket_id} {len(self)} slots on {nodes}>"
+
+
+def close_all(lines: dict[str, Line]) -> None:
+    """Close all of these connections, also while others add to them."""
+    while lines:
+        try:
+            _, line = lines.popitem()
+        except KeyError:
+            return
+        line.close()

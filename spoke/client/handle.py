@@ -1,0 +1,173 @@
+"""A handle on one actor: calls, its end, and where it runs."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from spoke import transport
+from spoke.client.futures import failed
+from spoke.client.tracking import ActorExit, Ticket
+from spoke.errors import ActorUnreachable, InvalidRequest, SpokeError
+from spoke.events.model import Slot
+from spoke.protocol.replies import ActorInfo
+
+if TYPE_CHECKING:
+    from spoke.client.gang import Gang
+    from spoke.client.sync import Client
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+class Line:
+    """The one connection of this client to one actor; opened by the first call, and again should it break."""
+
+    def __init__(self, client: Client, ticket: Ticket, actor: ActorInfo) -> None:
+        self._client = client
+        self._ticket = ticket
+        self._actor = actor
+        self._lock = threading.Lock()
+        self._connection: transport.Connection | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a call would go out without connecting first."""
+        connection = self._connection
+        return connection is not None and not connection.closed
+
+    def connection(self) -> transport.Connection:
+        """The connection; raises ActorUnreachable."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            return connection
+        with self._lock:
+            if self._connection is None or self._connection.closed:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+                secret = self._client.secret_of(self._ticket)
+                self._connection = transport.connect(self._actor.address, secret, timeout_s=CONNECT_TIMEOUT_S)
+            return self._connection
+
+    def close(self) -> None:
+        """Close the connection; calls under way fail with ActorUnreachable."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class ActorHandle:
+    """One actor of a gang. It keeps its gang, and so its GPUs, as long as it is referenced."""
+
+    def __init__(self, gang: Gang, actor: ActorInfo, *, timeout_s: float | None = None) -> None:
+        self._gang = gang
+        self._actor = actor
+        self._timeout_s = timeout_s
+
+    @property
+    def gang(self) -> Gang:
+        """The gang that the actor is a member of."""
+        return self._gang
+
+    @property
+    def id(self) -> str:
+        """The actor's id, as it was launched."""
+        return self._actor.actor_id
+
+    @property
+    def rank(self) -> int:
+        """The global rank."""
+        return self._actor.rank
+
+    @property
+    def slot(self) -> Slot:
+        """The place: node, host, ranks, GPUs."""
+        return self._gang.slots[self._actor.rank]
+
+    @property
+    def node_id(self) -> str:
+        """The node that the actor runs on."""
+        return self._actor.node_id
+
+    @property
+    def pid(self) -> int:
+        """The process id on its node."""
+        return self._actor.pid
+
+    @property
+    def address(self) -> str:
+        """Where it takes calls; empty for a command."""
+        return self._actor.address
+
+    @property
+    def exit(self) -> ActorExit | None:
+        """How it ended; None while it runs, as far as this client knows."""
+        ticket = self._gang.ticket
+        known = ticket.actors.get(self.rank)
+        if known is not None and known.launch_id != self._actor.launch_id:  # the rank was launched again since
+            return ActorExit(self.rank, self.id, self.node_id, "exited", reason="another actor has taken its place")
+        return ticket.exits.get(self.rank)
+
+    def options(self, *, timeout_s: float | None) -> ActorHandle:
+        """The same actor with other defaults: calls fail with CallTimeout after ``timeout_s`` seconds (None: never)."""
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequest(f"timeout_s must be None or above 0, not {timeout_s!r}")
+        return ActorHandle(self._gang, self._actor, timeout_s=timeout_s)
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call a method of the actor; the future has its result.
+
+        It fails with ActorError (the method raised; with the remote traceback), ActorUnreachable or CallTimeout.
+        Raises NotSerializable for arguments that are not data, InvalidRequest for an actor that is a command. The
+        first call opens the connection, for which it may take up to 10 s.
+        """
+        self._gang.client.check_process()
+        if not self._actor.address:
+            raise InvalidRequest(
+                f"{method!r} was called on actor {self.id} of ticket {self._gang.ticket_id}, which is a command and "
+                f"has no methods: launch a class that is registered with @spoke.register_actor instead"
+            )
+        end = self.exit
+        if end is not None:
+            return failed(self._ended(end))
+        try:
+            connection = self._gang.line(self._actor).connection()
+        except SpokeError as error:
+            return failed(error)
+        future = connection.call(method, args, kwargs, timeout_s=self._timeout_s)
+        future.gang = self._gang  # type: ignore[attr-defined]  # whoever waits for the result keeps the actor
+        return future
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the next call goes out without connecting first."""
+        return self._gang.line(self._actor).is_open
+
+    def stop(self) -> Future[bool]:
+        """Ask the actor to stop (SIGTERM, then SIGKILL after the gang's grace time); its slot stays the gang's."""
+        return self._gang.client.stop_actor(self._gang.ticket_id, self.rank)
+
+    def wait(self, timeout: float | None = None) -> Future[ActorExit]:
+        """The actor's end. Fails with WaitTimeout after ``timeout`` seconds (None: never)."""
+        end = self.exit
+        if end is not None:
+            done: Future[ActorExit] = Future()
+            done.set_result(end)
+            return done
+        return self._gang.wait_for_rank(self.rank, timeout)
+
+    def release(self) -> Future[bool]:
+        """Give back the whole gang of this actor; meant for those that ``spawn`` made."""
+        return self._gang.release()
+
+    def _ended(self, end: ActorExit) -> ActorUnreachable:
+        how = f"signal {end.signal}" if end.signal else f"code {end.code}" if end.phase == "exited" else end.phase
+        reason = f": {end.reason}" if end.reason else ""
+        return ActorUnreachable(
+            f"actor {self.id} (rank {self.rank} of ticket {self._gang.ticket_id}) has ended ({how}{reason})"
+        )
+
+    def __repr__(self) -> str:
+        return f"<ActorHandle {self.id} rank={self.rank} ticket={self._gang.ticket_id} node={self.node_id}>"

@@ -1,0 +1,155 @@
+"""What goes into a launch request: members, and the opaque blobs that only the actors' processes read.
+
+A plan is made, and everything in it checked, before any ticket is touched. Called with the slots and the ticket's
+secret it gives the members and the packed blobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from spoke.client.gang import Args, Env, Ids
+from spoke.errors import InvalidRequest, LimitExceeded, RankOutOfRange
+from spoke.events.model import ActorSpec, Member, Slot
+from spoke.protocol.launch import LaunchBlob, encode_blob, pack_blobs
+from spoke.protocol.requests import ARGS_BYTES_MAX
+from spoke.transport import pack
+
+ARGV_BYTES_MAX = 1 << 20
+_RANK_MAX = 1 << 31
+
+Parts = tuple[tuple[Member, ...], bytes]
+
+
+class Plan(Protocol):
+    """A checked launch, for slots that are known later."""
+
+    @property
+    def spec(self) -> ActorSpec:
+        """What to run."""
+
+    def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
+        """The members and the packed blobs."""
+
+
+def check_rank(rank: int) -> int:
+    """The rank; InvalidRequest if it is no whole number, RankOutOfRange if no gang can have it."""
+    if type(rank) is not int:
+        raise InvalidRequest(f"a rank is a whole number, not {rank!r}")
+    if not 0 <= rank < _RANK_MAX:
+        raise RankOutOfRange(f"rank {rank} was asked for; a gang has ranks from 0 to its size - 1")
+    return rank
+
+
+def actor_plan(rank: int, type_name: str, actor_id: str, args: Mapping[str, Any] | None, env: Env) -> Plan:
+    """One actor of a registered type at one rank."""
+    if type(rank) is not int:
+        raise InvalidRequest(f"a rank is a whole number, not {rank!r}")
+    member = Member(rank, _checked_text("the actor id", actor_id))
+    return _OneActor(
+        ActorSpec(type_name=_checked_text("the actor type", type_name)), member, _pack_args(args), _env(env)
+    )
+
+
+def gang_plan(type_name: str, args: Args, ids: Ids, env: Env) -> Plan:
+    """One actor of a registered type at every rank."""
+    spec = ActorSpec(type_name=_checked_text("the actor type", type_name))
+    return _WholeGang(spec, args if callable(args) else _pack_args(args), ids, _env(env))
+
+
+def command_plan(argv: Sequence[str], cwd: str | None, env: Env) -> Plan:
+    """A command at every rank."""
+    if isinstance(argv, str) or not argv or not all(isinstance(word, str) for word in argv):
+        raise InvalidRequest(f"a command is a list of words, like ['python', 'train.py'], not {str(argv)[:200]!r}")
+    for word in argv:
+        _checked_text("a word of the command", word)
+    if not argv[0]:
+        raise InvalidRequest("the command's first word, the program, is empty")
+    if sum(map(len, argv)) > ARGV_BYTES_MAX:
+        raise InvalidRequest(f"the command is longer than {ARGV_BYTES_MAX} characters: put its input into a file")
+    spec = ActorSpec(argv=tuple(argv), cwd=_checked_text("cwd", cwd or ""))
+    return _WholeGang(spec, b"", lambda slot: f"rank-{slot.global_rank}", _env(env))
+
+
+@dataclass(frozen=True, slots=True)
+class _OneActor:
+    spec: ActorSpec
+    member: Member
+    args: bytes
+    env: dict[str, str]
+
+    def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
+        if not 0 <= self.member.rank < len(slots):
+            raise RankOutOfRange(f"rank {self.member.rank} was asked for; the gang has ranks 0 to {len(slots) - 1}")
+        return (self.member,), _pack_blobs([encode_blob(LaunchBlob(secret, self.args, self.env))])
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeGang:
+    spec: ActorSpec
+    args: Any
+    ids: Ids
+    env: dict[str, str]
+
+    def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
+        if callable(self.args):
+            blobs = [encode_blob(LaunchBlob(secret, _pack_args(self.args(slot)), self.env)) for slot in slots]
+        else:
+            blobs = [encode_blob(LaunchBlob(secret, self.args, self.env))]
+        return self._members(slots), _pack_blobs(blobs)
+
+    def _members(self, slots: Sequence[Slot]) -> tuple[Member, ...]:
+        ids = self.ids
+        if ids is None:
+            prefix = self.spec.type_name
+            return tuple(Member(slot.global_rank, f"{prefix}-{slot.global_rank}") for slot in slots)
+        found = [ids(slot) for slot in slots] if callable(ids) else list(ids)
+        if len(found) != len(slots):
+            raise InvalidRequest(f"{len(found)} actor ids were given for {len(slots)} ranks: give one for each")
+        return tuple(
+            Member(slot.global_rank, _checked_text("the actor id", actor_id))
+            for slot, actor_id in zip(slots, found, strict=True)
+        )
+
+
+def _pack_args(args: Mapping[str, Any] | None) -> bytes:
+    if args is None:
+        args = {}
+    if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
+        raise InvalidRequest(f"args must be a dict with names as keys, or None, not {type(args).__name__}")
+    return pack(dict(args))
+
+
+def _pack_blobs(blobs: list[bytes]) -> bytes:
+    packed = pack_blobs(tuple(blobs))
+    if len(packed) > ARGS_BYTES_MAX:
+        raise LimitExceeded(
+            f"the arguments of this launch are {len(packed)} bytes; at most {ARGS_BYTES_MAX} are allowed: pass large "
+            f"data in a call, or the path of a file"
+        )
+    return packed
+
+
+def _env(env: Env) -> dict[str, str]:
+    found = dict(env or {})
+    for name, value in found.items():
+        _checked_text("an environment variable's name", name)
+        _checked_text(f"the environment variable {name!r}", value)
+        if not name or "=" in name:
+            raise InvalidRequest(f"{name!r} cannot be the name of an environment variable")
+    return found
+
+
+def _checked_text(what: str, value: object) -> str:
+    """Text that a process can be given and JSON can hold."""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{what} must be text, not {type(value).__name__}")
+    if "\0" in value:
+        raise InvalidRequest(f"{what} contains a NUL character, which no process can be given")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{what} is not valid text: {error}") from error
+    return value

@@ -1,0 +1,413 @@
+"""The client's protocol as a pure state machine: what was asked, what is answered, what is held.
+
+No I/O, no clock, no lock: whoever owns it (``session.py``) numbers requests with ``ask``, feeds ``receive`` with what
+stands in the reply stream, and carries out the outputs. Time comes in as an argument, in seconds that only grow.
+
+A request leaves ``outstanding`` when its answer has come, or when it certainly was never written. One that nobody
+waits for any more (cancelled, out of time, its sending unclear) stays as *abandoned*: should it be granted after
+all, the machine gives the ticket back. What the machine asks on its own account (such a release, a cancel) is
+*internal*: it is never given up as long as the session lasts.
+
+The allocator remembers the numbers of the last thousand or so requests that it decided, so requests must be sent in
+the order of their numbers; ``resend`` keeps to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from spoke.client.tracking import Ticket
+from spoke.errors import ClientClosed, LeaseLost, LimitExceeded, SpokeError, from_code
+from spoke.protocol import replies as p
+from spoke.protocol import requests as r
+
+OUTSTANDING_MAX = 100_000
+"""Requests that may wait for their answer at once, per client."""
+ALLOCATE_GRACE_S = 30.0
+"""How much longer than its own timeout an allocation is waited for, before the client gives it up by itself."""
+
+
+# --- outputs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Send this request (again)."""
+
+    seq: int
+    request: r.Request
+    blobs: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """The request has its answer; ``ticket`` is set where a gang was granted or attached to, or actors launched."""
+
+    seq: int
+    message: p.Message
+    ticket: Ticket | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The request will not be answered with what was asked for."""
+
+    seq: int
+    error: SpokeError
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The allocator has opened the session: the lease exists from now on and must be renewed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitOver:
+    """All that a wait is for has happened (see ``Ticket.exits_of``)."""
+
+    wait_id: int
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class WaitFailed:
+    """What a wait is for will not be told to this client any more."""
+
+    wait_id: int
+    error: SpokeError
+
+
+@dataclass(frozen=True, slots=True)
+class TicketGone:
+    """Nothing is left of the ticket."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The session is over for good."""
+
+    error: SpokeError
+
+
+Output = Transmit | Resolve | Fail | Connected | WaitOver | WaitFailed | TicketGone | Lost
+
+
+# --- state -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """A request without an answer.
+
+    ``give_up_at`` is when the client stops to wait for an allocation by itself. ``taken``: sending it was begun.
+    ``unclear``: an attempt to send it failed in such a way that it may stand in the stream all the same.
+    """
+
+    request: r.Request
+    blobs: bytes
+    asked_at: float
+    internal: bool = False
+    give_up_at: float | None = None
+    queued: p.Queued | None = None
+    abandoned: bool = False
+    taken: bool = False
+    unclear: bool = False
+
+
+@dataclass(slots=True)
+class Machine:
+    """One client's session."""
+
+    outstanding_max: int = OUTSTANDING_MAX
+    connected: bool = False
+    over: SpokeError | None = None
+    """Why the session is over, once it is."""
+    heard_at: float | None = None
+    """When the allocator last said anything."""
+    outstanding: dict[int, Outstanding] = field(default_factory=dict)
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+    asked_at: float = float("-inf")
+    """When the latest request was asked."""
+    _next_seq: int = 1
+    _next_wait: int = 1
+    _waits: dict[int, Ticket] = field(default_factory=dict)
+    _releasing: dict[str, int] = field(default_factory=dict)
+
+    # --- asking --------------------------------------------------------------------------------------------------
+
+    def ask(self, request: r.Request, now: float, blobs: bytes = b"") -> int:
+        """Number a request; the caller sends it. Raises what ended the session, or LimitExceeded."""
+        if self.over is not None:
+            raise self.over
+        if len(self.outstanding) >= self.outstanding_max:
+            raise LimitExceeded(
+                f"{len(self.outstanding)} requests of this client have no answer yet, which is the limit: "
+                f"wait for some of them before you send more"
+            )
+        return self._number(request, now, blobs)
+
+    def _number(self, request: r.Request, now: float, blobs: bytes = b"", internal: bool = False) -> int:
+        seq = self._next_seq
+        self._next_seq = seq + 1
+        self.asked_at = now
+        one = Outstanding(request, blobs, now, internal)
+        if type(request) is r.AllocateGang:
+            if request.timeout_ms is not None:
+                one.give_up_at = now + request.timeout_ms / 1000 + ALLOCATE_GRACE_S
+        elif type(request) is r.ReleaseGang:
+            self._releasing.setdefault(request.ticket_id, seq)
+        self.outstanding[seq] = one
+        return seq
+
+    def release_in_progress(self, ticket_id: str) -> int | None:
+        """The request that is giving this ticket back, if one has no answer yet."""
+        return self._releasing.get(ticket_id)
+
+    def drop(self, ticket_id: str, now: float) -> list[Output]:
+        """The user has let go of a gang: give its ticket back, unless that is under way."""
+        ticket = self.tickets.get(ticket_id)
+        if ticket is None or self.over is not None or ticket_id in self._releasing or ticket.spec.detached:
+            return []
+        return [self._release(ticket_id, "its client dropped the last reference to the gang", now)]
+
+    def _release(self, ticket_id: str, reason: str, now: float) -> Transmit:
+        return self._ask_internally(r.ReleaseGang(ticket_id, reason), now)
+
+    def _ask_internally(self, request: r.Request, now: float) -> Transmit:
+        return Transmit(self._number(request, now, internal=True), request)
+
+    # --- hearing -------------------------------------------------------------------------------------------------
+
+    def receive(self, seq: int, message: p.Message, now: float) -> list[Output]:
+        """Take in one entry of the reply stream. An answer that came before is ignored."""
+        self.heard_at = now
+        if seq == 0:
+            return self._notice(message, now)
+        one = self.outstanding.pop(seq, None)
+        if one is None or self.over is not None:
+            return []
+        request = one.request
+        if type(message) is p.Failed:
+            return self._failed(seq, one, message)
+        if type(request) is r.AllocateGang:
+            if type(message) is p.Granted:
+                return self._granted(seq, one, message, now)
+        elif type(request) is r.ReleaseGang:
+            outputs = self._gone(request.ticket_id)
+            self._forget_release(request.ticket_id, seq)
+            return [*outputs, Resolve(seq, message)]
+        elif type(request) is r.ConnectClient:
+            self.connected = True
+            return [Connected(), Resolve(seq, message)]
+        elif type(message) is p.Granted:
+            return self._attached(seq, message)
+        elif type(message) is p.Launched:
+            return self._launched(seq, message)
+        return [Resolve(seq, message)]
+
+    def _granted(self, seq: int, one: Outstanding, message: p.Granted, now: float) -> list[Output]:
+        ticket = Ticket(message.ticket_id, message.spec, message.slots, message.master_addr, message.master_port)
+        self.tickets[message.ticket_id] = ticket
+        if one.abandoned:
+            return [self._release(message.ticket_id, "granted after its client had given the request up", now)]
+        return [Resolve(seq, message, ticket)]
+
+    def _attached(self, seq: int, message: p.Granted) -> list[Output]:
+        ticket = self.tickets.get(message.ticket_id)
+        if ticket is None:
+            ticket = Ticket(
+                message.ticket_id, message.spec, message.slots, message.master_addr, message.master_port, owned=False
+            )
+            self.tickets[message.ticket_id] = ticket
+        done = ticket.saw(message.actors)
+        return [*self._over(ticket, done), Resolve(seq, message, ticket)]
+
+    def _launched(self, seq: int, message: p.Launched) -> list[Output]:
+        ticket = self.tickets.get(message.ticket_id)
+        if ticket is None:  # released while the launch was answered
+            return [Resolve(seq, message)]
+        return [*self._over(ticket, ticket.saw(message.actors)), Resolve(seq, message, ticket)]
+
+    def _failed(self, seq: int, one: Outstanding, message: p.Failed) -> list[Output]:
+        error = from_code(message.code, message.reason)
+        request = one.request
+        if isinstance(error, LeaseLost) or type(request) is r.ConnectClient:
+            return [*self.end(error), Fail(seq, error)]
+        outputs: list[Output] = []
+        if type(request) is r.ReleaseGang:
+            self._forget_release(request.ticket_id, seq)
+        return [*outputs, Fail(seq, error)]
+
+    def _notice(self, message: p.Message, now: float) -> list[Output]:
+        if isinstance(message, p.Queued):
+            one = self.outstanding.get(message.of_seq)
+            if one is None:
+                return []
+            one.queued = message
+            return [self._cancel(message.of_seq, now)] if one.abandoned and self.over is None else []
+        if isinstance(message, p.ActorEnded):
+            ticket = self.tickets.get(message.ticket_id)
+            return self._over(ticket, ticket.ended(message.actor, message.expected)) if ticket else []
+        if isinstance(message, p.TicketReleasing):
+            ticket = self.tickets.get(message.ticket_id)
+            if ticket is not None:
+                ticket.releasing = message.reason
+            return []
+        if isinstance(message, p.TicketReleased):
+            return self._gone(message.ticket_id)
+        if isinstance(message, p.SessionLost):
+            return self.end(LeaseLost(f"{message.reason}: this client's tickets were released; open a new client"))
+        return []
+
+    def _gone(self, ticket_id: str) -> list[Output]:
+        ticket = self.tickets.pop(ticket_id, None)
+        if ticket is None:
+            return []
+        return [*self._over(ticket, ticket.end()), TicketGone(ticket)]
+
+    def _forget_release(self, ticket_id: str, seq: int) -> None:
+        if self._releasing.get(ticket_id) == seq:
+            del self._releasing[ticket_id]
+
+    # --- giving up -----------------------------------------------------------------------------------------------
+
+    def withdraw(self, seq: int, now: float) -> list[Output]:
+        """Nobody waits for this request any more: take back what it asks for."""
+        one = self.outstanding.get(seq)
+        if one is None or one.abandoned or self.over is not None:
+            return []
+        request = one.request
+        if type(request) is r.AllocateGang:
+            one.abandoned = True
+            return [self._cancel(seq, now)]
+        if type(request) is r.LaunchActors:
+            one.abandoned = True
+            stops = [r.StopActor(request.ticket_id, member.rank) for member in request.members]
+            return [self._ask_internally(stop, now) for stop in stops]
+        return []
+
+    def _cancel(self, seq: int, now: float) -> Transmit:
+        return self._ask_internally(r.CancelGang(seq), now)
+
+    def take(self, seqs: Iterable[int]) -> list[Transmit]:
+        """What to send of these requests: those that somebody still waits for."""
+        found = []
+        for seq in seqs:
+            one = self.outstanding.get(seq)
+            if one is not None and not one.abandoned:
+                one.taken = True
+                found.append(Transmit(seq, one.request, one.blobs))
+        return found
+
+    def sending_unclear(self, seqs: Iterable[int]) -> None:
+        """The connection broke while these were sent: they may stand in the stream or not."""
+        for seq in seqs:
+            one = self.outstanding.get(seq)
+            if one is not None:
+                one.unclear = True
+
+    def send_refused(self, seq: int, error: SpokeError) -> list[Output]:
+        """The server refused to take the request; an internal one stays, to be sent again later."""
+        one = self.outstanding.get(seq)
+        if one is None or one.internal:
+            return []
+        self._abandon(seq, one, written=one.unclear)
+        return [Fail(seq, error)]
+
+    def give_up(self, error: SpokeError, *, asked_before: float, quick_only: bool = False) -> list[Output]:
+        """Fail what was asked before a moment and has not been taken up, because nobody seems to answer.
+
+        ``quick_only`` spares launches and releases, whose answer takes as long as processes do.
+        """
+        failed = [
+            (seq, one)
+            for seq, one in self.outstanding.items()
+            if one.asked_at <= asked_before and not _is_patient(one) and not (quick_only and _is_slow(one.request))
+        ]
+        for seq, one in failed:
+            self._abandon(seq, one, written=one.taken)
+        return [Fail(seq, error) for seq, _ in failed]
+
+    def _abandon(self, seq: int, one: Outstanding, *, written: bool) -> None:
+        if isinstance(one.request, r.ReleaseGang):
+            self._forget_release(one.request.ticket_id, seq)
+        one.abandoned = True
+        if not written:
+            del self.outstanding[seq]
+
+    def overdue(self, now: float) -> list[int]:
+        """Allocations whose own time, and some more, has passed without the allocator's word."""
+        return [
+            seq
+            for seq, one in self.outstanding.items()
+            if one.give_up_at is not None and one.give_up_at <= now and not one.abandoned
+        ]
+
+    def oldest_unanswered(self, *, quick_only: bool = False) -> float | None:
+        """When the oldest request was asked that the allocator has not taken up; None if there is none."""
+        for one in self.outstanding.values():
+            if not _is_patient(one) and not (quick_only and _is_slow(one.request)):
+                return one.asked_at
+        return None
+
+    def resend(self) -> list[int]:
+        """What to send again after the connection was lost: the server may have lost it, and twice does no harm."""
+        return [seq for seq, one in self.outstanding.items() if not one.abandoned]
+
+    def end(self, error: SpokeError) -> list[Output]:
+        """The session is over (lost, refused or closed): fail all that waits."""
+        if self.over is not None:
+            return []
+        self.over = error
+        outputs: list[Output] = [Lost(error)]
+        outputs += [Fail(seq, error) for seq, one in self.outstanding.items() if not one.abandoned]
+        outputs += [WaitFailed(wait_id, error) for wait_id in self._waits]
+        for ticket in self.tickets.values():
+            if not isinstance(error, ClientClosed):
+                ticket.releasing = ticket.releasing or str(error)
+            outputs.append(TicketGone(ticket))
+        self.outstanding.clear()
+        self._waits.clear()
+        self.tickets.clear()
+        self._releasing.clear()
+        return outputs
+
+    # --- waiting for exits ---------------------------------------------------------------------------------------
+
+    def watch(self, ticket: Ticket, ranks: Iterable[int]) -> tuple[int, list[Output]]:
+        """Wait until the actors of these ranks have ended; the wait's id, and what is known already."""
+        wait_id = self._next_wait
+        self._next_wait += 1
+        if ticket.watch(wait_id, ranks):
+            return wait_id, [WaitOver(wait_id, ticket)]
+        if self.over is not None:
+            ticket.unwatch(wait_id)
+            return wait_id, [WaitFailed(wait_id, self.over)]
+        self._waits[wait_id] = ticket
+        return wait_id, []
+
+    def unwatch(self, wait_id: int) -> None:
+        """Nobody waits for these exits any more."""
+        ticket = self._waits.pop(wait_id, None)
+        if ticket is not None:
+            ticket.unwatch(wait_id)
+
+    def _over(self, ticket: Ticket, wait_ids: list[int]) -> list[Output]:
+        for wait_id in wait_ids:
+            self._waits.pop(wait_id, None)
+        return [WaitOver(wait_id, ticket) for wait_id in wait_ids]
+
+
+def _is_slow(request: r.Request) -> bool:
+    return isinstance(request, (r.LaunchActors, r.ReleaseGang))
+
+
+def _is_patient(one: Outstanding) -> bool:
+    """Whether it is not given up because nobody answers: it was taken up, nobody waits, or it can wait.
+
+    The request that opens the session stays: an allocator that comes later finds it.
+    """
+    return one.abandoned or one.internal or one.queued is not None or type(one.request) is r.ConnectClient

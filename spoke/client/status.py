@@ -1,0 +1,102 @@
+"""What ``Client.status()`` returns: the pool as its views show it. Fields that a newer release adds are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from spoke.client.vitals import Leader, read_leader
+from spoke.errors import MalformedData
+from spoke.protocol.keys import Keys
+from spoke.protocol.server import Redis
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node. ``state`` is up, draining, drained or lost; ``memory`` in bytes; ``gpus_free`` are physical indices."""
+
+    node_id: str = ""
+    state: str = ""
+    gpus: int = 0
+    gpus_free: tuple[int, ...] = ()
+    gpu_model: str = ""
+    cpus: float = 0.0
+    cpus_free: float = 0.0
+    memory: int = 0
+    memory_free: int = 0
+    tickets: tuple[str, ...] = ()
+    host: str = ""
+    address: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TicketStatus:
+    """A ticket. ``state`` is queued, allocated, active or releasing; ``since_ms`` is the server's time, since 1970."""
+
+    ticket_id: str = ""
+    state: str = ""
+    name: str = ""
+    client: str = ""
+    gang: str = ""
+    actors: int = 0
+    gpus_per_actor: int = 0
+    cpus_per_actor: float = 0.0
+    memory_per_actor: int = 0
+    detached: bool = False
+    nodes: tuple[str, ...] = ()
+    since_ms: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A pool at one moment. ``allocator`` names who decides in it; empty when nobody does."""
+
+    pool: str
+    allocator: str
+    nodes: tuple[NodeStatus, ...]
+    tickets: tuple[TicketStatus, ...]
+
+    @property
+    def gpus(self) -> int:
+        """The number of GPUs of the nodes that are up."""
+        return sum(node.gpus for node in self.nodes if node.state == "up")
+
+    @property
+    def gpus_free(self) -> int:
+        """The number of free GPUs of the nodes that are up."""
+        return sum(len(node.gpus_free) for node in self.nodes if node.state == "up")
+
+
+def read_status(redis: Redis, keys: Keys) -> PoolStatus:
+    """Read the views. They are written with the decisions, so they are never behind; each is a moment of its own."""
+    nodes: Any = redis.hgetall(keys.nodes)
+    tickets: Any = redis.hgetall(keys.tickets)
+    leader: Leader | None = read_leader(redis, keys)
+    return PoolStatus(
+        pool=keys.pool,
+        allocator=leader.holder if leader is not None and leader.silent_s <= 0 else "",
+        nodes=tuple(sorted(_rows(NodeStatus, "node_id", nodes), key=lambda node: node.node_id)),
+        tickets=tuple(sorted(_rows(TicketStatus, "ticket_id", tickets), key=lambda t: (len(t.ticket_id), t.ticket_id))),
+    )
+
+
+def _rows(cls: type[T], id_field: str, rows: dict[bytes, bytes]) -> list[T]:
+    found = []
+    for name, line in rows.items():
+        try:
+            plain = msgspec.json.decode(line)
+            found.append(msgspec.convert({**plain, id_field: name.decode()}, cls, strict=False))
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            raise MalformedData(
+                f"the view of {name.decode(errors='replace')!r} cannot be read ({error}): client and allocator must "
+                f"be of the same release"
+            ) from error
+    return found

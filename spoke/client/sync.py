@@ -1,0 +1,464 @@
+"""``spoke.Client``: the pool, for programs with threads."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from spoke.client import launching
+from spoke.client.futures import Chain, failed
+from spoke.client.gang import Args, Env, Gang, Ids, close_all
+from spoke.client.handle import ActorHandle, Line
+from spoke.client.session import Session
+from spoke.client.status import PoolStatus, read_status
+from spoke.client.tracking import Ticket
+from spoke.errors import InvalidRequest, RankOutOfRange, SpokeError, TicketEnded
+from spoke.events.model import GangSpec, OnFailure, Resources, check_name
+from spoke.protocol import replies as p
+from spoke.protocol import requests as r
+from spoke.protocol.server import explained, mask_url, resolve_pool, resolve_url
+
+T = TypeVar("T")
+TIMEOUT_S_MAX = 10 * 365 * 24 * 3600.0
+LEASE_S_MIN, LEASE_S_MAX = 0.5, 24 * 3600.0
+CLOSE_TIMEOUT_S = 10.0
+ATTACH_TIMEOUT_S = 60.0
+SECRET_BYTES = 32
+_NO_NEED = Resources()
+
+
+class Client:
+    """A session in a pool: asks for gangs, launches actors, and gives everything back when it ends.
+
+    ``url`` (redis://, rediss://, unix://; else SPOKE_URL, else redis://127.0.0.1:6379) and ``pool`` (else SPOKE_POOL,
+    else ``default``) say where. The methods may be called from any thread. Those that return a future return at once,
+    but for the time it takes to hand the request to the server.
+
+    ``lease_s``: when this process dies without a word, its tickets are released after this many seconds.
+    ``retry_s``: for how long a request is sent again when the server cannot be reached, before its future fails with
+    ServerUnreachable. ``allocator_timeout_s``: after how many seconds without an allocator in the pool futures fail
+    with NoAllocator. ``outstanding_max``: how many requests may wait for their answer; one more raises LimitExceeded.
+
+    Raises InvalidRequest, ServerUnreachable, AuthenticationFailed or ServerUnsuitable. Once the lease is lost, every
+    method raises LeaseLost; after ``close()`` and in a forked child, ClientClosed.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        pool: str | None = None,
+        lease_s: float = 10.0,
+        retry_s: float = 30.0,
+        allocator_timeout_s: float = 10.0,
+        outstanding_max: int = 100_000,
+        _direct: bool = True,
+    ) -> None:
+        _check_seconds("lease_s", lease_s, LEASE_S_MIN, LEASE_S_MAX)
+        _check_seconds("retry_s", retry_s, 0.0, TIMEOUT_S_MAX)
+        _check_seconds("allocator_timeout_s", allocator_timeout_s, 0.1, TIMEOUT_S_MAX)
+        self._session = Session(
+            resolve_url(url),
+            resolve_pool(pool),
+            lease_s=lease_s,
+            retry_s=retry_s,
+            allocator_timeout_s=allocator_timeout_s,
+            outstanding_max=outstanding_max,
+            direct=_direct,
+        )
+        self._session.open()
+        self._finalizer = weakref.finalize(self, _close_later, self._session)
+        self._finalizer.atexit = False  # the session is closed at exit by itself, while its threads still run
+
+    # --- gangs ---------------------------------------------------------------------------------------------------
+
+    def gang_allocate(
+        self,
+        num_nodes: int,
+        actors_per_node: int,
+        resources: Resources = _NO_NEED,
+        strict_pack: bool = True,
+        *,
+        timeout: float | None = 300.0,
+        detached: bool = False,
+        preferred_node: str | None = None,
+        gpu_ids: Sequence[int] | None = None,
+        on_failure: OnFailure = "report",
+        grace_s: float = 5.0,
+        name: str = "",
+    ) -> Future[Gang]:
+        """Reserve places for ``num_nodes`` x ``actors_per_node`` actors, all of them or none.
+
+        ``strict_pack``: ``actors_per_node`` on one node, on ``num_nodes`` different nodes; False: as dense as it goes.
+        ``timeout``: seconds to wait in line (None: for ever, 0: not at all). ``detached``: keep the ticket beyond this
+        client. ``preferred_node`` hosts rank 0 if it can. ``gpu_ids``: the physical GPUs to use on every node.
+        ``on_failure="release"`` gives the gang back when a member fails. ``grace_s``: from SIGTERM to SIGKILL.
+
+        Raises InvalidRequest. The future fails with AllocationTimeout, AllocationError or AllocationCancelled, whose
+        text says what was missing; with NoAllocator; with a ServerError. Cancelling it withdraws the request.
+        """
+        spec = GangSpec(
+            num_nodes,
+            actors_per_node,
+            resources,
+            strict_pack,
+            preferred_node=preferred_node,
+            gpu_ids=None if gpu_ids is None else tuple(gpu_ids),
+            detached=detached,
+            on_failure=_check_on_failure(on_failure),
+            grace_s=grace_s,
+            name=name,
+        )
+        request = r.AllocateGang(spec, _timeout_ms(timeout))
+        return self._request(request, self._granted, unwanted=Gang.release)
+
+    def gang_release(self, ticket_id: str, *, timeout: float | None = None) -> Future[bool]:
+        """Stop a ticket's actors and give its places back; anyone's ticket, of this pool.
+
+        The future is True once all is confirmed free, and False if the ticket had ended before. It fails with
+        UnknownTicket, or with WaitTimeout after ``timeout`` seconds (the release goes on).
+        """
+        check_name("the ticket id", _text("the ticket id", ticket_id))
+        seconds = _check_timeout(timeout)
+        try:
+            return self._session.release(ticket_id, timeout_s=seconds)
+        except SpokeError as error:
+            return failed(error)
+
+    def attach(self, ticket_id: str) -> Future[Gang]:
+        """A ticket that another client was granted, with the actors that run in it. It stays that client's."""
+        check_name("the ticket id", _text("the ticket id", ticket_id))
+        return self._request(r.AttachGang(ticket_id), self._granted)
+
+    # --- actors --------------------------------------------------------------------------------------------------
+
+    def launch_actor(
+        self,
+        ticket_id: str,
+        global_rank: int,
+        type: str,
+        id: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        env: Env = None,
+        timeout: float | None = None,
+    ) -> Future[ActorHandle]:
+        """Start an actor of a registered type at one rank of a ticket.
+
+        ``args`` (data; see ``ActorHandle.call``) become the keyword arguments of its class. The future has the handle
+        once the actor is up, and fails with ActorStartFailed, AlreadyLaunched, RankOutOfRange, TicketEnded,
+        UnknownTicket, or WaitTimeout after ``timeout`` seconds (the actor is stopped then). Cancelling it stops the
+        actor. Raises InvalidRequest, NotSerializable.
+        """
+        plan = launching.actor_plan(global_rank, type, id, args, env)
+        return self._launch(ticket_id, plan, lambda handles: handles[0], timeout)
+
+    def launch_gang(
+        self,
+        ticket_id: str,
+        type: str,
+        args: Args = None,
+        *,
+        ids: Ids = None,
+        env: Env = None,
+        timeout: float | None = None,
+    ) -> Future[list[ActorHandle]]:
+        """Start an actor of a registered type at every rank of a ticket, in one request.
+
+        ``args`` are the same for all, or a function of the slot. ``ids``: one for each rank, or a function of the
+        slot; else ``<type>-<rank>``. The handles come by rank; otherwise as ``launch_actor``.
+        """
+        plan = launching.gang_plan(type, args, ids, env)
+        return self._launch(ticket_id, plan, lambda handles: handles, timeout)
+
+    def launch_command(
+        self,
+        ticket_id: str,
+        argv: Sequence[str],
+        *,
+        env: Env = None,
+        cwd: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[list[ActorHandle]]:
+        """Run a command at every rank of a ticket, on agents that allow commands; otherwise as ``launch_gang``."""
+        plan = launching.command_plan(argv, cwd, env)
+        return self._launch(ticket_id, plan, lambda handles: handles, timeout)
+
+    def spawn(
+        self,
+        type: str,
+        id: str,
+        resources: Resources = _NO_NEED,
+        args: Mapping[str, Any] | None = None,
+        *,
+        env: Env = None,
+        timeout: float | None = 300.0,
+        detached: bool = False,
+        preferred_node: str | None = None,
+        gpu_ids: Sequence[int] | None = None,
+        grace_s: float = 5.0,
+        name: str = "",
+    ) -> Future[ActorHandle]:
+        """Start one actor anywhere: a gang of one, allocated and launched. If the launch fails it is released.
+
+        The ticket lives as long as the handle (``handle.gang``), or until ``handle.release()``.
+        """
+        plan = launching.actor_plan(0, type, id, args, env)
+        chain: Chain[ActorHandle] = Chain()
+
+        def launched(step: Future[ActorHandle], gang: Gang) -> None:
+            error = None if step.cancelled() else step.exception()
+            if error is None and not step.cancelled() and chain.finish(step.result()):
+                return
+            self._release_quietly(gang)
+            if error is not None:
+                chain.fail(error)
+
+        def launch(gang: Gang) -> None:
+            if chain.cancelled():
+                self._release_quietly(gang)
+                return
+            step = self._launch(gang.ticket_id, plan, lambda handles: handles[0], None)
+            chain.follow(step, lambda done: launched(done, gang))
+
+        def allocated(step: Future[Gang]) -> None:
+            if step.cancelled():
+                return
+            error = step.exception()
+            if error is not None:
+                chain.fail(error)
+                return
+            gang = step.result()
+            self._session.upkeep.soon(lambda: launch(gang))  # it does I/O, which the reader of replies must not
+
+        step = self.gang_allocate(
+            1,
+            1,
+            resources,
+            timeout=timeout,
+            detached=detached,
+            preferred_node=preferred_node,
+            gpu_ids=gpu_ids,
+            grace_s=grace_s,
+            name=name,
+        )
+        chain.follow(step, allocated)
+        return chain
+
+    def stop_actor(self, ticket_id: str, rank: int) -> Future[bool]:
+        """Ask the actor at a rank to stop: SIGTERM, then SIGKILL after the gang's grace time. The slot stays.
+
+        The future is True once it was told, False if none runs there; its end is what ``wait`` waits for.
+        """
+        check_name("the ticket id", _text("the ticket id", ticket_id))
+        try:
+            launching.check_rank(rank)
+        except RankOutOfRange as error:
+            return failed(error)
+        return self._request(r.StopActor(ticket_id, rank), lambda message, ticket: bool(message.value))
+
+    # --- the pool and the session --------------------------------------------------------------------------------
+
+    def status(self) -> PoolStatus:
+        """The pool's nodes and tickets, read from its views (no request to the allocator). Raises ServerError."""
+        self._check_open()
+        with explained(self._session.url):
+            return read_status(self._session.redis, self._session.keys)
+
+    def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
+        """End the session: tickets are released (not detached ones), waiting futures fail with ClientClosed.
+
+        Returns when the allocator has taken note, at the latest after ``timeout`` seconds and a little.
+        """
+        self._finalizer.detach()
+        self._session.close(timeout)
+
+    @property
+    def url(self) -> str:
+        """The server's URL, without its password."""
+        return mask_url(self._session.url)
+
+    @property
+    def pool(self) -> str:
+        """The pool's name."""
+        return self._session.keys.pool
+
+    @property
+    def client_id(self) -> str:
+        """The id of this session in the log and in the views."""
+        return self._session.client_id
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can be made."""
+        return self._session.is_over is None
+
+    def check_process(self) -> None:
+        """Raise ClientClosed in a child that was forked after this client was made."""
+        self._session.check_process()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.client_id} of pool {self.pool!r} at {self.url}>"
+
+    # --- for gangs and handles -----------------------------------------------------------------------------------
+
+    def wait_for_exits(
+        self, gang: Gang, ranks: list[int] | None, convert: Callable[[list[int]], T], timeout: float | None
+    ) -> Future[T]:
+        """A wait for the ends of actors; use ``Gang.wait``."""
+        return self._session.wait_for_exits(gang.ticket, ranks, convert, _check_timeout(timeout))
+
+    def dropped(self, ticket_id: str, lines: dict[str, Line]) -> None:
+        """A gang's last reference is gone. Called by a finalizer: takes no lock, does no I/O."""
+        session = self._session
+        if not session.forked:
+            session.drop(ticket_id)
+            if lines:
+                session.upkeep.soon(lambda: close_all(lines))
+
+    def secret_of(self, ticket: Ticket) -> bytes:
+        """The secret with which the ticket's actors and clients know each other; one round trip the first time."""
+        if ticket.secret:
+            return ticket.secret
+        session = self._session
+        key = session.keys.secret(ticket.ticket_id)
+        made = secrets.token_bytes(SECRET_BYTES)
+        with explained(session.url):
+            # Whoever launches first sets it; all others read it.
+            if session.redis.set(key, made.hex(), nx=True):
+                found = made
+            else:
+                raw = cast("bytes | None", session.redis.get(key))
+                if raw is None:
+                    raise TicketEnded(f"ticket {ticket.ticket_id} has ended: its secret is gone; ask for a new gang")
+                found = bytes.fromhex(raw.decode())
+        ticket.secret = found
+        return found
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        request: r.Request,
+        convert: Callable[[Any, Ticket | None], T],
+        *,
+        blobs: bytes = b"",
+        timeout: float | None = None,
+        unwanted: Callable[[T], object] | None = None,
+    ) -> Future[T]:
+        try:
+            return self._session.request(request, convert, blobs=blobs, timeout_s=timeout, unwanted=unwanted)
+        except SpokeError as error:
+            return failed(error)
+
+    def _check_open(self) -> None:
+        over = self._session.is_over
+        if over is not None:
+            raise over
+
+    def _granted(self, message: p.Message, ticket: Ticket | None) -> Gang:
+        assert ticket is not None
+        return self._gang_of(ticket)
+
+    def _gang_of(self, ticket: Ticket) -> Gang:
+        gangs = self._session.gangs
+        gang = gangs.get(ticket.ticket_id)
+        if gang is None:
+            gang = gangs[ticket.ticket_id] = Gang(self, ticket)
+        return gang
+
+    def _gang_by_id(self, ticket_id: str) -> Gang:
+        """The gang of a ticket, attaching to it if it is another client's."""
+        check_name("the ticket id", _text("the ticket id", ticket_id))
+        gang = self._session.gangs.get(ticket_id)
+        if gang is not None:
+            return gang
+        ticket = self._session.ticket(ticket_id)
+        if ticket is None:
+            return self.attach(ticket_id).result(ATTACH_TIMEOUT_S)
+        if ticket.owned and not ticket.spec.detached:
+            raise TicketEnded(
+                f"ticket {ticket_id} is being released, because the last reference to its Gang is gone: keep the gang "
+                f"(gang = client.gang_allocate(...).result()) as long as you use it, or allocate it detached"
+            )
+        return self._gang_of(ticket)
+
+    def _launch(
+        self,
+        ticket_id: str,
+        plan: launching.Plan,
+        convert: Callable[[list[ActorHandle]], T],
+        timeout: float | None,
+    ) -> Future[T]:
+        seconds = _check_timeout(timeout)
+        try:
+            self._check_open()
+            gang = self._gang_by_id(ticket_id)
+            members, blobs = plan(gang.slots, self.secret_of(gang.ticket))
+        except (InvalidRequest, TypeError):
+            raise
+        except SpokeError as error:
+            return failed(error)
+
+        def handles(message: p.Launched, ticket: Ticket | None) -> T:
+            return convert([gang.handle(actor) for actor in sorted(message.actors, key=lambda actor: actor.rank)])
+
+        request = r.LaunchActors(ticket_id, plan.spec, members)
+        return self._request(request, handles, blobs=blobs, timeout=seconds, unwanted=_stop_all)
+
+    def _release_quietly(self, gang: Gang) -> None:
+        future = gang.release()
+        future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+
+
+def _stop_all(launched: ActorHandle | Iterable[ActorHandle] | Any) -> None:
+    for handle in [launched] if isinstance(launched, ActorHandle) else launched:
+        handle.stop()
+
+
+def _close_later(session: Session) -> None:
+    if not session.forked:
+        session.upkeep.soon(lambda: session.close(CLOSE_TIMEOUT_S))
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{what} must be text, not {type(value).__name__}")
+    return value
+
+
+def _check_seconds(what: str, value: float, at_least: float, at_most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not at_least <= value <= at_most:
+        raise InvalidRequest(f"{what} must be from {at_least:g} to {at_most:g} seconds, not {value!r}")
+
+
+def _check_timeout(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= TIMEOUT_S_MAX:
+        raise InvalidRequest(f"timeout must be None (no limit) or seconds from 0 on, not {timeout!r}")
+    return float(timeout)
+
+
+def _timeout_ms(timeout: float | None) -> int | None:
+    seconds = _check_timeout(timeout)
+    return None if seconds is None else math.ceil(seconds * 1000)
+
+
+def _check_on_failure(value: str) -> OnFailure:
+    if value not in ("release", "report"):
+        raise InvalidRequest(f"on_failure must be 'release' or 'report', not {value!r}")
+    return value  # type: ignore[return-value]
