@@ -34,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 SPOKE = str(Path(sys.executable).with_name("spoke"))
 NODES, ACTORS_PER_NODE, GPUS_PER_NODE = 2, 2, 4
 STEPS, BATCH, RATE = 400, 48, 0.1
+SHOWN = (0, 5, 10, 20, 50, 100, 200, 300)
 ACCURACY_MIN = 0.93
 WAIT_S = 60.0
 STOP_S = 20.0
@@ -100,7 +101,7 @@ def train(client: spoke.Client, seed: int) -> float:
             parts = everyone(workers, "gradients", step)
             mean = [np.mean(arrays, axis=0) for arrays in zip(*(part[1] for part in parts), strict=True)]
             everyone(workers, "apply", mean)
-            if step % 50 == 0 or step == STEPS - 1:
+            if step in (*SHOWN, STEPS - 1):
                 loss = float(np.mean([part[0] for part in parts]))
                 print(f"  step {step:3d}  loss {loss:.4f}  {'#' * round(loss * 20)}")
 
