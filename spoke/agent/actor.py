@@ -1,0 +1,109 @@
+"""Actors as users write them: a class with methods, registered under a name.
+
+>>> @register_actor("Greeter")
+... class Greeter(Actor):
+...     def greet(self, name):
+...         return f"hello {name}, from rank {self.ctx.rank}"
+>>> registered_actors()["Greeter"].__name__
+'Greeter'
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+from spoke.errors import InvalidRequest
+from spoke.events.model import check_name
+
+_REGISTERED: dict[str, type[Actor]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ActorContext:
+    """Where, and as whom, an actor runs. ``gpu_ids`` are physical indices; inside the process GPUs count from 0.
+
+    ``stopping`` is set when the actor is told to stop (SIGTERM); what is left then is the ticket's grace time.
+    """
+
+    rank: int
+    local_rank: int
+    group_rank: int
+    world_size: int
+    local_world_size: int
+    num_nodes: int
+    gpu_ids: tuple[int, ...]
+    gpu_uuids: tuple[str, ...]
+    ticket_id: str
+    actor_id: str
+    node_id: str
+    pool: str
+    master_addr: str
+    master_port: int
+    stopping: threading.Event = field(default_factory=threading.Event, compare=False)
+
+
+class Actor:
+    """Base of all actors.
+
+    ``ctx`` and ``args`` (the launch's arguments) are there before ``__init__`` runs; an ``__init__`` that takes
+    arguments is given ``args`` as keywords. Public methods, plain or ``async``, can be called from outside while
+    ``run`` goes on in the main thread.
+    """
+
+    ctx: ActorContext
+    args: Mapping[str, Any]
+
+    _reserved: ClassVar[tuple[str, ...]] = ("ctx", "args", "run")
+
+    def run(self) -> Any:
+        """The actor's main body: when it returns, the actor exits with code 0; when it raises, with code 1.
+
+        This one serves calls until the actor is told to stop. It may be ``async``.
+        """
+        self.ctx.stopping.wait()
+
+
+_A = TypeVar("_A", bound=type[Actor])
+
+
+def register_actor(name: str) -> Callable[[_A], _A]:
+    """Class decorator: let clients launch this actor class as ``name``.
+
+    Raises InvalidRequest for a name that is unusable or taken by another class, and for what is no Actor.
+    """
+    if not isinstance(name, str):
+        raise InvalidRequest(f'@spoke.register_actor needs a name, not {name!r}: write @spoke.register_actor("Name")')
+    check_name("the actor type", name)
+
+    def register(cls: _A) -> _A:
+        if not isinstance(cls, type) or not issubclass(cls, Actor):
+            raise InvalidRequest(f"@spoke.register_actor({name!r}) needs a subclass of spoke.Actor, not {cls!r}")
+        known = _REGISTERED.get(name)
+        if known is not None and _origin(known) != _origin(cls):
+            raise InvalidRequest(
+                f"the actor type {name!r} is registered twice, by {_told(known)} and by {_told(cls)}: rename one"
+            )
+        _REGISTERED[name] = cls
+        return cls
+
+    return register
+
+
+def registered_actors() -> Mapping[str, type[Actor]]:
+    """The actor classes that are known in this process, by name."""
+    return MappingProxyType(_REGISTERED)
+
+
+def _origin(cls: type) -> tuple[str, str]:
+    """Where the class was written: a file that is imported under two names defines it twice, and means it once."""
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
+
+
+def _told(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,54 @@
+"""How an agent runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+PORTS_DEFAULT = 64
+
+
+def default_log_dir() -> Path:
+    """Where actors' logs go: ``spoke/logs`` in the user's state directory (XDG_STATE_HOME, else ~/.local/state)."""
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "spoke" / "logs"
+
+
+def default_run_dir() -> Path:
+    """Where agents lock their node ids: in the user's runtime directory, else in the temporary directory."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "spoke" if runtime else Path(tempfile.gettempdir()) / f"spoke-{os.getuid()}"
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How an agent runs.
+
+    ``gpus`` is a number of logical GPUs, or ``"auto"`` to ask NVML. ``imports`` are the modules (names, or paths of
+    .py files) that register the actor types this node may run; ``allow_commands`` lets it run any command besides.
+    ``cpus`` (cores) and ``memory`` (bytes) are found if not given, and so is ``address``, where other nodes reach this
+    one. ``ports`` is how many ports are held for the rendezvous of gangs. All agents of a user on a machine must share
+    ``run_dir``. An actor of a registered type must be up within ``start_limit_s``; at the agent's end no actor has a
+    longer grace than ``leave_s_max``.
+    """
+
+    url: str
+    pool: str
+    node_id: str
+    gpus: int | Literal["auto"] = 0
+    imports: tuple[str, ...] = ()
+    allow_commands: bool = False
+    lease_ms: int = 10_000
+    log_dir: Path = field(default_factory=default_log_dir)
+    run_dir: Path = field(default_factory=default_run_dir)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cpus: float | None = None
+    memory: int | None = None
+    ports: int = PORTS_DEFAULT
+    address: str = ""
+    start_limit_s: float = 300.0
+    leave_s_max: float = 30.0

@@ -1,0 +1,401 @@
+"""The keeper: a small process under each agent, the parent of all its actors, and the one that surely kills them.
+
+One thread and the standard library only, so that fork is safe and quick. It is a subreaper: whatever an actor leaves
+behind becomes the keeper's child. Since every living descendant has a living ancestor among the keeper's children, an
+actor has ended exactly when none of the keeper's children is its own: neither its first process (the *root*), nor an
+orphan with the root's session or the actor's mark. An orphan that hides both counts for every actor that may have made
+it. The root is left a zombie until then, so that its pid still names its group and session, and nobody else's.
+
+What can die, and what follows:
+
+- the agent (also by SIGKILL): its socket closes; the keeper kills everything and exits;
+- the keeper: PR_SET_PDEATHSIG kills the roots, their orphans fall to the agent, a subreaper too, which kills them;
+- nobody, but the agent hangs: the keeper knows until when the node's lease is sure, and kills everything at that time.
+
+Messages are JSON datagrams (SOCK_SEQPACKET). To the keeper: ``spawn`` (with two descriptors: its specification, JSON,
+and the launch document), ``stop``, ``kill_all``, ``lease``. From it: ``started``, ``status``, ``failed``, ``ended``,
+``fenced``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from typing import Any, NoReturn
+
+from spoke.agent import procfs
+
+DOCUMENT_FD = 3
+STATUS_FD = 4
+DATAGRAM_BYTES_MAX = 64 * 1024
+STATUS_BYTES_MAX = 16 * 1024
+TAIL_BYTES = 2_000
+_IDLE_S = 5.0
+_OVERDUE_S = 0.05
+_DEFAULTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE)
+
+
+def clock_s() -> float:
+    """A monotonic clock that goes on while the machine is suspended, as the server's clock does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Launch:
+    """One actor. ``root`` is its first process; ``exit`` is the root's (code, signal) once it is dead."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.id: str = spec["id"]
+        self.mark: str = spec["env"][procfs.LAUNCH_MARK]
+        self.is_command: bool = spec["is_command"]
+        self.log: str = spec["log"]
+        self.log_start = 0
+        self.root = 0
+        self.exit: tuple[int, int] | None = None
+        self.status_fd = -1
+        self.status = b""
+        self.told = False
+        self.kill_at_s: float | None = None
+        self.terminated: set[int] = set()
+
+
+class Keeper:
+    """The loop. ``sock`` leads to the agent, whose process id is ``agent_pid``."""
+
+    def __init__(self, sock: socket.socket, agent_pid: int) -> None:
+        self._sock = sock
+        self._agent_pid = agent_pid
+        self._launches: dict[str, Launch] = {}
+        self._orphans: dict[int, frozenset[str]] = {}
+        self._unsent: deque[bytes] = deque()
+        self._lease_until_s: float | None = None
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)  # a handler, not SIG_IGN: exec must not pass it on
+        sock.setblocking(False)
+
+    def run(self) -> None:
+        """Serve the agent until it is gone; then kill everything and return."""
+        while self._turn():
+            pass
+        self._sock.close()
+        self._launches.clear()
+        while procfs.children():
+            for pid in procfs.children():
+                procfs.send_signal(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            select.select([self._wake], [], [], 0.05)
+            self._drain_wake()
+
+    def _turn(self) -> bool:
+        """Wait for something to happen and deal with it; False once the agent is gone."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poll.register(self._wake, select.POLLIN)
+        by_fd = {launch.status_fd: launch for launch in self._launches.values() if launch.status_fd >= 0}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        ready = dict(poll.poll(self._wait_s() * 1000 + 1))
+        if self._wake in ready:
+            self._drain_wake()
+            if os.getppid() != self._agent_pid:
+                return False
+        for fd, launch in by_fd.items():
+            if fd in ready:
+                self._read_status(launch)
+        if self._sock.fileno() in ready and not self._read_agent():
+            return False
+        self._keep_time()
+        self._settle()
+        self._flush()
+        return True
+
+    def _wait_s(self) -> float:
+        times = [launch.kill_at_s for launch in self._launches.values() if launch.kill_at_s is not None]
+        if self._lease_until_s is not None and self._launches:
+            times.append(self._lease_until_s)
+        left_s = [at_s - clock_s() for at_s in times]
+        return min([_IDLE_S, *(s if s > 0 else _OVERDUE_S for s in left_s)])
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake, 4096):
+                pass
+
+    # --- to and from the agent ---------------------------------------------------------------------------------------
+
+    def _read_agent(self) -> bool:
+        while True:
+            try:
+                raw, fds, _, _ = socket.recv_fds(self._sock, DATAGRAM_BYTES_MAX, 2, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not raw:
+                return False
+            try:
+                self._obey(json.loads(raw), fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _obey(self, message: dict[str, Any], fds: list[int]) -> None:
+        match message["do"]:
+            case "spawn":
+                with open(fds[0], "rb", closefd=False) as file:
+                    self._spawn(json.loads(file.read()), fds[1])
+            case "stop":
+                launch = self._launches.get(message["id"])
+                if launch is not None:
+                    self._stop(launch, message["grace_s"])
+            case "kill_all":
+                for launch in self._launches.values():
+                    self._stop(launch, 0.0)
+            case "lease":
+                self._lease_until_s = message["until_s"]
+
+    def _tell(self, what: str, **fields: Any) -> None:
+        self._unsent.append(json.dumps({"is": what, **fields}).encode())
+
+    def _flush(self) -> None:
+        """Send what can be sent: an agent that does not read must not keep the keeper from its timers."""
+        with contextlib.suppress(OSError):  # a closed socket is noticed by the reading side
+            while self._unsent:
+                self._sock.send(self._unsent[0])
+                self._unsent.popleft()
+
+    # --- starting ----------------------------------------------------------------------------------------------------
+
+    def _spawn(self, spec: dict[str, Any], document_fd: int) -> None:
+        launch = Launch(spec)
+        if self._lease_until_s is not None and clock_s() >= self._lease_until_s:
+            self._tell("failed", id=launch.id, reason="the node's lease has run out")
+            self._tell("ended", id=launch.id, code=-1, signal=0, tail="")
+            return
+        opened: list[int] = []
+        try:
+            os.makedirs(os.path.dirname(launch.log), exist_ok=True)
+            log = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            opened.append(log)
+            launch.log_start = os.fstat(log).st_size
+            status, child_status = os.pipe()
+            opened += [status, child_status]
+            launch.root = self._fork(spec, document_fd, log, child_status)
+        except OSError as error:  # no process, no memory, no descriptor, no log file
+            for fd in opened:
+                os.close(fd)
+            self._tell("failed", id=launch.id, reason=f"its process cannot be started: {error}")
+            self._tell("ended", id=launch.id, code=-1, signal=0, tail="")
+            return
+        os.close(log)
+        os.close(child_status)
+        os.set_blocking(status, False)
+        launch.status_fd = status
+        self._launches[launch.id] = launch
+
+    def _fork(self, spec: dict[str, Any], document_fd: int, log: int, status: int) -> int:
+        keeper = os.getpid()
+        # Signals wait until the child has shed the keeper's handlers, which would swallow them.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _become(spec, document_fd, log, status, keeper)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        return pid
+
+    def _read_status(self, launch: Launch) -> None:
+        """Read what the actor's process says of its start: one line of JSON, or (a command's exec) the pipe's end."""
+        while b"\n" not in launch.status and len(launch.status) < STATUS_BYTES_MAX:
+            try:
+                data = os.read(launch.status_fd, STATUS_BYTES_MAX)
+            except BlockingIOError:
+                return
+            if not data:
+                break
+            launch.status += data
+        self._close_status(launch)
+        line = launch.status.partition(b"\n")[0].decode(errors="replace")
+        if line.startswith("!"):  # written between fork and exec
+            self._tell("failed", id=launch.id, reason=line[1:])
+        elif line:
+            self._tell("status", id=launch.id, pid=launch.root, line=line)
+        elif launch.is_command:
+            self._tell("started", id=launch.id, pid=launch.root)
+        launch.told = bool(line) or launch.is_command
+
+    def _close_status(self, launch: Launch) -> None:
+        os.close(launch.status_fd)
+        launch.status_fd = -1
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+
+    def _stop(self, launch: Launch, grace_s: float) -> None:
+        """SIGTERM to the group now, SIGKILL to everything once the grace is over."""
+        deadline_s = clock_s() + grace_s
+        first = launch.kill_at_s is None
+        launch.kill_at_s = deadline_s if launch.kill_at_s is None else min(launch.kill_at_s, deadline_s)
+        if first and grace_s > 0 and launch.exit is None:
+            self._signal_group(launch, signal.SIGTERM)
+            self._signal_group(launch, signal.SIGCONT)  # one that is stopped could not heed it
+
+    def _signal_group(self, launch: Launch, number: int) -> None:
+        try:
+            os.killpg(launch.root, number)
+        except ProcessLookupError:  # between fork and setsid there is no such group yet
+            procfs.send_signal(launch.root, number)
+        except PermissionError:
+            pass
+
+    def _keep_time(self) -> None:
+        now_s = clock_s()
+        if self._lease_until_s is not None and now_s >= self._lease_until_s and self._launches:
+            if any(launch.kill_at_s is None or launch.kill_at_s > now_s for launch in self._launches.values()):
+                self._tell("fenced")
+            for launch in self._launches.values():
+                self._stop(launch, 0.0)
+        for launch in self._launches.values():
+            if launch.kill_at_s is not None and now_s >= launch.kill_at_s and launch.exit is None:
+                self._signal_group(launch, signal.SIGKILL)
+
+    def _settle(self) -> None:
+        """Reap, find out whose the orphans are, kill those that must go, and report the actors that have ended."""
+        roots = {launch.root: launch for launch in self._launches.values()}
+        for pid in procfs.children():
+            root_of = roots.get(pid)
+            if root_of is not None:
+                self._look_at_root(root_of)
+            elif self._reap(pid):
+                self._orphans.pop(pid, None)
+            elif pid not in self._orphans:
+                self._orphans[pid] = self._owners_of(pid)
+        for pid, owners in self._orphans.items():
+            if not any(owner in self._launches for owner in owners):
+                procfs.send_signal(pid, signal.SIGKILL)  # its actor has ended, or never was
+        for launch in list(self._launches.values()):
+            left = [pid for pid, owners in self._orphans.items() if launch.id in owners]
+            if left and (launch.exit is not None or launch.kill_at_s is not None):
+                self._end_leftovers(launch, left)
+            elif not left and launch.exit is not None:
+                self._ended(launch)
+
+    def _look_at_root(self, launch: Launch) -> None:
+        if launch.exit is not None:
+            return
+        found = os.waitid(os.P_PID, launch.root, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return
+        killed = found.si_code != os.CLD_EXITED
+        launch.exit = (-1, found.si_status) if killed else (found.si_status, 0)
+        if launch.status_fd >= 0:
+            self._read_status(launch)
+        if launch.status_fd >= 0:  # a descendant of a registered class holds the pipe; nobody waits for it
+            self._close_status(launch)
+
+    def _reap(self, pid: int) -> bool:
+        try:
+            return os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            return True
+
+    def _owners_of(self, pid: int) -> frozenset[str]:
+        session, mark = procfs.session_of(pid), procfs.mark_of(pid)
+        for launch in self._launches.values():
+            if session == launch.root or mark == launch.mark:
+                return frozenset((launch.id,))
+        return frozenset() if mark else frozenset(self._launches)
+
+    def _end_leftovers(self, launch: Launch, left: list[int]) -> None:
+        """End what is not below the root. Who was told to stop has the rest of the grace; who just ended has none."""
+        if launch.kill_at_s is None or clock_s() >= launch.kill_at_s:
+            self._signal_group(launch, signal.SIGKILL)
+            for pid in left:
+                procfs.send_signal(pid, signal.SIGKILL)
+            return
+        for pid in left:
+            if pid not in launch.terminated:
+                launch.terminated.add(pid)
+                procfs.send_signal(pid, signal.SIGTERM)
+
+    def _ended(self, launch: Launch) -> None:
+        os.waitpid(launch.root, 0)  # a zombie: returns at once
+        del self._launches[launch.id]
+        code, number = launch.exit or (-1, signal.SIGKILL)
+        tail = "" if launch.told else _tail(launch.log, launch.log_start)
+        self._tell("ended", id=launch.id, code=code, signal=number, tail=tail)
+
+
+def _become(spec: dict[str, Any], document_fd: int, log: int, status: int, keeper: int) -> NoReturn:
+    """In the child: put everything in its place and exec. Whatever goes wrong is written to the status pipe."""
+    words = "its process cannot be set up"
+    try:
+        os.setsid()
+        procfs.signal_at_parent_death(signal.SIGKILL)
+        if os.getppid() != keeper:  # it died before the line above
+            os._exit(127)
+        signal.set_wakeup_fd(-1)
+        for number in (*_DEFAULTED, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        document_fd, log, status = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (document_fd, log, status))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if not spec["is_command"]:
+            os.dup2(document_fd, DOCUMENT_FD)
+            os.dup2(status, STATUS_FD)
+        words = f"its working directory {spec['cwd']!r} cannot be entered"
+        os.chdir(spec["cwd"])
+        argv = spec["argv"]
+        words = f"the command {argv[0]!r} cannot be run"
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execvpe(argv[0], argv, spec["env"])
+    except BaseException as error:
+        if isinstance(error, FileNotFoundError) and words.startswith("the command"):
+            path = spec["env"].get("PATH", "")
+            words = f"the command {spec['argv'][0]!r} was not found (working directory {spec['cwd']}, PATH {path})"
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
+        with contextlib.suppress(OSError):
+            os.write(status, f"!{words}: {why}\n".encode(errors="replace")[:STATUS_BYTES_MAX])
+    finally:
+        os._exit(127)
+
+
+def _tail(path: str, start: int) -> str:
+    """The last lines that this launch wrote to its log."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode(errors="replace").strip()
+    except OSError as error:
+        return f"(the log cannot be read: {os.strerror(error.errno or errno.EIO)})"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the keeper: the arguments are the descriptor of its socket and the agent's process id."""
+    fd, agent_pid = map(int, (argv or sys.argv)[1:3])
+    procfs.become_subreaper()
+    sock = socket.socket(fileno=fd)
+    sock.set_inheritable(False)
+    keeper = Keeper(sock, agent_pid)
+    procfs.signal_at_parent_death(signal.SIGUSR1)
+    if os.getppid() == agent_pid:
+        keeper.run()
+
+
+if __name__ == "__main__":
+    main()

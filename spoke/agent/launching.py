@@ -1,0 +1,123 @@
+"""What an actor's process is given: its environment, its command line, and (a registered class) its launch document."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spoke.agent.procfs import LAUNCH_MARK
+from spoke.errors import InvalidRequest
+from spoke.protocol.launch import LaunchBlob, decode_blob
+from spoke.protocol.orders import StartActor
+
+ROOT = str(Path(__file__).resolve().parents[2])
+_RUN = f"import sys; sys.path.append({ROOT!r}); from spoke.agent.actor_main import main; main()"
+"""Run with -c, since -m costs every start some milliseconds. The path is for an agent that runs uninstalled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all launches on a node have in common. ``mark`` is the launch mark's part before the launch id."""
+
+    pool: str
+    node_id: str
+    mark: str
+    address: str
+    imports: tuple[str, ...]
+    log_dir: Path
+    cwd: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The keeper's specification of a process, and the launch document (empty for a command)."""
+
+    spec: dict[str, Any]
+    document: bytes
+
+
+def log_path(log_dir: Path, ticket_id: str, rank: int, actor_id: str) -> Path:
+    """Where an actor's output goes."""
+    return log_dir / ticket_id / f"{rank}-{actor_id}.log"
+
+
+def prepare(order: StartActor, blob: bytes, site: Site, base_env: Mapping[str, str]) -> Prepared:
+    """What to hand to the keeper; raises SpokeError for a launch that makes no sense."""
+    launch = decode_blob(blob) if blob else LaunchBlob(b"")
+    is_command = bool(order.spec.argv)
+    spec = {
+        "id": order.launch_id,
+        "is_command": is_command,
+        "argv": list(order.spec.argv) or [sys.executable, "-c", _RUN, order.spec.type_name, order.actor_id],
+        "env": environment(order, launch.env, site, base_env),
+        "cwd": os.path.join(site.cwd, order.spec.cwd),
+        "log": str(log_path(site.log_dir, order.ticket_id, order.rank, order.actor_id)),
+    }
+    return Prepared(spec, b"" if is_command else _document(order, launch, site))
+
+
+def environment(order: StartActor, added: Mapping[str, str], site: Site, base: Mapping[str, str]) -> dict[str, str]:
+    """The agent's environment, then the launch's additions, then the names that Spoke answers for.
+
+    CUDA must see the actor's GPUs and no others, before anything in the process initializes it. RANK and its like are
+    what ``torch.distributed`` reads with ``init_process_group("env://")``.
+    """
+    for name, value in added.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise InvalidRequest(f"the environment variable {name!r} cannot be set: it has no usable name or value")
+    gpus = ",".join(map(str, order.gpu_ids))
+    ours = {
+        "CUDA_VISIBLE_DEVICES": gpus,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "NVIDIA_VISIBLE_DEVICES": gpus or "void",
+        "RANK": str(order.rank),
+        "LOCAL_RANK": str(order.local_rank),
+        "GROUP_RANK": str(order.group_rank),
+        "WORLD_SIZE": str(order.world_size),
+        "LOCAL_WORLD_SIZE": str(order.local_world_size),
+        "MASTER_ADDR": order.master_addr,
+        "MASTER_PORT": str(order.master_port),
+        "SPOKE_TICKET": order.ticket_id,
+        "SPOKE_ACTOR": order.actor_id,
+        "SPOKE_POOL": site.pool,
+        "SPOKE_NODE": site.node_id,
+        LAUNCH_MARK: site.mark + order.launch_id,
+    }
+    return {"PYTHONUNBUFFERED": "1", **base, **added, **ours}
+
+
+def _document(order: StartActor, launch: LaunchBlob, site: Site) -> bytes:
+    if not launch.secret:
+        raise InvalidRequest(f"the launch of {order.actor_id} carries no secret: use the client of the same release")
+    return msgspec.msgpack.encode(
+        {
+            "type_name": order.spec.type_name,
+            "imports": site.imports,
+            "cwd": site.cwd,
+            "secret": launch.secret,
+            "args": launch.args,
+            "advertise": site.address,
+            "context": {
+                "rank": order.rank,
+                "local_rank": order.local_rank,
+                "group_rank": order.group_rank,
+                "world_size": order.world_size,
+                "local_world_size": order.local_world_size,
+                "num_nodes": order.num_nodes,
+                "gpu_ids": order.gpu_ids,
+                "gpu_uuids": order.gpu_uuids,
+                "ticket_id": order.ticket_id,
+                "actor_id": order.actor_id,
+                "node_id": site.node_id,
+                "pool": site.pool,
+                "master_addr": order.master_addr,
+                "master_port": order.master_port,
+            },
+        }
+    )

@@ -1,0 +1,382 @@
+"""The agent's protocol as a pure state machine: what it is told goes in, what it must do comes out.
+
+No I/O and no clock: ``now_s`` is an argument, on a clock that never goes back. What is promised here:
+
+- every StartActor order leads to exactly one terminal report (start failed, or exited), whatever comes between;
+- I7: actors run only while the lease is sure. It is sure until the moment the last successful renewal was SENT, plus
+  the lease, less a margin for the killing. Later the agent kills everything and joins again, as a new incarnation;
+- an agent asks to be registered only when nothing of its earlier incarnations is alive;
+- a port is held again before the end of its ticket's last actor is reported.
+
+Phases: joining (asked to be registered) -> confirming (welcomed, first renewal under way) -> up -> clearing (killing
+everything) -> waiting (a moment before it joins again) -> joining. Leaving, at the agent's end, is apart from these.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+from spoke.agent import instructions as i
+from spoke.errors import SpokeError
+from spoke.events.model import NodeSpec, check_name
+from spoke.protocol import orders as o
+from spoke.protocol import requests as r
+
+Phase = Literal["joining", "confirming", "up", "clearing", "waiting", "left"]
+
+MARGIN_SHARE = 0.2
+MARGIN_S_MIN = 0.1
+REGISTER_AGAIN_S = 5.0
+REJOIN_S_MIN, REJOIN_S_MAX = 0.2, 5.0
+CLEAR_S_MAX = 1.0
+"""A keeper that has not killed everything by then is itself killed."""
+REMEMBERED_MAX = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What does not change during an agent's life. ``token`` is unique to this process; times are in seconds."""
+
+    spec: NodeSpec
+    token: str
+    lease_ms: int
+    start_limit_s: float = 300.0
+    leave_s_max: float = 30.0
+    refused_s_max: float | None = None
+    """For how long a refused registration is tried again; by default a bit more than the lease, since the node id may
+    still be held by a machine that has just died."""
+
+
+@dataclass(slots=True)
+class _Actor:
+    order: o.StartActor
+    up: bool = False
+    stopping: bool = False
+    failure: str = ""
+    limit_s: float | None = None
+
+
+class AgentMachine:
+    """The state of one agent. Feed it through its methods; do what they return, in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.phase: Phase = "joining"
+        self.incarnation = ""
+        self.leaving = False
+        self._count = 0
+        self._lease_s = settings.lease_ms / 1000
+        self._sure_until_s = 0.0
+        self._renew_at_s: float | None = None
+        self._renewing = False
+        self._wake_at_s: float | None = None
+        self._refused_since_s: float | None = None
+        self._up_since_s = 0.0
+        self._rejoin_s = REJOIN_S_MIN
+        self._leave_until_s: float | None = None
+        self._actors: dict[str, _Actor] = {}
+        self._held: list[o.Delivery] = []
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._closed: OrderedDict[str, None] = OrderedDict()
+        self._lent: dict[str, int] = {}
+
+    @property
+    def actors_alive(self) -> tuple[str, ...]:
+        """The launch ids of the actors that are not confirmed dead."""
+        return tuple(self._actors)
+
+    @property
+    def margin_s(self) -> float:
+        """How long before the lease's end everything is killed."""
+        return max(MARGIN_S_MIN, self._lease_s * MARGIN_SHARE)
+
+    def wake_at_s(self) -> float | None:
+        """When ``tick`` must be called next; None if only something that happens can change anything."""
+        times = [self._renew_at_s, self._wake_at_s, self._leave_until_s]
+        if self.phase == "up":
+            times += [self._sure_until_s, *(actor.limit_s for actor in self._actors.values())]
+        return min((at_s for at_s in times if at_s is not None), default=None)
+
+    # --- joining -----------------------------------------------------------------------------------------------------
+
+    def start(self, now_s: float) -> list[i.Instruction]:
+        """Ask to be registered. Nothing of an earlier agent of this node may be alive."""
+        return self._join(now_s)
+
+    def _join(self, now_s: float) -> list[i.Instruction]:
+        self._count += 1
+        self.incarnation = f"{self._settings.token}-{self._count}"
+        self.phase = "joining"
+        self._wake_at_s = now_s + REGISTER_AGAIN_S
+        self._seen.clear()
+        self._closed.clear()
+        return [i.DropUnsent(), self._send(r.RegisterNode(self._settings.spec, self._settings.lease_ms))]
+
+    def _send(self, request: r.Request) -> i.Send:
+        return i.Send(
+            r.Envelope(request, node_id=self._settings.spec.node_id, incarnation=self.incarnation),
+        )
+
+    def order(self, delivery: o.Delivery, now_s: float) -> list[i.Instruction]:
+        """An order stands in the node's stream."""
+        if delivery.incarnation != self.incarnation or self.phase == "left":
+            return []
+        match delivery.order:
+            case o.Welcome(lease_ms=lease_ms):
+                if self.phase != "joining":
+                    return []
+                self.phase, self._lease_s, self._wake_at_s = "confirming", lease_ms / 1000, None
+                return self._renew()
+            case o.Reject() as reject:
+                return self._rejected(reject, now_s)
+        if self.phase in ("joining", "confirming"):
+            self._held.append(delivery)
+            return []
+        return self._obey(delivery, now_s) if self.phase == "up" else []
+
+    def _rejected(self, reject: o.Reject, now_s: float) -> list[i.Instruction]:
+        if self.phase in ("clearing", "waiting"):
+            return []
+        if self.phase != "joining":
+            return self._clear(f"the pool gave this node up ({reject.reason})", now_s)
+        if self.leaving:
+            return self._quit()
+        patience_s = self._settings.refused_s_max
+        if patience_s is None:
+            patience_s = self._lease_s * 1.5 + 2.0
+        first = self._refused_since_s is None
+        since_s = self._refused_since_s = now_s if self._refused_since_s is None else self._refused_since_s
+        if reject.code != "node_refused" or now_s - since_s >= patience_s:
+            self.phase = "left"
+            return [i.Quit(reject.code, f"the pool refused this node: {reject.reason}")]
+        self.phase, self._wake_at_s = "waiting", now_s + min(1.0, patience_s / 4)
+        if not first:
+            return []
+        return [i.Warn(f"refused: {reject.reason}; trying for {patience_s:g} s in case that agent has just died")]
+
+    # --- the lease ---------------------------------------------------------------------------------------------------
+
+    def _renew(self) -> list[i.Instruction]:
+        self._renewing, self._renew_at_s = True, None
+        return [i.Renew(self.incarnation, round(self._lease_s * 1000))]
+
+    def renewed(self, incarnation: str, sent_at_s: float, held: bool | None, now_s: float) -> list[i.Instruction]:
+        """A renewal sent at ``sent_at_s`` came back: the lease is ``held``, lost (False), or nobody knows (None)."""
+        if incarnation != self.incarnation or self.phase not in ("confirming", "up"):
+            return []
+        self._renewing = False
+        if held is None:
+            self._renew_at_s = now_s + min(1.0, self._lease_s / 20)
+            return []
+        if not held:
+            return self._clear("the node's lease was lost", now_s)
+        self._renew_at_s = sent_at_s + self._lease_s / 3
+        self._sure_until_s = max(self._sure_until_s, sent_at_s + self._lease_s - self.margin_s)
+        steps: list[i.Instruction] = [i.ExtendLease(self._sure_until_s)]
+        if self.phase == "confirming":
+            self.phase, self._up_since_s, self._refused_since_s = "up", now_s, None
+            steps.append(i.Joined())
+            held_back, self._held = self._held, []
+            for delivery in held_back:
+                steps += self._obey(delivery, now_s)
+        return steps
+
+    def _clear(self, why: str, now_s: float) -> list[i.Instruction]:
+        """Kill everything; what is reported of it later would be void, since the pool counts it as lost already."""
+        if self.phase == "up" and now_s - self._up_since_s > self._lease_s:
+            self._rejoin_s = REJOIN_S_MIN
+        else:
+            self._rejoin_s = min(REJOIN_S_MAX, self._rejoin_s * 2)
+        self.phase, self._wake_at_s = "clearing", now_s + CLEAR_S_MAX
+        self._renew_at_s, self._renewing = None, False
+        self._held.clear()
+        killed = f"; its {len(self._actors)} actors are killed" if self._actors else ""
+        return [i.Warn(f"{why}{killed}"), i.DropUnsent(), i.KillAll(), *self._maybe_cleared(now_s)]
+
+    def _maybe_cleared(self, now_s: float) -> list[i.Instruction]:
+        if self._actors:
+            return []
+        steps: list[i.Instruction] = [i.HoldPort(port) for port in self._lent.values()]
+        self._lent.clear()
+        if self.leaving:
+            return steps + self._quit()
+        self.phase, self._wake_at_s, self._sure_until_s = "waiting", now_s + self._rejoin_s, 0.0
+        return steps
+
+    # --- orders ------------------------------------------------------------------------------------------------------
+
+    def _obey(self, delivery: o.Delivery, now_s: float) -> list[i.Instruction]:
+        match delivery.order:
+            case o.StartActor() as start:
+                return self._start_actor(start, delivery.blob, now_s)
+            case o.StopActor() as stop:
+                return self._stop(stop.launch_id, stop.grace_s)
+            case o.CloseTicket() as close:
+                _remember(self._closed, close.ticket_id)
+                mine = [key for key, actor in self._actors.items() if actor.order.ticket_id == close.ticket_id]
+                stops = [step for key in mine for step in self._stop(key, close.grace_s)]
+                return stops if mine else self._hold_port_of(close.ticket_id)
+        return []
+
+    def _start_actor(self, order: o.StartActor, blob: bytes, now_s: float) -> list[i.Instruction]:
+        if order.launch_id in self._seen:
+            return []
+        _remember(self._seen, order.launch_id)
+        refusal = self._refusal(order)
+        if refusal:
+            return [self._send(r.ReportStartFailed(order.ticket_id, order.rank, order.launch_id, refusal))]
+        limit_s = None if order.spec.argv else now_s + self._settings.start_limit_s
+        self._actors[order.launch_id] = _Actor(order, limit_s=limit_s)
+        steps: list[i.Instruction] = []
+        ports = self._settings.spec.ports
+        if order.rank == 0 and ports.first <= order.master_port < ports.first + ports.count:
+            self._lent[order.ticket_id] = order.master_port
+            steps.append(i.LendPort(order.master_port))
+        return [*steps, i.Spawn(order, blob)]
+
+    def _refusal(self, order: o.StartActor) -> str:
+        if self.leaving:
+            return "the node's agent is stopping: allocate elsewhere"
+        if order.ticket_id in self._closed:
+            return "its ticket is being given back"
+        if order.spec.argv and not self._settings.spec.allow_commands:
+            return "this node runs no commands: start the agent with --allow-commands, or launch a registered type"
+        try:  # both become parts of a path
+            check_name("the ticket id", order.ticket_id)
+            check_name("the actor id", order.actor_id)
+        except SpokeError as error:
+            return str(error)
+        return ""
+
+    def _stop(self, launch_id: str, grace_s: float) -> list[i.Instruction]:
+        actor = self._actors.get(launch_id)
+        if actor is None:
+            return []
+        actor.stopping, actor.limit_s = True, None
+        return [i.StopProcess(launch_id, grace_s)]
+
+    # --- what becomes of actors --------------------------------------------------------------------------------------
+
+    def started(self, launch_id: str, pid: int, address: str) -> list[i.Instruction]:
+        """The actor is up."""
+        actor = self._actors.get(launch_id)
+        if actor is None or actor.up or actor.stopping or actor.failure or self.phase != "up":
+            return []
+        actor.up, actor.limit_s = True, None
+        order = actor.order
+        return [self._send(r.ReportStarted(order.ticket_id, order.rank, launch_id, pid, address))]
+
+    def failed(self, launch_id: str, reason: str) -> list[i.Instruction]:
+        """The actor says why it will not come up; its end follows."""
+        actor = self._actors.get(launch_id)
+        if actor is None or actor.up or actor.failure:
+            return []
+        actor.failure, actor.limit_s = reason, None
+        return [i.StopProcess(launch_id, min(1.0, actor.order.grace_s))]
+
+    def ended(self, launch_id: str, code: int, signal: int, tail: str, now_s: float) -> list[i.Instruction]:
+        """Nothing of the actor is alive. ``tail`` is the end of its log if it never said anything of its start."""
+        actor = self._actors.pop(launch_id, None)
+        if actor is None:
+            return []
+        if self.phase == "clearing":
+            return self._maybe_cleared(now_s)
+        steps: list[i.Instruction] = []
+        ticket_id = actor.order.ticket_id
+        if ticket_id in self._closed and not any(a.order.ticket_id == ticket_id for a in self._actors.values()):
+            steps += self._hold_port_of(ticket_id)
+        steps.append(self._send(_terminal_report(actor, code, signal, tail)))
+        return steps + self._maybe_leave()
+
+    def _hold_port_of(self, ticket_id: str) -> list[i.Instruction]:
+        port = self._lent.pop(ticket_id, None)
+        return [i.HoldPort(port)] if port is not None else []
+
+    def keeper_lost(self, now_s: float) -> list[i.Instruction]:
+        """The keeper died, everything below it was killed, and a new one is there."""
+        steps: list[i.Instruction] = [i.ExtendLease(self._sure_until_s)] if self.phase == "up" else []
+        for launch_id in list(self._actors):
+            steps += self.ended(launch_id, -1, 9, "", now_s)
+        return steps
+
+    # --- time and the end --------------------------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> list[i.Instruction]:
+        """Time has passed."""
+        if self.phase == "up" and now_s >= self._sure_until_s:
+            return self._clear("the node's lease could not be renewed in time", now_s)
+        if self._leave_until_s is not None and now_s >= self._leave_until_s:
+            return self.leave(now_s, at_once=True)
+        steps: list[i.Instruction] = []
+        if self._renew_at_s is not None and now_s >= self._renew_at_s and not self._renewing:
+            steps += self._renew()
+        for launch_id, actor in self._actors.items():
+            if actor.limit_s is not None and now_s >= actor.limit_s:
+                limit_s = self._settings.start_limit_s
+                steps += self.failed(launch_id, f"it was not up within the time limit of {limit_s:g} s")
+        if self._wake_at_s is not None and now_s >= self._wake_at_s:
+            steps += self._overdue(now_s)
+        return steps
+
+    def _overdue(self, now_s: float) -> list[i.Instruction]:
+        match self.phase:
+            case "joining":  # the same incarnation: should the first request still stand, it is decided once
+                self._wake_at_s = now_s + REGISTER_AGAIN_S
+                again = self._send(r.RegisterNode(self._settings.spec, self._settings.lease_ms))
+                return [i.Warn("no allocator has answered yet (is one running in this pool?)"), i.DropUnsent(), again]
+            case "clearing":
+                self._wake_at_s = now_s + CLEAR_S_MAX
+                return [i.KillKeeper()]
+            case "waiting":
+                return self._join(now_s)
+        self._wake_at_s = None
+        return []
+
+    def leave(self, now_s: float, *, at_once: bool = False) -> list[i.Instruction]:
+        """End in order: stop every actor (``at_once``: without its grace), report it, leave the pool."""
+        if self.phase == "left":
+            return []
+        if self.leaving and not at_once:
+            return []
+        self.leaving = True
+        longest_s = 0.0 if at_once else self._settings.leave_s_max
+        self._leave_until_s = None if at_once else now_s + longest_s
+        if self.phase == "clearing":
+            return []
+        if self.phase == "waiting":
+            return self._quit()
+        stops: list[i.Instruction] = []
+        for launch_id, actor in self._actors.items():
+            stops += self._stop(launch_id, min(actor.order.grace_s, longest_s))
+        return stops + self._maybe_leave()
+
+    def _maybe_leave(self) -> list[i.Instruction]:
+        if not self.leaving or self._actors:
+            return []
+        return [self._send(r.LeaveNode("its agent was stopped")), *self._quit()]
+
+    def _quit(self) -> list[i.Instruction]:
+        self.phase = "left"
+        self._leave_until_s = self._wake_at_s = self._renew_at_s = None
+        return [i.Quit()]
+
+
+def _terminal_report(actor: _Actor, code: int, signal: int, tail: str) -> r.Request:
+    order = actor.order
+    if actor.up:
+        return r.ReportExited(order.ticket_id, order.rank, order.launch_id, code, signal)
+    reason = actor.failure
+    if not reason and actor.stopping:
+        reason = "it was told to stop before it was up"
+    if not reason:
+        how = f"was ended by signal {signal}" if signal else f"exited with code {code}"
+        reason = f"its process {how} before it was up" + (f"; its log ends:\n{tail}" if tail else "")
+    return r.ReportStartFailed(order.ticket_id, order.rank, order.launch_id, reason)
+
+
+def _remember(names: OrderedDict[str, None], name: str) -> None:
+    names[name] = None
+    while len(names) > REMEMBERED_MAX:
+        names.popitem(last=False)

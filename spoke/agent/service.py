@@ -1,0 +1,284 @@
+"""The agent: the shell around its state machine.
+
+One thread (the one that calls ``run``) feeds the machine and does what it says; everything that happens comes to it
+through one queue: orders, renewals, the keeper's messages, signals. Threads and not an event loop, since the keeper
+must be started by a thread that lives as long as the agent, and since each conversation with the server may block.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from spoke.agent import inventory
+from spoke.agent import instructions as i
+from spoke.agent.claim import NodeClaim, mark_prefix
+from spoke.agent.config import AgentConfig
+from spoke.agent.keeper import clock_s
+from spoke.agent.launching import Site, prepare
+from spoke.agent.link import KeeperLink
+from spoke.agent.machine import AgentMachine, Settings
+from spoke.agent.ports import HeldPorts
+from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
+from spoke.errors import InvalidRequest, NodeRefused, SpokeError, from_code
+from spoke.events.model import NodeSpec, check_name
+from spoke.protocol.keys import Keys
+from spoke.protocol.orders import Delivery
+from spoke.protocol.server import check_server, connect, explained, mask_url
+
+log = logging.getLogger("spoke.agent")
+
+FLUSH_S_MAX = 5.0
+PORTS_AGAIN_S = 5.0
+
+_Input = Callable[[float], Iterable[i.Instruction]]
+
+
+def run_agent(config: AgentConfig) -> None:
+    """Serve a node until SIGTERM or SIGINT (a second one stops the actors without grace).
+
+    Call it from the main thread of a process of its own. Returns after an orderly end; raises SpokeError where the
+    node cannot be served: no usable server, the node id is taken, no GPU driver, processes that cannot be killed.
+    """
+    agent = Agent(config)
+    try:
+        agent.run()
+    finally:
+        agent.close()
+
+
+def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
+    """What the node says of itself; raises InvalidRequest for a setting that makes no sense."""
+    if config.cpus is not None and not 0 <= config.cpus <= 2**20:
+        raise InvalidRequest(f"cpus must be a number of cores from 0 to {2**20}, not {config.cpus!r}")
+    return NodeSpec(
+        node_id=config.node_id,
+        host=inventory.host_name(),
+        address=config.address or inventory.routable_address(config.url),
+        machine=inventory.machine_id(),
+        gpus=inventory.find_gpus(config.gpus, config.node_id),
+        cpu_milli=inventory.cpu_milli() if config.cpus is None else round(config.cpus * 1000),
+        memory=inventory.memory_bytes() if config.memory is None else config.memory,
+        ports=ports.range,
+        labels=dict(config.labels),
+        imports=config.imports,
+        allow_commands=config.allow_commands,
+        pid=os.getpid(),
+        version=_version(),
+    )
+
+
+def _version() -> str:
+    try:
+        return version("spoke-scheduler")
+    except PackageNotFoundError:
+        return ""
+
+
+class Agent:
+    """One agent. Making it claims the node, checks the server and clears what an earlier agent left; ``run`` serves."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        check_name("the node id", config.node_id)
+        keys = Keys(config.pool)
+        self._config = config
+        self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
+        self._closers: list[Callable[[], None]] = []
+        self._asked_to_stop = 0
+        self._quit: i.Quit | None = None
+        self._ports_at_s: float | None = None
+        try:
+            self._build(config, keys)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, config: AgentConfig, keys: Keys) -> None:
+        with connect(config.url) as client:
+            check_server(client, config.url)
+        mark = mark_prefix(inventory.server_place(config.url), config.pool, config.node_id)
+        claim = NodeClaim(config.run_dir, mark, config.pool, config.node_id)
+        self._closers.append(claim.release)
+        swept = claim.sweep()
+        if swept:
+            log.warning("killed %d processes that an earlier agent of this node left behind", swept)
+        self._ports = HeldPorts(config.ports)
+        self._closers.append(self._ports.close)
+        spec = node_spec(config, self._ports)
+        settings = Settings(
+            spec,
+            secrets.token_hex(6),
+            config.lease_ms,
+            start_limit_s=config.start_limit_s,
+            leave_s_max=config.leave_s_max,
+        )
+        self._machine = AgentMachine(settings)
+        cwd = os.getcwd()
+        log_dir = config.log_dir.absolute()
+        self._site = Site(config.pool, config.node_id, mark, spec.address, config.imports, log_dir, cwd)
+        self._base_env = dict(os.environ)
+        self._keeper = KeeperLink(self._heard, (claim.fd,), mark + "keeper")
+        self._closers.append(self._keeper.close)
+        outage = Outage(config.url)
+        self._sender = RequestSender(config.url, keys, outage)
+        self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered)
+        self._renewer = LeaseRenewer(config.url, keys, config.node_id, outage, config.lease_ms, self._renewed)
+        self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]
+
+    def close(self) -> None:
+        """Give everything back, the keeper and what still runs first."""
+        while self._closers:
+            try:
+                self._closers.pop()()
+            except Exception:
+                log.exception("closing the agent")
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until asked to stop; raises SpokeError if the node cannot be served any more."""
+        with explained(self._config.url):
+            self._reader.start()
+        self._sender.start()
+        self._renewer.start()
+        former = self._take_signals()
+        try:
+            self._do(self._machine.start(clock_s()))
+            while self._quit is None:
+                self._turn()
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+        self._sender.flush(FLUSH_S_MAX)
+        if self._quit.error:
+            error = from_code(self._quit.code, self._quit.error)
+            raise error if isinstance(error, NodeRefused) else NodeRefused(self._quit.error)
+        log.info("stopped")
+
+    def _turn(self) -> None:
+        """Wait for one thing to happen, or for the time of the next one, and deal with it."""
+        times = [at_s for at_s in (self._machine.wake_at_s(), self._ports_at_s) if at_s is not None]
+        timeout_s = max(0.0, min(times) - clock_s()) if times else None
+        try:
+            happened = self._inbox.get(timeout=None if timeout_s is None else min(timeout_s, 3600.0))
+        except queue.Empty:
+            happened = None
+        now_s = clock_s()
+        self._do(self._machine.tick(now_s))  # first: what came too late must find the lease run out
+        if happened is not None and self._quit is None:
+            self._do(happened(now_s))
+        if self._ports_at_s is not None and now_s >= self._ports_at_s:
+            self._ports_at_s = None if self._ports.hold_lost() else now_s + PORTS_AGAIN_S
+
+    def _take_signals(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End ``run`` in order; called again, without the actors' grace. For signal handlers and other threads."""
+        self._asked_to_stop += 1
+        at_once = self._asked_to_stop > 1
+        self._inbox.put(lambda now_s: self._machine.leave(now_s, at_once=at_once))
+
+    # --- what happens ------------------------------------------------------------------------------------------------
+
+    def _ordered(self, delivery: Delivery) -> None:
+        self._inbox.put(lambda now_s: self._machine.order(delivery, now_s))
+
+    def _renewed(self, incarnation: str, sent_at_s: float, held: bool | None) -> None:
+        self._inbox.put(lambda now_s: self._machine.renewed(incarnation, sent_at_s, held, now_s))
+
+    def _heard(self, generation: int, message: dict[str, Any] | None) -> None:
+        self._inbox.put(lambda now_s: self._on_keeper(generation, message, now_s))
+
+    def _on_keeper(self, generation: int, message: dict[str, Any] | None, now_s: float) -> Iterable[i.Instruction]:
+        machine = self._machine
+        if generation != self._keeper.generation:
+            return []
+        if message is None:
+            log.error("the keeper (pid %d) died; its actors are killed", self._keeper.pid)
+            self._keeper.revive()
+            return machine.keeper_lost(clock_s())
+        match message["is"]:
+            case "started":
+                return machine.started(message["id"], message["pid"], "")
+            case "status":
+                return self._on_status(message)
+            case "failed":
+                return machine.failed(message["id"], message["reason"])
+            case "ended":
+                return machine.ended(message["id"], message["code"], message["signal"], message["tail"], now_s)
+            case "fenced":
+                log.error("the keeper killed the actors: the agent had not extended the lease in time")
+        return []
+
+    def _on_status(self, message: dict[str, Any]) -> Iterable[i.Instruction]:
+        try:
+            said = msgspec.json.decode(message["line"], type=dict[str, Any])
+            if "ready" in said:
+                return self._machine.started(message["id"], message["pid"], str(said["ready"]["address"]))
+            reason = str(said["failed"])
+        except (msgspec.MsgspecError, KeyError, TypeError):
+            reason = f"its process said {message['line'][:500]!r} instead of whether it is up"
+        return self._machine.failed(message["id"], reason)
+
+    # --- what to do --------------------------------------------------------------------------------------------------
+
+    def _do(self, steps: Iterable[i.Instruction]) -> None:
+        for step in steps:
+            match step:
+                case i.Send(envelope):
+                    self._sender.send(envelope)
+                case i.DropUnsent():
+                    self._sender.drop_unsent()
+                case i.Renew(incarnation, lease_ms):
+                    self._renewer.renew(incarnation, lease_ms)
+                case i.ExtendLease(until_s):
+                    self._keeper.extend_lease(until_s)
+                case i.Spawn():
+                    self._spawn(step)
+                case i.StopProcess(launch_id, grace_s):
+                    self._keeper.stop(launch_id, grace_s)
+                case i.KillAll():
+                    self._keeper.kill_all()
+                case i.KillKeeper():
+                    log.error("the keeper did not kill its actors in time: killing the keeper")
+                    self._keeper.kill()
+                case i.LendPort(port):
+                    self._ports.lend(port)
+                case i.HoldPort(port):
+                    if not self._ports.hold(port):
+                        log.warning("port %d is still in use after its ticket has ended", port)
+                        self._ports_at_s = clock_s() + PORTS_AGAIN_S
+                case i.Joined():
+                    where = mask_url(self._config.url)
+                    log.info("node %s is up in pool %s at %s", self._config.node_id, self._config.pool, where)
+                case i.Warn(text):
+                    log.warning("%s", text)
+                case i.Quit():
+                    self._quit = step
+
+    def _spawn(self, step: i.Spawn) -> None:
+        launch_id = step.order.launch_id
+        try:
+            prepared = prepare(step.order, step.blob, self._site, self._base_env)
+        except SpokeError as error:
+            reason = str(error)
+            self._do(self._machine.failed(launch_id, reason))
+            self._do(self._machine.ended(launch_id, -1, 0, "", clock_s()))
+            return
+        self._keeper.spawn(prepared)
