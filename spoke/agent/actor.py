@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 from spoke.errors import InvalidRequest
-from spoke.events.model import check_name
+from spoke.events.names import check_name
 
 _REGISTERED: dict[str, type[Actor]] = {}
 

@@ -76,9 +76,9 @@ class NodeClaim:
         os.pwrite(self.fd, f"{os.getpid()} {procfs.started_at(os.getpid())}".encode(), 0)
 
     def sweep(self) -> int:
-        """Kill what earlier agents of this node left behind; returns how many. Raises NodeNotClean if some will not die.
+        """Kill what earlier agents of this node left behind; returns how many.
 
-        What survives here has lost its agent and its keeper both.
+        What survives here has lost its agent and its keeper both. Raises NodeNotClean if some will not die.
         """
         seen: set[int] = set()
 

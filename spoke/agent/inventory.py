@@ -5,6 +5,7 @@ Every function takes what it reads from as an argument with a default, so that a
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -132,10 +133,8 @@ def server_place(url: str) -> str:
     if parts.scheme == "unix":
         return os.path.realpath(parts.path)
     host, port = parts.hostname or "localhost", parts.port or 6379
-    try:
+    with contextlib.suppress(OSError):
         host = str(min(found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-    except OSError:
-        pass
     if ipaddress_of(host) in ("127.0.0.1", "::1"):
         host = LOOPBACK
     return f"{host}:{port}/{parts.path.strip('/') or '0'}"

@@ -20,7 +20,8 @@ from typing import Literal
 
 from spoke.agent import instructions as i
 from spoke.errors import SpokeError
-from spoke.events.model import NodeSpec, check_name
+from spoke.events.model import NodeSpec
+from spoke.events.names import check_name
 from spoke.protocol import orders as o
 from spoke.protocol import requests as r
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from spoke.agent import inventory
 from spoke.agent import instructions as i
+from spoke.agent import inventory
 from spoke.agent.claim import NodeClaim, mark_prefix
 from spoke.agent.config import AgentConfig
 from spoke.agent.keeper import clock_s
@@ -31,7 +31,8 @@ from spoke.agent.machine import AgentMachine, Settings
 from spoke.agent.ports import HeldPorts
 from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
 from spoke.errors import InvalidRequest, NodeRefused, SpokeError, from_code
-from spoke.events.model import NodeSpec, check_name
+from spoke.events.model import NodeSpec
+from spoke.events.names import check_name
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import Delivery
 from spoke.protocol.server import check_server, connect, explained, mask_url

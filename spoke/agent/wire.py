@@ -47,7 +47,8 @@ class Outage:
     def failed(self, who: str, error: BaseException) -> None:
         """``who`` could not do its work."""
         with self._lock:
-            first, _ = not self._down, self._down.add(who)
+            first = not self._down
+            self._down.add(who)
         if first:
             text = explain(error, self._url) if isinstance(error, rx.RedisError) else error
             log.warning("the server is not usable: %s; trying again until it is", text)
@@ -79,9 +80,10 @@ class _Conversation:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; a call that is blocked on the server is left to its time limit."""
+        """End the thread."""
         self._stopped.set()
         self._wake()
+        self._client.connection_pool.disconnect()  # whoever waits for an answer on it gets an error
         if threading.current_thread() is not self._thread and self._thread.ident is not None:
             self._thread.join(JOIN_S_MAX)
         self._client.close()
@@ -89,7 +91,8 @@ class _Conversation:
     def _wake(self) -> None:
         """Interrupt a wait of ``_turn``."""
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
+        """Wait a moment for something to do and do it; whether the server has done its part."""
         raise NotImplementedError
 
     def _main(self) -> None:
@@ -101,8 +104,8 @@ class _Conversation:
         )
         try:
             while not self._stopped.is_set():
-                retrying(self._turn)
-                self._outage.worked(self._name)
+                if retrying(self._turn):
+                    self._outage.worked(self._name)
         except _Stopped:
             pass
 
@@ -129,10 +132,10 @@ class OrderReader(_Conversation):
         """Begin after the orders that stand in the stream now: they are an earlier agent's."""
         newest = self._client.xrevrange(self._key, count=1)
         if newest:
-            self._cursor = newest[0][0].decode()  # type: ignore[index, union-attr]
+            self._cursor = newest[0][0].decode()  # type: ignore[union-attr]
         super().start()
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
         for entry_id, fields in read_stream(self._client, self._key, self._cursor, block_ms=BLOCK_MS):
             self._cursor = entry_id.decode()
             try:
@@ -141,6 +144,7 @@ class OrderReader(_Conversation):
                 log.error("order %s is passed over: %s", self._cursor, error)
                 continue
             self._tell(delivery)
+        return True
 
 
 class RequestSender(_Conversation):
@@ -172,13 +176,13 @@ class RequestSender(_Conversation):
         with self._changed:
             self._changed.notify_all()
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
         with self._changed:
             if not self._changed.wait_for(lambda: self._unsent or self._stopped.is_set(), _IDLE_S):
-                return
+                return False
             batch = [self._unsent[at] for at in range(min(len(self._unsent), BATCH_MAX))]
         if not batch:
-            return
+            return False
         pipeline = self._client.pipeline(transaction=False)
         for envelope in batch:
             pipeline.xadd(self._key, encode_request(envelope))  # type: ignore[arg-type]
@@ -188,12 +192,14 @@ class RequestSender(_Conversation):
                 if self._unsent and self._unsent[0] is envelope:
                     self._unsent.popleft()
             self._changed.notify_all()
+        return True
 
 
 class LeaseRenewer(_Conversation):
-    """Renews the lease when asked. ``tell`` gets the incarnation, when it was sent, and whether it is held (None: unknown).
+    """Renews the lease when asked.
 
-    It does not try again by itself: whether that makes sense is for the state machine to say.
+    ``tell`` gets the incarnation, when the renewal was sent, and whether the lease is held (None: unknown). It does not
+    try again by itself: whether that makes sense is for the state machine to say.
     """
 
     def __init__(
@@ -218,19 +224,19 @@ class LeaseRenewer(_Conversation):
     def _wake(self) -> None:
         self._asked.put(None)
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
         try:
             asked = self._asked.get(timeout=_IDLE_S)
         except queue.Empty:
-            return
+            return False
         if asked is None:
-            return
+            return False
         incarnation, lease_ms = asked
         sent_at_s = clock_s()
         try:
             held: bool | None = renew_lease(self._client, self._keys, node_lease(self._node_id, incarnation), lease_ms)
-            self._outage.worked(self._name)
         except (rx.RedisError, OSError) as error:
             self._outage.failed(self._name, error)
             held = None
         self._tell(incarnation, sent_at_s, held)
+        return held is not None

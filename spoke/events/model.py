@@ -12,27 +12,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from spoke.errors import InvalidRequest
+from spoke.events import names
 
 GANG_SIZE_MAX = 16_384
 GPUS_PER_NODE_MAX = 1_024
-NAME_LENGTH_MAX = 200
+
+check_name = names.check_name
+NAME_LENGTH_MAX = names.NAME_LENGTH_MAX
 
 OnFailure = Literal["release", "report"]
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]*\Z")
-
-
-def check_name(what: str, value: str) -> str:
-    """Return ``value`` if it can serve as a name in keys, file names and logs; else raise InvalidRequest."""
-    if len(value) > NAME_LENGTH_MAX:
-        raise InvalidRequest(
-            f"{what} is {len(value)} characters long; at most {NAME_LENGTH_MAX} are allowed: choose a shorter one"
-        )
-    if not _NAME.match(value):
-        raise InvalidRequest(
-            f"{what} {value!r} is not a usable name: start with a letter or digit, then letters, digits and . _ : @ + -"
-        )
-    return value
 
 
 def _check_count(what: str, value: int, at_least: int, at_most: int) -> None:
