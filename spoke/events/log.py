@@ -48,6 +48,11 @@ class EventLog:
                 return
             after = chunk[-1][0].decode()
 
+    def tail(self, count: int) -> list[RawEntry]:
+        """The newest entries, oldest of them first."""
+        found = self._client.xrevrange(self._key, count=count)
+        return [(entry_id.decode(), fields) for entry_id, fields in reversed(found)]
+
     def read(self, after: str = "0-0", until: str = "+") -> Iterator[Recorded]:
         """The events after an id; raises UnknownEvent or DecodeError where one cannot be read."""
         for entry_id, fields in self.raw(after, until):
