@@ -53,8 +53,9 @@ class Pending(Future[T]):
 
     def fulfil(self, *learned: Any) -> None:
         """Set the value; one that nobody waits for any more is given back."""
+        convert, self._convert = self._convert, _spent  # it may refer to the gang
         try:
-            value = self._convert(*learned)
+            value = convert(*learned)
         except Exception as error:
             self.fail(error)
             return
@@ -97,6 +98,7 @@ class Chain(Future[T]):
 
     def finish(self, value: T) -> bool:
         """Set the value; False if the chain was cancelled."""
+        self._under_way = None  # its callbacks refer to the chain: a cycle would keep the value alive
         try:
             self.set_result(value)
         except InvalidStateError:
@@ -105,9 +107,14 @@ class Chain(Future[T]):
 
     def fail(self, error: BaseException) -> None:
         """Set the exception, unless the chain was cancelled."""
+        self._under_way = None
         if not self.done():
             with contextlib.suppress(InvalidStateError):
                 self.set_exception(error)
+
+
+def _spent(*learned: Any) -> Any:
+    raise AssertionError("a future is fulfilled once")
 
 
 def failed(error: SpokeError) -> Future[Any]:

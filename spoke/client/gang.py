@@ -41,7 +41,7 @@ class Gang:
         self._lines: dict[str, Line] = {}  # refers to no gang: a cycle would keep the ticket until the next collection
         self._lines_lock = threading.Lock()
         if ticket.owned and not ticket.spec.detached:
-            weakref.finalize(self, client.dropped, ticket.ticket_id, self._lines).atexit = False
+            weakref.finalize(self, client.dropped, ticket, self._lines).atexit = False
 
     @property
     def master_addr(self) -> str:
@@ -127,6 +127,11 @@ class Gang:
             if line is None:
                 line = self._lines[actor.launch_id] = Line(self.client, self.ticket, actor)
             return line
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether a connection to an actor was made."""
+        return bool(self._lines)
 
     def close_lines(self) -> None:
         """Close the connections to its actors."""

@@ -166,10 +166,14 @@ class Machine:
         """The request that is giving this ticket back, if one has no answer yet."""
         return self._releasing.get(ticket_id)
 
-    def drop(self, ticket_id: str, now: float) -> list[Output]:
-        """The user has let go of a gang: give its ticket back, unless that is under way."""
-        ticket = self.tickets.get(ticket_id)
-        if ticket is None or self.over is not None or ticket_id in self._releasing or ticket.spec.detached:
+    def needs_drop(self, ticket: Ticket) -> bool:
+        """Whether the ticket must be given back if the user lets go of it. Takes no lock: finalizers call it."""
+        return not ticket.released and self.over is None and ticket.ticket_id not in self._releasing
+
+    def drop(self, ticket: Ticket, now: float) -> list[Output]:
+        """The user has let go of a gang (``ticket.dropped``): give its ticket back, unless that is under way."""
+        ticket_id = ticket.ticket_id
+        if ticket_id not in self.tickets or not self.needs_drop(ticket):
             return []
         return [self._release(ticket_id, "its client dropped the last reference to the gang", now)]
 
@@ -236,10 +240,9 @@ class Machine:
         request = one.request
         if isinstance(error, LeaseLost) or type(request) is r.ConnectClient:
             return [*self.end(error), Fail(seq, error)]
-        outputs: list[Output] = []
         if type(request) is r.ReleaseGang:
             self._forget_release(request.ticket_id, seq)
-        return [*outputs, Fail(seq, error)]
+        return [Fail(seq, error)]
 
     def _notice(self, message: p.Message, now: float) -> list[Output]:
         if isinstance(message, p.Queued):
@@ -309,15 +312,14 @@ class Machine:
             if one is not None:
                 one.unclear = True
 
-    def send_refused(self, seq: int, error: SpokeError) -> list[Output]:
+    def send_refused(self, seq: int, error: SpokeError, now: float) -> list[Output]:
         """The server refused to take the request; an internal one stays, to be sent again later."""
         one = self.outstanding.get(seq)
         if one is None or one.internal:
             return []
-        self._abandon(seq, one, written=one.unclear)
-        return [Fail(seq, error)]
+        return [Fail(seq, error), *self._abandon(seq, one, now, written=one.unclear)]
 
-    def give_up(self, error: SpokeError, *, asked_before: float, quick_only: bool = False) -> list[Output]:
+    def give_up(self, error: SpokeError, now: float, *, asked_before: float, quick_only: bool = False) -> list[Output]:
         """Fail what was asked before a moment and has not been taken up, because nobody seems to answer.
 
         ``quick_only`` spares launches and releases, whose answer takes as long as processes do.
@@ -327,16 +329,20 @@ class Machine:
             for seq, one in self.outstanding.items()
             if one.asked_at <= asked_before and not _is_patient(one) and not (quick_only and _is_slow(one.request))
         ]
+        outputs: list[Output] = [Fail(seq, error) for seq, _ in failed]
         for seq, one in failed:
-            self._abandon(seq, one, written=one.taken)
-        return [Fail(seq, error) for seq, _ in failed]
+            outputs += self._abandon(seq, one, now, written=one.taken)
+        return outputs
 
-    def _abandon(self, seq: int, one: Outstanding, *, written: bool) -> None:
-        if isinstance(one.request, r.ReleaseGang):
-            self._forget_release(one.request.ticket_id, seq)
+    def _abandon(self, seq: int, one: Outstanding, now: float, *, written: bool) -> list[Output]:
         one.abandoned = True
         if not written:
             del self.outstanding[seq]
+        if not isinstance(one.request, r.ReleaseGang):
+            return []
+        self._forget_release(one.request.ticket_id, seq)
+        ticket = self.tickets.get(one.request.ticket_id)
+        return self.drop(ticket, now) if ticket is not None and ticket.dropped else []
 
     def overdue(self, now: float) -> list[int]:
         """Allocations whose own time, and some more, has passed without the allocator's word."""

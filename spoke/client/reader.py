@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from redis.exceptions import RedisError
 
 from spoke.client.patience import Outage
-from spoke.protocol.server import BLOCK_MS_MAX, StreamEntries, connect, read_stream
+from spoke.protocol.server import BLOCK_MS_MAX, StreamEntries, connect
 
 ENTRIES_MAX: Final = 512
 
@@ -32,7 +32,8 @@ class Reader:
         self._heard = heard
         self._out_of_reach = out_of_reach
         self._back = back
-        self._after = "0-0"
+        self._connection: Any = None
+        self._after: str | bytes = "0-0"
         self._stopping = threading.Event()
         self._outage = Outage(f"reading replies of client {client_id}", url, self._stopping)
         self.thread = threading.Thread(target=self._run, name=f"spoke-{client_id}-reader", daemon=True)
@@ -44,28 +45,51 @@ class Reader:
     def stop(self) -> None:
         """Tell the thread to end, and wake it if it waits for the server."""
         self._stopping.set()
-        self._redis.connection_pool.disconnect()
+        if self._connection is not None:
+            self._connection.disconnect()
 
     def close(self) -> None:
         """Close the connection; after the thread has ended."""
+        if self._connection is not None:
+            self._connection.disconnect()
         self._redis.close()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._outage.persist(self._read, self._failed)
+            self._outage.persist(self._read_on, self._failed)
 
-    def _read(self) -> None:
+    def _read_on(self) -> None:
+        """Read until told to stop; raises what breaks the connection."""
         try:
-            entries = read_stream(self._redis, self._stream, self._after, block_ms=BLOCK_MS_MAX, count=ENTRIES_MAX)
-        except (RedisError, OSError, ValueError, AttributeError):
-            if self._stopping.is_set():  # stop() has closed the connection under our feet
-                return
-            raise
-        if self._outage.over():
-            self._back()
-        if entries:
-            self._after = entries[-1][0].decode()
-            self._heard(entries)
+            self._connect()
+            while not self._stopping.is_set():
+                entries = self._read()
+                if self._outage.over():
+                    self._back()
+                if entries:
+                    self._after = entries[-1][0]
+                    self._heard(entries)
+        except (RedisError, OSError, AttributeError):
+            if not self._stopping.is_set():  # else stop() has closed the connection under our feet
+                raise
+
+    def _connect(self) -> None:
+        if self._connection is None:
+            self._connection = self._redis.connection_pool.get_connection()
+        else:
+            self._connection.disconnect()
+            self._connection.connect()
+
+    def _read(self) -> StreamEntries:
+        # On the bare connection: this is on the way of every reply, and half as long as through the redis client.
+        self._connection.send_command(
+            "XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS_MAX, "STREAMS", self._stream, self._after
+        )
+        found = self._connection.read_response()
+        if not found:
+            return []
+        (entries,) = found.values()
+        return [(entry_id, dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
 
     def _failed(self, error: BaseException) -> None:
         assert self._outage.since is not None

@@ -245,10 +245,11 @@ class Session:
         with self._lock:
             return self._machine.tickets.get(ticket_id)
 
-    def drop(self, ticket_id: str) -> None:
+    def drop(self, ticket: Ticket) -> None:
         """The last reference to a gang is gone. Called by finalizers: takes no lock, does no I/O."""
-        if not self.forked:
-            self.upkeep.soon(lambda: self._step(lambda machine, now: machine.drop(ticket_id, now)))
+        ticket.dropped = True
+        if not self.forked and self._machine.needs_drop(ticket):
+            self.upkeep.soon(lambda: self._step(lambda machine, now: machine.drop(ticket, now)))
 
     def wait_for_exits(
         self, ticket: Ticket, ranks: list[int] | None, convert: Callable[[list[int]], T], timeout_s: float | None
@@ -336,14 +337,17 @@ class Session:
 
     def send_refused(self, refused: list[tuple[int, SpokeError]]) -> None:
         """The server refused to take these requests."""
-        outputs: list[m.Output] = []
-        with self._lock:
+
+        def take_in(machine: m.Machine, now: float) -> list[m.Output]:
+            outputs: list[m.Output] = []
             for seq, error in refused:
-                one = self._machine.outstanding.get(seq)
+                one = machine.outstanding.get(seq)
                 if one is not None and one.internal and self._resend_timer is None:
                     self._resend_timer = self.upkeep.later(RESEND_AFTER_S, self._resend_soon)
-                outputs += self._machine.send_refused(seq, error)
-        self._carry_out(outputs)
+                outputs += machine.send_refused(seq, error, now)
+            return outputs
+
+        self._step(take_in)
 
     def _resend_soon(self) -> None:
         self._resend_timer = None
@@ -362,7 +366,7 @@ class Session:
 
     def give_up(self, error: SpokeError, *, asked_before: float, quick_only: bool) -> None:
         """Fail what nobody has answered."""
-        self._step(lambda machine, now: machine.give_up(error, asked_before=asked_before, quick_only=quick_only))
+        self._step(lambda machine, now: machine.give_up(error, now, asked_before=asked_before, quick_only=quick_only))
 
     def give_up_overdue(self) -> None:
         """Fail the allocations that are past their own time."""
@@ -422,7 +426,7 @@ class Session:
                     wait.fail(output.error)
             elif type(output) is m.TicketGone:
                 gang = self.gangs.get(output.ticket.ticket_id)
-                if gang is not None:
+                if gang is not None and gang.has_lines:
                     self.upkeep.soon(gang.close_lines)
             elif type(output) is m.Lost and self._closing is None:
                 log.error("client %s has lost its session: %s", self.client_id, output.error)

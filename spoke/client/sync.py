@@ -321,11 +321,11 @@ class Client:
         """A wait for the ends of actors; use ``Gang.wait``."""
         return self._session.wait_for_exits(gang.ticket, ranks, convert, _check_timeout(timeout))
 
-    def dropped(self, ticket_id: str, lines: dict[str, Line]) -> None:
+    def dropped(self, ticket: Ticket, lines: dict[str, Line]) -> None:
         """A gang's last reference is gone. Called by a finalizer: takes no lock, does no I/O."""
         session = self._session
         if not session.forked:
-            session.drop(ticket_id)
+            session.drop(ticket)
             if lines:
                 session.upkeep.soon(lambda: close_all(lines))
 

@@ -46,6 +46,8 @@ class Ticket:
     releasing: str = ""
     """Why the ticket is being given back, once it is."""
     released: bool = False
+    dropped: bool = False
+    """Whether the user let go of the gang; set by a finalizer, which takes no lock."""
     secret: bytes = b""
     """What its actors and clients know each other by, once this client has it."""
     actors: dict[int, ActorInfo] = field(default_factory=dict)

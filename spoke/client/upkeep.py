@@ -74,11 +74,10 @@ class Upkeep:
                 if work is None:
                     return
                 self._do(work)
+                del work  # it may hold the last reference to a gang
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
-                due = heapq.heappop(self._timers)[2].work
-                if due is not None:
-                    self._do(due)
+                self._do(heapq.heappop(self._timers)[2].work)
             self._forget_cancelled()
 
     def _forget_cancelled(self) -> None:
@@ -88,8 +87,9 @@ class Upkeep:
             self._stale_at = max(_STALE_MIN, 2 * len(self._timers))
 
     @staticmethod
-    def _do(work: Callable[[], None]) -> None:
+    def _do(work: Callable[[], None] | None) -> None:
         try:
-            work()
+            if work is not None:
+                work()
         except Exception:  # one piece of work must not end the thread that all depend on
             log.exception("the client's upkeep failed at %r", work)
