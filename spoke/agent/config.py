@@ -51,4 +51,4 @@ class AgentConfig:
     ports: int = PORTS_DEFAULT
     address: str = ""
     start_limit_s: float = 300.0
-    leave_s_max: float = 30.0
+    leave_s_max: float = 15.0

@@ -77,7 +77,7 @@ class Keeper:
         self._orphans: dict[int, frozenset[str]] = {}
         self._unsent: deque[bytes] = deque()
         self._lease_until_s: float | None = None
-        self._wake, wake_write = os.pipe2(os.O_NONBLOCK)
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # a handler, not SIG_IGN: exec must not pass it on
@@ -138,13 +138,15 @@ class Keeper:
     def _read_agent(self) -> bool:
         while True:
             try:
-                raw, fds, _, _ = socket.recv_fds(self._sock, DATAGRAM_BYTES_MAX, 2, socket.MSG_CMSG_CLOEXEC)
+                raw, fds, _, _ = socket.recv_fds(self._sock, DATAGRAM_BYTES_MAX, 2)
             except BlockingIOError:
                 return True
             except OSError:
                 return False
             if not raw:
                 return False
+            for fd in fds:  # recv_fds passes no flags on, so that MSG_CMSG_CLOEXEC would do nothing
+                os.set_inheritable(fd, False)
             try:
                 self._obey(json.loads(raw), fds)
             finally:
@@ -388,9 +390,12 @@ def _tail(path: str, start: int) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the keeper: the arguments are the descriptor of its socket and the agent's process id."""
     fd, agent_pid = map(int, (argv or sys.argv)[1:3])
+    for inherited in map(int, os.listdir("/proc/self/fd")):  # the socket, the node's lock: not for actors
+        if inherited > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(inherited, False)
     procfs.become_subreaper()
     sock = socket.socket(fileno=fd)
-    sock.set_inheritable(False)
     keeper = Keeper(sock, agent_pid)
     procfs.signal_at_parent_death(signal.SIGUSR1)
     if os.getppid() == agent_pid:

@@ -44,7 +44,7 @@ class Settings:
     token: str
     lease_ms: int
     start_limit_s: float = 300.0
-    leave_s_max: float = 30.0
+    leave_s_max: float = 15.0
     refused_s_max: float | None = None
     """For how long a refused registration is tried again; by default a bit more than the lease, since the node id may
     still be held by a machine that has just died."""

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 LAUNCH_MARK = "SPOKE_LAUNCH"
 """In the environment of every process of an actor: ``<realm>/<pool>/<node>/<launch id>``."""
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _POLL_S = 0.01
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
+    """Call prctl(2); raises OSError if the kernel refuses."""
     if _LIBC.prctl(option, value, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -26,12 +27,12 @@ def _prctl(option: int, value: int) -> None:
 
 def become_subreaper() -> None:
     """Have the orphans among this process's descendants re-parented to it."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def signal_at_parent_death(number: int) -> None:
     """Get signal ``number`` when the thread that forked this process ends. Check ``getppid`` afterwards."""
-    _prctl(_PR_SET_PDEATHSIG, number)
+    prctl(PR_SET_PDEATHSIG, number)
 
 
 def children() -> list[int]:
