@@ -1,0 +1,1 @@
+"""The command line: a file per verb group. Heavy imports stand inside the commands, so that ``--help`` is quick."""

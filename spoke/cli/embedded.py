@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from spoke.cli.children import die_with_parent
 from spoke.errors import ServerError, ServerUnreachable, SpokeError
 from spoke.protocol.server import check_server, connect
 
@@ -49,13 +50,24 @@ def free_port() -> int:
 
 
 class EmbeddedServer:
-    """A server process on the loopback, whose data in ``data`` survives restarts. Use it as a context manager."""
+    """A server process on the loopback, whose data in ``data`` survives restarts. Use it as a context manager.
 
-    def __init__(self, data: Path, *, port: int | None = None, options: tuple[str, ...] = ()) -> None:
+    ``end_with_parent``: should this process be killed, the server stops in order. Start it from the main thread then.
+    """
+
+    def __init__(
+        self, data: Path, *, port: int | None = None, options: tuple[str, ...] = (), end_with_parent: bool = False
+    ) -> None:
         self.data = data
         self.port = port or free_port()
         self._options = options
+        self._end_with_parent = end_with_parent
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def url(self) -> str:
@@ -78,8 +90,15 @@ class EmbeddedServer:
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"),
             *("--daemonize", "no", *self._options),
         ]
+        prepare = die_with_parent(signal.SIGTERM) if self._end_with_parent else None
         with open(log, "ab") as out:
-            self._process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+            self._process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=prepare,  # noqa: PLW1509 - used by `spoke up`, which has one thread
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         client = connect(self.url, timeout_s=2.0)
         try:

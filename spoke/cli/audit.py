@@ -1,0 +1,156 @@
+"""``spoke audit``: check the log against the invariants, and look at the past."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spoke.cli.options import Json, Opened, Pool, Url, opened
+from spoke.cli.output import clean, count, iso_time, local_time, say, table, write_json
+
+if TYPE_CHECKING:
+    from spoke.events.audit import Report
+    from spoke.events.state import PoolState
+
+app = typer.Typer(no_args_is_help=True, help="Check the log, and look at the past.")
+
+CHECKED = (
+    ("readable", "every event is of a known type and version, and may follow the one before it"),
+    ("I1", "no GPU belongs to two tickets"),
+    ("I2", "a ticket has all its slots or none"),
+    ("I3", "on every node used + free = total, and nothing leaks"),
+    ("I4", "a GPU is free again only when nothing of its old ticket can run on it"),
+    ("I5", "no request was decided twice"),
+    ("I6", "no ticket is left to a client that is gone"),
+    ("I8", "the snapshot and the events after it give the same state as the log"),
+)
+
+
+@app.command("verify")
+def verify(url: Url = None, pool: Pool = None, json: Json = False) -> None:
+    """Fold the log from its beginning and check every invariant after every event. Exit code 1 if one is broken."""
+    from spoke.events.audit import verify as check
+
+    with opened(url, pool) as place:
+        report = check(place.log)
+    if json:
+        write_json(report_document(report, place.keys.pool))
+    else:
+        _show_report(report, place.keys.pool)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def report_document(report: Report, pool: str) -> dict[str, Any]:
+    """What ``verify`` found, as a document."""
+    return {
+        "pool": pool,
+        "ok": report.ok,
+        "events": report.events,
+        "first_id": report.first_id,
+        "last_id": report.last_id,
+        "counts": dict(sorted(report.counts.items())),
+        "checked": [name for name, _ in CHECKED],
+        "problems": report.problems,
+    }
+
+
+def _show_report(report: Report, pool: str) -> None:
+    if not report.events and not report.problems:
+        say(f"The log of pool {pool} is empty: there is nothing to check (or is it another pool?)")
+        return
+    say(f"pool {pool}: {count(report.events, 'event')}" + (_span(report) if report.events else ""))
+    if report.counts:
+        table(("event", ">count"), ((name, f"{number:,}") for name, number in sorted(report.counts.items())))
+    state = report.state
+    held = sum(len(slot.gpu_ids) for ticket in state.tickets.values() for slot in ticket.slots)
+    say(
+        f"now: {count(len(state.nodes), 'node')}, {count(len(state.tickets), 'ticket')} "
+        f"({len(state.queue)} waiting), {count(held, 'GPU')} held, {count(len(state.clients), 'client')}"
+    )
+    for name, words in CHECKED:
+        broken = sum(name in problem for problem in report.problems)
+        say(f"  {name:8}  {words}" + (f": BROKEN {count(broken, 'time')}" if broken else ""))
+    for problem in report.problems:
+        say(clean(problem), style="red")
+    if report.ok:
+        say("ok: every invariant holds", style="green")
+    else:
+        say(f"not ok: {count(len(report.problems), 'problem')}", style="red")
+
+
+def _span(report: Report) -> str:
+    begin, end = (f"{name} ({iso_time(int(name.partition('-')[0]))})" for name in (report.first_id, report.last_id))
+    return f", from {begin} to {end}"
+
+
+@app.command("replay")
+def replay(
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="ID|TIME", help="The last event to take in, or an ISO time (local, if it names no zone)."),
+    ] = None,
+    url: Url = None,
+    pool: Pool = None,
+    json: Json = False,
+) -> None:
+    """Show the pool as it was at a moment of the past (default: as it is now), folded from the log alone."""
+    from spoke.cli.moments import last_id_at
+
+    with opened(url, pool) as place:
+        state = state_at(place, "+" if until is None else last_id_at(until))
+    if json:
+        write_json(state_document(state, place.keys.pool))
+    else:
+        _show_state(state, place.keys.pool)
+
+
+def state_at(place: Opened, until: str) -> PoolState:
+    """The state after the last event up to ``until``; raises LogError if the log does not reach back so far."""
+    from spoke.events.log import TrimmedLog, order_of
+
+    base = place.log.base().last_id
+    if until != "+" and order_of(until) < order_of(base):
+        raise TrimmedLog(
+            f"the state at {until} was asked for, but the log was trimmed and reaches back to {base} only: ask for a "
+            f"later moment"
+        )
+    return place.log.replay(until)
+
+
+def state_document(state: PoolState, pool: str) -> dict[str, Any]:
+    """A folded state as a document."""
+    from spoke.cli.pool import status_document
+    from spoke.cli.views import status_of_state
+
+    ms = int(state.last_id.partition("-")[0])
+    return {
+        "last_id": state.last_id,
+        "time": iso_time(ms) if ms else "",
+        "epoch": state.epoch,
+        **status_document(status_of_state(state, pool)),
+        "queue": state.queue,
+        "clients": sorted(state.clients),
+    }
+
+
+def _show_state(state: PoolState, pool: str) -> None:
+    from spoke.cli.views import node_table, status_of_state, ticket_table
+
+    ms = int(state.last_id.partition("-")[0])
+    if not ms:
+        say(f"pool {pool} before its first event: nothing has happened yet")
+        return
+    found = status_of_state(state, pool)
+    say(f"pool {pool} after event {state.last_id} ({local_time(ms)})")
+    say(f"allocator {clean(state.allocator) or 'none'}, epoch {state.epoch}")
+    live = sum(ticket.state != "queued" for ticket in found.tickets)
+    say(
+        f"{count(len(found.nodes), 'node')}, {found.gpus_free} of {found.gpus} GPUs free, "
+        f"{count(live, 'live ticket')}, {len(state.queue)} waiting, {count(len(state.clients), 'client')}"
+    )
+    if found.nodes:
+        node_table(found.nodes)
+    if found.tickets:
+        ticket_table(found.tickets, now_s=ms / 1000)

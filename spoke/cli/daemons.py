@@ -1,0 +1,113 @@
+"""``spoke allocator`` and ``spoke agent``: the daemons, in the foreground, logging to standard error."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from spoke.cli.files import LOG_DIR_LABEL
+from spoke.cli.options import Pool, Url
+from spoke.cli.run import parse_pairs
+from spoke.errors import InvalidRequest
+
+
+def log_to_stderr() -> None:
+    """Log from INFO on, with times."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+
+
+def allocator(url: Url = None, pool: Pool = None) -> None:
+    """Decide for a pool, until SIGTERM or Ctrl-C. Start two, and the second is the standby."""
+    from spoke.allocator.service import Allocator, AllocatorConfig
+    from spoke.protocol.server import resolve_pool, resolve_url
+
+    log_to_stderr()
+    service = Allocator(AllocatorConfig(resolve_url(url), resolve_pool(pool)))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: service.stop())
+    service.run()
+
+
+def agent(
+    gpus: Annotated[
+        str, typer.Option(metavar="N|auto", help="How many logical GPUs; auto: the real ones, from NVML.")
+    ] = "auto",
+    node_id: Annotated[
+        str | None, typer.Option("--node-id", metavar="ID", help="The node's name in the pool (default: the host's).")
+    ] = None,
+    cpus: Annotated[float | None, typer.Option(metavar="CORES", help="CPU cores to offer (default: all).")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory to offer, like 64GiB (default: all).")
+    ] = None,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="A module, or a .py file, that registers actor types."),
+    ] = None,
+    allow_commands: Annotated[
+        bool, typer.Option("--allow-commands", help="Let clients run any command here (spoke run).")
+    ] = False,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where actors' output goes (default: ~/.local/state/spoke/logs/POOL)."),
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label of the node.")] = None,
+    lease: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="After so long without the server, the node's actors are killed."),
+    ] = 10.0,
+    address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where other nodes reach this one (default: found).")
+    ] = "",
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Serve this machine as a node of a pool, until SIGTERM or Ctrl-C (a second one: without grace)."""
+    from spoke.agent.config import AgentConfig, default_log_dir
+    from spoke.agent.service import run_agent
+    from spoke.events.model import parse_bytes
+    from spoke.protocol.server import resolve_pool, resolve_url
+
+    log_to_stderr()
+    name = resolve_pool(pool)
+    logs = (default_log_dir() / name if log_dir is None else log_dir).expanduser().absolute()
+    if not 0.5 <= lease <= 86_400:
+        raise InvalidRequest(f"--lease must be from 0.5 to 86400 seconds, not {lease:g}")
+    run_agent(
+        AgentConfig(
+            url=resolve_url(url),
+            pool=name,
+            node_id=node_id if node_id is not None else host_as_name(),
+            gpus=parse_gpus(gpus),
+            imports=tuple(imports or ()),
+            allow_commands=allow_commands,
+            lease_ms=round(lease * 1000),
+            log_dir=logs,
+            labels={**parse_pairs("--label", label or []), LOG_DIR_LABEL: str(logs)},
+            cpus=cpus,
+            memory=None if memory is None else parse_bytes(memory),
+            address=address,
+        )
+    )
+
+
+def parse_gpus(text: str) -> int | Literal["auto"]:
+    """``auto`` or a whole number; raises InvalidRequest."""
+    if text == "auto":
+        return "auto"
+    if re.fullmatch(r"\d{1,6}", text, re.ASCII):
+        return int(text)
+    raise InvalidRequest(f"--gpus {text!r} cannot be read: give a number of logical GPUs, or auto")
+
+
+def host_as_name() -> str:
+    """The host's name, as a node's name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-") or "node"

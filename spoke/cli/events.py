@@ -1,0 +1,143 @@
+"""One event as one line: what a person wants to know first. An event that is not known is shown as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+
+from spoke.cli.output import clean, count, local_time, numbers
+from spoke.cli.views import needs
+from spoke.errors import LogError
+from spoke.events import types as e
+from spoke.events.codec import Fields, decode_event, raw_entry
+from spoke.events.model import GangSpec, Slot
+
+TYPE_WIDTH = max(map(len, e.EVENT_TYPES))
+WORDS_MAX = 160
+
+
+def event_line(event_id: str, raw: Fields) -> str:
+    """Id, time, type, and the rest; clean for a terminal."""
+    try:
+        event = decode_event(event_id, raw).event
+        name, rest = event.TYPE, describe(event)
+    except LogError:
+        fields = raw_entry(event_id, raw).fields
+        name = fields.pop("type", "?")
+        rest = " ".join(f"{key}={value}" for key, value in fields.items())
+    ms = int(event_id.partition("-")[0])
+    return clean(f"{event_id}  {local_time(ms)}  {name:{TYPE_WIDTH}}  {rest}").rstrip()
+
+
+def event_document(event_id: str, raw: Fields) -> dict[str, Any]:
+    """An event as a document; one that cannot be decoded has its fields as text, and ``problem``."""
+    head: dict[str, Any] = {"id": event_id, "ms": int(event_id.partition("-")[0])}
+    try:
+        event = decode_event(event_id, raw).event
+    except LogError as error:
+        return {**head, **raw_entry(event_id, raw).fields, "problem": str(error)}
+    fields: dict[str, Any] = orjson.loads(orjson.dumps(event))
+    return {**head, "type": event.TYPE, "v": event.VERSION, **fields}
+
+
+def describe(event: e.Event) -> str:
+    """The rest of an event's line."""
+    words = _WORDS.get(type(event))
+    return words(event) if words else generic(event)
+
+
+def generic(event: e.Event) -> str:
+    """Every field by its name."""
+    fields: dict[str, Any] = orjson.loads(orjson.dumps(event))
+    return " ".join(
+        f"{name}={value if isinstance(value, str) else orjson.dumps(value).decode()}"
+        for name, value in fields.items()
+        if value not in ("", None)
+    )
+
+
+def _gang(spec: GangSpec) -> str:
+    resources = spec.resources
+    need = needs(resources.gpus, resources.cpus, resources.memory_bytes)
+    name = f"{spec.name!r} " if spec.name else ""
+    extras = [word for word, holds in (("dense", not spec.strict_pack), ("detached", spec.detached)) if holds]
+    return f"{name}{spec.num_nodes}x{spec.actors_per_node} actors with {need}" + "".join(f", {word}" for word in extras)
+
+
+def _places(slots: Iterable[Slot]) -> str:
+    nodes: dict[str, tuple[list[int], list[int]]] = {}
+    for slot in slots:
+        ranks, gpus = nodes.setdefault(slot.node_id, ([], []))
+        ranks.append(slot.global_rank)
+        gpus += slot.gpu_ids
+    return "; ".join(
+        f"{node_id}: ranks {numbers(ranks)}" + (f", GPUs {numbers(gpus)}" if gpus else "")
+        for node_id, (ranks, gpus) in nodes.items()
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= WORDS_MAX else text[: WORDS_MAX - 1] + "…"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _asked(event: Any) -> str:
+    return f" (asked by {event.client_id})" if event.client_id else ""
+
+
+def _actor(event: Any) -> str:
+    return f"{event.ticket_id} rank {event.rank} {event.actor_id} on {event.node_id}"
+
+
+def _registered(event: e.NodeRegistered) -> str:
+    spec = event.spec
+    model = f" ({spec.gpus[0].model})" if spec.gpus else ""
+    return (
+        f"{event.node_id} on {spec.host} {spec.address}: {count(len(spec.gpus), 'GPU')}{model}, "
+        f"{spec.cpu_milli / 1000:g} CPU, agent pid {spec.pid}"
+    )
+
+
+def _queued(event: e.GangQueued) -> str:
+    until = f", until {local_time(event.deadline_ms)}" if event.deadline_ms else ""
+    return f"{event.ticket_id} {_gang(event.spec)} for {event.client_id}{until}{_because(event.reason)}"
+
+
+def _exited(event: e.ActorExited) -> str:
+    return f"{_actor(event)}: " + (f"signal {event.signal}" if event.signal else f"code {event.code}")
+
+
+_WORDS: dict[type[e.Event], Callable[[Any], str]] = {
+    e.AllocatorElected: lambda v: f"{v.holder}, epoch {v.epoch}",
+    e.RequestRefused: lambda v: (
+        f"{v.request or 'a request'} {v.seq} of {v.client_id or v.node_id or '?'} ({v.code}): {v.reason}"
+    ),
+    e.RequestAnswered: lambda v: f"{v.request} {v.seq} of {v.client_id}: {v.reason}",
+    e.ClientConnected: lambda v: f"{v.client_id} {v.user}@{v.host} pid {v.pid}, lease {v.lease_ms / 1000:g} s",
+    e.ClientLost: lambda v: f"{v.client_id}{_because(v.reason)}",
+    e.ClientClosed: lambda v: f"{v.client_id}",
+    e.NodeRegistered: _registered,
+    e.NodeUpdated: lambda v: f"{v.node_id} {' '.join(f'{key}={value}' for key, value in v.labels.items())}",
+    e.NodeLost: lambda v: f"{v.node_id}{_because(v.reason)}",
+    e.NodeDraining: lambda v: f"{v.node_id}{_asked(v)}",
+    e.NodeDrained: lambda v: f"{v.node_id}",
+    e.NodeRemoved: lambda v: f"{v.node_id}{_because(v.reason)}",
+    e.GangQueued: _queued,
+    e.GangAllocated: lambda v: f"{v.ticket_id} {_gang(v.spec)} for {v.client_id}; {_places(v.slots)}",
+    e.GangRefused: lambda v: f"{v.ticket_id or '-'} {_gang(v.spec)} for {v.client_id} ({v.code}): {v.reason}",
+    e.GangCancelled: lambda v: f"{v.ticket_id}{_because(v.reason)}",
+    e.GangAttached: lambda v: f"{v.ticket_id} by {v.client_id}",
+    e.GangReleasing: lambda v: f"{v.ticket_id}{_asked(v)}{_because(v.reason)}",
+    e.GangReleased: lambda v: f"{v.ticket_id} on {', '.join(v.nodes) or 'no node'}" + (", all of it" * v.final),
+    e.ActorLaunchRequested: lambda v: f"{_actor(v)}: {_short(v.spec.title)}",
+    e.ActorStarted: lambda v: f"{_actor(v)}: pid {v.pid}" + (f" at {v.address}" if v.address else ""),
+    e.ActorStartFailed: lambda v: f"{_actor(v)}: {v.reason}",
+    e.ActorExited: _exited,
+    e.ActorLost: lambda v: f"{_actor(v)}{_because(v.reason)}",
+    e.ActorStopRequested: lambda v: f"{_actor(v)}{_asked(v)}",
+}

@@ -1,0 +1,158 @@
+"""How things are shown: tables for people, JSON for programs, and nothing that could steer a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 160
+_STATE_STYLES = {
+    "up": "green",
+    "active": "green",
+    "running": "green",
+    "allocated": "cyan",
+    "launching": "cyan",
+    "queued": "yellow",
+    "draining": "yellow",
+    "drained": "yellow",
+    "releasing": "yellow",
+    "lost": "red",
+    "start_failed": "red",
+}
+
+
+def console() -> Console:
+    """The console for standard output as it is now; wide where nobody looks, so that nothing is cut off."""
+    from rich.console import Console
+
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=PIPE_WIDTH if wide else None, highlight=False, markup=False, emoji=False)
+
+
+def clean(text: str) -> str:
+    """The text on one line, with everything that a terminal would obey spelled out.
+
+    >>> print(clean("a" + chr(27) + "[2J" + chr(10)))
+    a\\x1b[2J\\n
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def complain(text: str) -> None:
+    """Say something on standard error, after the program's name; what follows the first line is indented."""
+    lines = [clean(line) for line in text.splitlines()] or [""]
+    print("spoke: " + "\n  ".join(lines), file=sys.stderr, flush=True)
+
+
+def forget_output() -> None:
+    """Nobody reads standard output any more: whatever is still written to it goes nowhere, without a word."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def write_json(value: Any, *, indent: bool = True) -> None:
+    """One JSON document on standard output."""
+    import orjson
+
+    flags = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if indent else 0)
+    sys.stdout.write(orjson.dumps(value, option=flags).decode())
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """One line for people; long lines are the terminal's to wrap."""
+    console().print(text, style=style, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """A table for people. Columns whose name begins with ``>`` stand to the right; ``state`` has colours."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    for name in columns:
+        shown.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        cells = [clean(cell) for cell in row]
+        shown.add_row(
+            *(
+                Text(cell, style=_STATE_STYLES.get(cell, "") if name == "state" else "")
+                for name, cell in zip(columns, cells, strict=True)
+            )
+        )
+    console().print(shown)
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count(1, "node"), count(2, "node")
+    ('1 node', '2 nodes')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def size(number: int) -> str:
+    """A number of bytes.
+
+    >>> size(0), size(3 << 30), size(1500)
+    ('0', '3 GiB', '1.5 KiB')
+    """
+    value, units = float(number), ["", " KiB", " MiB", " GiB", " TiB", " PiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:.3g}{units[0]}"
+
+
+def numbers(found: Iterable[int]) -> str:
+    """Whole numbers, with runs drawn together.
+
+    >>> numbers([0, 1, 2, 3, 5]), numbers([])
+    ('0-3,5', '')
+    """
+    runs: list[list[int]] = []
+    for number in sorted(found):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def age(seconds: float) -> str:
+    """A time span in its greatest unit.
+
+    >>> age(3.2), age(90), age(7200), age(200_000)
+    ('3s', '1m', '2h', '2d')
+    """
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def local_time(ms: int) -> str:
+    """Milliseconds since 1970 as a local time of this year, to read; the event's id has it all."""
+    try:
+        moment = datetime.fromtimestamp(ms / 1000, UTC).astimezone()
+    except (ValueError, OverflowError, OSError):  # an id that somebody made up
+        return "?"
+    return f"{moment:%m-%d %H:%M:%S}.{ms % 1000:03d}"
+
+
+def iso_time(ms: int) -> str:
+    """Milliseconds since 1970 as an ISO time in UTC; empty for one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -1,0 +1,276 @@
+"""``spoke run``: a command at every rank of a gang, its output here, its exit code ours, and everything given back.
+
+Whatever happens (an answer, an actor's end, a signal, a reader of ours that left) comes to the main thread through
+one queue, so that a signal never interrupts the client in the middle of something.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from spoke.cli.options import Pool, Url
+from spoke.cli.output import complain
+from spoke.errors import InvalidRequest, SpokeError
+
+if TYPE_CHECKING:
+    from spoke.cli.stream import OutputStream
+    from spoke.client.gang import Gang
+    from spoke.client.sync import Client
+    from spoke.client.tracking import ActorExit
+
+T = TypeVar("T")
+LOOK_EVERY_S = 2.0
+"""How often a gang that waits in line looks for the reason."""
+RELEASE_MORE_S = 30.0
+"""How much longer than the grace time a release may take before we stop waiting for it."""
+HURRY_CLOSE_S = 1.0
+
+
+class Interrupted(SpokeError):
+    """A signal came, or the reader of our output is gone; ``number`` is the signal (SIGPIPE for the reader)."""
+
+    code = "interrupted"
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run at every rank.")],
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="On how many different nodes.")] = 1,
+    actors_per_node: Annotated[int, typer.Option(metavar="N", help="How many processes on each.")] = 1,
+    gpus_per_actor: Annotated[int, typer.Option(metavar="N", help="GPUs for each process.")] = 0,
+    cpus_per_actor: Annotated[float, typer.Option(metavar="CORES", help="CPU cores for each process.")] = 0.0,
+    memory_per_actor: Annotated[str, typer.Option(metavar="SIZE", help="Memory for each process, like 16GiB.")] = "0",
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait in line; 0: not at all, -1: for ever.")
+    ] = 300.0,
+    strict_pack: Annotated[
+        bool,
+        typer.Option(
+            "--strict-pack/--no-strict-pack",
+            help="Exactly so many on each node; or the same number in all, as dense as it goes.",
+        ),
+    ] = True,
+    name: Annotated[str, typer.Option(metavar="NAME", help="A name to find it by.")] = "",
+    grace: Annotated[float, typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL when it is stopped.")] = 5.0,
+    cwd: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The working directory on every node (default: this one here).")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Set this in its environment.")
+    ] = None,
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Run a command at every rank of a gang, and give everything back.
+
+    Prints every rank's output with the rank before each line. When one rank fails the others are stopped; the exit
+    code is that of the first that failed (128 + the signal's number for one that was killed). Ctrl-C releases the
+    gang. What RANK, WORLD_SIZE, MASTER_ADDR and the like are, each process finds in its environment.
+    """
+    import spoke
+    from spoke.protocol.server import resolve_pool
+
+    # what the client logs would stand between the ranks' lines
+    logging.basicConfig(level=logging.ERROR, format="spoke: %(message)s")
+    variables = parse_pairs("--env", env or [])
+    resources = spoke.Resources(gpus=gpus_per_actor, cpus=cpus_per_actor, memory=memory_per_actor)
+    inbox = Inbox()
+    with inbox.signals():
+        client = spoke.Client(url, pool=pool)
+        job = Job(client, resolve_pool(pool), inbox)
+        try:
+            granted = client.gang_allocate(
+                nodes,
+                actors_per_node,
+                resources,
+                strict_pack,
+                timeout=None if timeout == -1 else timeout,
+                on_failure="release",
+                grace_s=grace,
+                name=name,
+            )
+            code = job.run(granted, command, variables, os.getcwd() if cwd is None else cwd, grace)
+        except Interrupted as stopped:
+            code = 128 + stopped.number
+        finally:
+            client.close(HURRY_CLOSE_S if inbox.signal_count > 1 else 10.0)
+    raise typer.Exit(code)
+
+
+def parse_pairs(option: str, pairs: list[str]) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a dict; raises InvalidRequest."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise InvalidRequest(f"{option} {pair!r} cannot be read: write {option} NAME=VALUE")
+        found[name] = value
+    return found
+
+
+class Inbox:
+    """Everything that happens, in one queue."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Future[Any] | int] = queue.SimpleQueue()
+        self.signal_count = 0
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as things that happen."""
+        former = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self.signal_count += 1
+        self._queue.put(number)
+
+    def reader_left(self) -> None:
+        """Nobody reads our output any more. Callable from any thread."""
+        self._queue.put(int(signal.SIGPIPE))
+
+    def expect(self, future: Future[Any]) -> None:
+        """Let the future's end be something that happens."""
+        future.add_done_callback(self._queue.put)
+
+    def next(self, timeout_s: float | None) -> Future[Any] | None:
+        """The next future that is done; None when the time is over. Raises Interrupted."""
+        try:
+            happened = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(happened, int):
+            raise Interrupted(happened)
+        return happened
+
+    def wait(
+        self, future: Future[T], *, every_s: float | None = None, meanwhile: Callable[[], None] | None = None
+    ) -> T:
+        """The future's result; raises Interrupted. ``meanwhile`` is called every ``every_s`` seconds."""
+        self.expect(future)
+        while (happened := self.next(every_s)) is not future:
+            if happened is None and meanwhile is not None:
+                meanwhile()
+        return future.result()
+
+
+@dataclass
+class Job:
+    """One run, from the answer to the end."""
+
+    client: Client
+    pool: str
+    inbox: Inbox
+    _reason: str = ""
+    _exits: list[ActorExit] = field(default_factory=list)
+
+    def run(self, granted: Future[Gang], argv: list[str], env: dict[str, str], cwd: str, grace_s: float) -> int:
+        """Wait for the places, run, release; the exit code. Raises Interrupted and SpokeErrors after the release."""
+        from spoke.cli.stream import OutputStream
+
+        try:
+            gang = self.inbox.wait(granted, every_s=LOOK_EVERY_S, meanwhile=self._say_why_it_waits)
+        except Interrupted:
+            granted.cancel()
+            raise
+        output = OutputStream(self._places(gang), self.inbox.reader_left)
+        try:
+            output.start()
+            try:
+                self._run(gang, argv, env, cwd)
+            finally:
+                self._release(gang, grace_s)
+        finally:
+            output.finish()
+        return self._code(gang, output)
+
+    def _run(self, gang: Gang, argv: list[str], env: dict[str, str], cwd: str) -> None:
+        self.inbox.wait(gang.launch_command(argv, env=env, cwd=cwd))
+        waits = {gang.wait_for_rank(rank) for rank in range(len(gang))}
+        for future in waits:
+            self.inbox.expect(future)
+        while waits:
+            done = self.inbox.next(None)
+            if done in waits:
+                waits.discard(done)
+                self._exits.append(done.result())
+
+    def _release(self, gang: Gang, grace_s: float) -> None:
+        """Give everything back, and wait for it within a limit; a second signal ends the waiting."""
+        if gang.released or not self.client.is_open:
+            return
+        released = gang.release()
+        with suppress(Interrupted):
+            self.inbox.expect(released)
+            deadline_s = time.monotonic() + grace_s + RELEASE_MORE_S
+            while not released.done() and time.monotonic() < deadline_s:
+                self.inbox.next(max(0.0, deadline_s - time.monotonic()))
+            if not released.done():
+                complain(f"ticket {gang.ticket_id} is still being released: see `spoke tickets {gang.ticket_id}`")
+            elif (error := _error_of(released)) is not None:
+                complain(str(error))
+
+    def _code(self, gang: Gang, output: OutputStream) -> int:
+        """The exit code of the first rank that failed by itself; what only was told to stop counts after that."""
+        for found in sorted(self._exits, key=lambda found: found.expected):
+            if found.phase == "exited" and not found.code and not found.signal:
+                continue
+            if found.phase == "exited":
+                code = 128 + found.signal if found.signal else found.code
+                how = signal_name(found.signal) if found.signal else f"code {found.code}"
+            else:
+                code, how = 1, f"{found.phase}{f': {found.reason}' if found.reason else ''}"
+            why = f" ({gang.releasing})" if found.expected and gang.releasing else ""
+            complain(f"rank {found.rank} on {found.node_id} ended with {how}{why}{output.where(found.rank)}")
+            return code if 0 < code < 256 else 1
+        return 0
+
+    def _places(self, gang: Gang) -> list[Any]:
+        from spoke.cli.files import place_of
+
+        nodes = {node.node_id: node for node in self.client.status().nodes}
+        return [
+            place_of(gang.ticket_id, slot.global_rank, f"rank-{slot.global_rank}", slot.host, nodes.get(slot.node_id))
+            for slot in gang.slots
+        ]
+
+    def _say_why_it_waits(self) -> None:
+        with suppress(SpokeError):
+            for ticket in self.client.status().tickets:
+                mine = ticket.client == self.client.client_id and ticket.state == "queued"
+                if mine and ticket.reason != self._reason:
+                    self._reason = ticket.reason
+                    complain(f"{ticket.ticket_id} waits in line: {ticket.reason}")
+
+
+def signal_name(number: int) -> str:
+    """A signal by its name, if it has one."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    try:
+        return future.exception()
+    except CancelledError:
+        return None

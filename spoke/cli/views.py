@@ -1,0 +1,165 @@
+"""Nodes and tickets, shown: the present ones from the views, past ones from a folded state, in the same tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from spoke.cli.output import age, clean, count, numbers, say, size, table
+
+if TYPE_CHECKING:
+    from spoke.client.status import NodeStatus, PoolStatus, TicketStatus
+    from spoke.events.state import PoolState
+
+
+def node_table(nodes: Iterable[NodeStatus]) -> None:
+    """The nodes, one a line."""
+    columns = ("node", "state", "gpus", "free", ">cpus free", ">memory free", "tickets", "host", "model")
+    table(
+        columns,
+        (
+            (
+                node.node_id,
+                node.state,
+                str(node.gpus),
+                f"{len(node.gpus_free)} ({numbers(node.gpus_free)})" if node.gpus_free else "0",
+                f"{node.cpus_free:g} of {node.cpus:g}",
+                f"{size(node.memory_free)} of {size(node.memory)}",
+                " ".join(node.tickets) or "-",
+                f"{node.host} {node.address}",
+                node.gpu_model,
+            )
+            for node in nodes
+        ),
+    )
+
+
+def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) -> None:
+    """The tickets, one a line. ``now_s`` is what their age is counted to (default: now)."""
+    now_s = time.time() if now_s is None else now_s
+    table(
+        ("ticket", "state", "name", "gang", "per actor", "nodes", ">since", "client", "reason"),
+        (
+            (
+                ticket.ticket_id,
+                ticket.state,
+                ticket.name or "-",
+                ticket.gang,
+                needs(ticket.gpus_per_actor, ticket.cpus_per_actor, ticket.memory_per_actor),
+                " ".join(ticket.nodes) or "-",
+                age(now_s - ticket.since_ms / 1000),
+                ticket.client + (" (detached)" if ticket.detached else ""),
+                ticket.reason,
+            )
+            for ticket in tickets
+        ),
+    )
+
+
+def needs(gpus: int, cpus: float, memory: int) -> str:
+    """What one actor needs, in words."""
+    parts = [count(gpus, "GPU")] if gpus else []
+    if cpus:
+        parts.append(f"{cpus:g} CPU")
+    if memory:
+        parts.append(size(memory))
+    return ", ".join(parts) or "nothing"
+
+
+def show_nodes(nodes: Iterable[NodeStatus], pool: str) -> None:
+    """The nodes, or that there are none."""
+    nodes = tuple(nodes)
+    if nodes:
+        node_table(nodes)
+    else:
+        say(f"No node is registered in pool {pool}. Start an agent: spoke agent --pool {pool} --gpus auto")
+
+
+def show_tickets(tickets: Iterable[TicketStatus], pool: str, now_s: float | None = None) -> None:
+    """The tickets, or that there are none."""
+    tickets = tuple(tickets)
+    if tickets:
+        ticket_table(tickets, now_s)
+    else:
+        say(f"No ticket is live or waiting in pool {pool}.")
+
+
+def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
+    """All of one ticket: its own fields, then its ranks."""
+    plain = {name: value for name, value in fields.items() if name != "ranks" and value not in ("", None)}
+    width = max(map(len, [*plain, "ticket"]))
+    say(f"{'ticket':{width}}  {ticket_id}")
+    for name, value in plain.items():
+        words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        say(f"{clean(name):{width}}  {clean(words)}")
+    if fields["ranks"]:
+        table(
+            (">rank", "node", "gpus", "state", "actor", ">pid", "runs", "end"),
+            (
+                (
+                    str(rank["rank"]),
+                    str(rank.get("node", "")),
+                    numbers(rank.get("gpus") or ()),
+                    str(rank.get("state", "not launched")),
+                    str(rank.get("actor", "-")),
+                    str(rank.get("pid") or "-"),
+                    str(rank.get("runs", "")),
+                    how_it_ended(rank),
+                )
+                for rank in fields["ranks"]
+            ),
+        )
+
+
+def how_it_ended(rank: dict[str, Any]) -> str:
+    """The end of a rank's actor in words; empty for one that runs."""
+    if rank.get("state") not in ("exited", "start_failed", "lost"):
+        return ""
+    if rank.get("signal"):
+        return f"signal {rank['signal']}"
+    return f"code {rank.get('code', 0)}" if rank["state"] == "exited" else str(rank.get("reason", ""))
+
+
+def status_of_state(state: PoolState, pool: str) -> PoolStatus:
+    """A folded state as the views would show it."""
+    import msgspec
+
+    from spoke.allocator.views import node_line, ticket_line
+    from spoke.client.status import NodeStatus, PoolStatus, TicketStatus
+
+    def row(line: bytes, **names: str) -> dict[str, Any]:
+        plain: dict[str, Any] = msgspec.json.decode(line)
+        return {**plain, **names}
+
+    nodes = [
+        msgspec.convert(row(node_line(node), node_id=node_id), NodeStatus, strict=False)
+        for node_id, node in sorted(state.nodes.items())
+    ]
+    tickets = [
+        msgspec.convert(row(ticket_line(ticket), ticket_id=ticket_id), TicketStatus, strict=False)
+        for ticket_id, ticket in sorted(state.tickets.items(), key=lambda item: (len(item[0]), item[0]))
+    ]
+    return PoolStatus(pool, state.allocator, tuple(nodes), tuple(tickets))
+
+
+def ticket_document(ticket_id: str, raw: dict[bytes, bytes]) -> dict[str, Any]:
+    """The hash of one ticket as a document: JSON fields read, the ranks as a list."""
+    import orjson
+
+    fields: dict[str, Any] = {"ticket_id": ticket_id}
+    ranks: list[dict[str, Any]] = []
+    for key, value in raw.items():
+        name, text = key.decode(errors="replace"), value.decode(errors="replace")
+        try:
+            read = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            read = text
+        if name.startswith("rank.") and isinstance(read, dict):
+            ranks.append({"rank": int(name[5:]), **read})
+        else:
+            fields[name] = text if name in _TEXTS else read
+    return {**fields, "ranks": sorted(ranks, key=lambda rank: int(rank["rank"]))}
+
+
+_TEXTS = frozenset({"state", "name", "client", "gang", "reason", "master"})
