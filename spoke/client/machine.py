@@ -28,6 +28,8 @@ ALLOCATE_GRACE_S = 30.0
 """How much longer than its own timeout an allocation is waited for, before the client gives it up by itself."""
 
 
+_GIVING_BACK = (r.ReleaseGang, r.StopActor, r.CloseClient)
+
 # --- outputs -----------------------------------------------------------------------------------------------------
 
 
@@ -139,10 +141,13 @@ class Machine:
     # --- asking --------------------------------------------------------------------------------------------------
 
     def ask(self, request: r.Request, now: float, blobs: bytes = b"") -> int:
-        """Number a request; the caller sends it. Raises what ended the session, or LimitExceeded."""
+        """Number a request; the caller sends it. Raises what ended the session, or LimitExceeded.
+
+        What gives something back is never refused for the limit's sake.
+        """
         if self.over is not None:
             raise self.over
-        if len(self.outstanding) >= self.outstanding_max:
+        if len(self.outstanding) >= self.outstanding_max and not isinstance(request, _GIVING_BACK):
             raise LimitExceeded(
                 f"{len(self.outstanding)} requests of this client have no answer yet, which is the limit: "
                 f"wait for some of them before you send more"
