@@ -80,12 +80,12 @@ class Pool:
 
     # --- agents ---
 
-    def start_agent(self, node_id: str = "n0", **settings: Any) -> subprocess.Popen[bytes]:
+    def start_agent(self, name: str = "n0", **settings: Any) -> subprocess.Popen[bytes]:
         """Start an agent, without waiting for it."""
         config = {
             "url": self.url,
             "pool": self.name,
-            "node_id": node_id,
+            "node_id": name,
             "gpus": 4,
             "imports": [str(ACTORS)],
             "lease_ms": self.lease_ms,
@@ -95,7 +95,7 @@ class Pool:
             "allow_commands": True,
             **settings,
         }
-        with open(self.agent_log(node_id), "ab") as out:
+        with open(self.agent_log(name), "ab") as out:
             agent = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, json.dumps(config)], stdout=out, stderr=out, start_new_session=True
             )
@@ -148,11 +148,12 @@ class Pool:
             asked = r.decode_request(fields)
             assert isinstance(asked, r.Envelope), asked
             self.requests.append(asked)
-            if isinstance(asked.request, r.RegisterNode) and self.welcoming:
-                if self.incarnation.get(asked.node_id) != asked.incarnation:
-                    self.incarnation[asked.node_id] = asked.incarnation
-                    self.grant(asked.node_id, asked.request.lease_ms)
-                    self.order(o.Welcome(asked.request.lease_ms), asked.node_id)
+            if not isinstance(asked.request, r.RegisterNode) or not self.welcoming:
+                continue
+            if self.incarnation.get(asked.node_id) != asked.incarnation:
+                self.incarnation[asked.node_id] = asked.incarnation
+                self.grant(asked.node_id, asked.request.lease_ms)
+                self.order(o.Welcome(asked.request.lease_ms), asked.node_id)
         return self.incarnation
 
     def _read(self) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -30,7 +30,7 @@ from tests.integration.agent_harness import (
 )
 
 
-@pytest.fixture()
+@pytest.fixture
 def allocator(shared_server: EmbeddedServer, pool: str, tmp_path: Path) -> Iterator[Pool]:
     with pool_at(shared_server.url, pool, tmp_path) as played:
         yield played
@@ -182,7 +182,9 @@ def test_a_type_that_is_registered_twice_is_told(allocator: Pool, tmp_path: Path
 
 def test_an_exception_while_building_is_told(allocator: Pool) -> None:
     allocator.join()
-    assert "RuntimeError: no such checkpoint" in _why_not(allocator, allocator.start(ActorSpec(type_name="FailsToBuild")))
+    assert "RuntimeError: no such checkpoint" in _why_not(
+        allocator, allocator.start(ActorSpec(type_name="FailsToBuild"))
+    )
 
 
 def test_wrong_arguments_are_told(allocator: Pool) -> None:
