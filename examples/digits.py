@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def main() -> int:
 def demo(url: str, pool: str, seed: int) -> int:
     """The demo on a pool that runs, or is about to."""
     began = time.monotonic()
-    with connected(url, pool) as client:
+    with spoke.Client(url, pool=pool) as client:
         say(f"Nodes register with the pool {pool!r}")
         nodes_before = wait_for_nodes(client)
         accuracy = train(client, seed)
@@ -152,7 +153,7 @@ def show_free_gpus(client: spoke.Client, before: Sequence[spoke.NodeStatus]) -> 
 def show_recovered(url: str, pool: str) -> bool:
     """Fold the whole log, and compare with what the pool itself shows; whether they agree."""
     keys = Keys(pool)
-    with contextlib.closing(connect(url)) as redis, connected(url, pool) as client:
+    with contextlib.closing(connect(url)) as redis, spoke.Client(url, pool=pool) as client:
         state: PoolState = EventLog(redis, keys.events, keys.snapshot).replay()
         views = {node.node_id: node.gpus_free for node in client.status().nodes}
     folded = {node_id: indices_of(node.free_gpus) for node_id, node in state.nodes.items()}
@@ -174,18 +175,6 @@ def spoke_command(words: str, url: str, pool: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=WAIT_S).stdout.rstrip()
 
 
-def connected(url: str, pool: str) -> spoke.Client:
-    """A client of the pool, once its server answers."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            return spoke.Client(url, pool=pool)
-        except spoke.ServerUnreachable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
 @contextlib.contextmanager
 def everything_here(pool: str) -> Iterator[str]:
     """``spoke up`` as a process of its own, with its data in a directory that goes afterwards; gives the URL."""
@@ -200,6 +189,7 @@ def everything_here(pool: str) -> Iterator[str]:
         with open(log, "wb") as out:
             up = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
         try:
+            wait_for_port(port, up)
             yield f"redis://127.0.0.1:{port}"
         except BaseException:
             print(f"--- spoke up said:\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
@@ -211,6 +201,17 @@ def everything_here(pool: str) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 up.kill()
                 up.wait()
+
+
+def wait_for_port(port: int, up: subprocess.Popen[bytes]) -> None:
+    """Wait until the server takes connections; raises SystemExit if it does not, or ``spoke up`` ended."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return
+        if up.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"`spoke up` did not bring up a server on port {port}")
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

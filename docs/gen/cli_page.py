@@ -7,6 +7,7 @@ from typing import Any
 
 import typer.main
 from prose import NOTE, cell, markdown
+
 from spoke.cli.main import app
 
 
@@ -39,26 +40,37 @@ def _commands(group: Any, path: str) -> list[str]:
 
 
 def _command(command: Any, path: str) -> str:
-    context = command.make_context(path, [], resilient_parsing=True)
-    usage = " ".join([path, *command.collect_usage_pieces(context)])
-    rows = [row for row in (_row(parameter, context) for parameter in command.params) if row]
+    arguments = [_metavar(parameter) for parameter in command.params if parameter.param_type_name != "option"]
+    usage = " ".join([path, "[OPTIONS]", *arguments])
+    rows = list(filter(None, map(_row, command.params)))
     table = "\n".join(["| option | meaning | default |", "|---|---|---|", *rows]) + "\n" if rows else ""
     return f"## `{path}`\n\n{_help(command)}\n```console\n$ {usage}\n```\n\n{table}"
 
 
-def _row(parameter: Any, context: Any) -> str:
+def _row(parameter: Any) -> str:
     if getattr(parameter, "hidden", False) or parameter.name == "help":
         return ""
-    option = parameter.param_type_name == "option"
-    if option:
+    if parameter.param_type_name != "option":
+        names = f"`{_metavar(parameter)}`"
+    elif parameter.is_flag:
         names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-        value = "" if parameter.is_flag else f" `{parameter.make_metavar(context)}`"
     else:
-        names, value = f"`{parameter.make_metavar(context)}`", ""
+        names = ", ".join(f"`{name}`" for name in parameter.opts) + f" `{_metavar(parameter)}`"
+    return f"| {cell(names)} | {cell(markdown(getattr(parameter, 'help', None) or ''))} | {_default(parameter)} |"
+
+
+def _metavar(parameter: Any) -> str:
+    return parameter.metavar or (parameter.name or "").upper()
+
+
+def _default(parameter: Any) -> str:
     default = parameter.default
-    plain = default is not None and default not in ((), [], False, "") and not callable(default)
-    shown = f"`{default}`" if plain else "required" if parameter.required else ""
-    return f"| {names}{value} | {cell(markdown(getattr(parameter, 'help', None) or ''))} | {shown} |"
+    if getattr(parameter, "is_flag", False):
+        chosen = parameter.opts if default else parameter.secondary_opts
+        return f"`{chosen[0]}`" if chosen and parameter.secondary_opts else ""
+    if isinstance(default, (int, float, str)) and default != "":
+        return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+    return "required" if parameter.required else ""
 
 
 def _help(command: Any) -> str:
