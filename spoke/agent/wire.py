@@ -136,14 +136,19 @@ class OrderReader(_Conversation):
         super().start()
 
     def _turn(self) -> bool:
+        secret: list[bytes] = []
         for entry_id, fields in read_stream(self._client, self._key, self._cursor, block_ms=BLOCK_MS):
             self._cursor = entry_id.decode()
+            if b"blob" in fields:
+                secret.append(entry_id)
             try:
                 delivery = decode_order(fields)
             except SpokeError as error:
                 log.error("order %s is passed over: %s", self._cursor, error)
                 continue
             self._tell(delivery)
+        if secret:  # secrets and arguments need not lie in the server any longer
+            self._client.xdel(self._key, *secret)
         return True
 
 

@@ -140,6 +140,13 @@ def test_no_descriptors_of_the_agent_reach_an_actor(allocator: Pool) -> None:
     assert allocator.log_of(start).read_text().split() == ["0", "1", "2", "3"]  # 3: ls reads the directory
 
 
+def test_an_order_that_carries_a_secret_is_deleted_once_it_is_read(allocator: Pool) -> None:
+    allocator.join()
+    allocator.report(allocator.start(shell("true")), r.ReportExited)
+    key = allocator.keys.node("n0")
+    wait_until(lambda: [f[b"type"] for _, f in allocator.client.xrange(key)] == [b"node.welcome"], "it is deleted")
+
+
 # --- what does not start -----------------------------------------------------------------------------------------
 
 
