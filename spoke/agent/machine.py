@@ -72,6 +72,7 @@ class AgentMachine:
         self._sure_until_s = 0.0
         self._renew_at_s: float | None = None
         self._renewing = False
+        self._unanswered = False
         self._wake_at_s: float | None = None
         self._refused_since_s: float | None = None
         self._up_since_s = 0.0
@@ -129,6 +130,7 @@ class AgentMachine:
                 if self.phase != "joining":
                     return []
                 self.phase, self._lease_s, self._wake_at_s = "confirming", lease_ms / 1000, None
+                self._unanswered = False
                 return self._renew()
             case o.Reject() as reject:
                 return self._rejected(reject, now_s)
@@ -326,7 +328,13 @@ class AgentMachine:
             case "joining":  # the same incarnation: should the first request still stand, it is decided once
                 self._wake_at_s = now_s + REGISTER_AGAIN_S
                 again = self._send(r.RegisterNode(self._settings.spec, self._settings.lease_ms))
-                return [i.Warn("no allocator has answered yet (is one running in this pool?)"), i.DropUnsent(), again]
+                steps: list[i.Instruction] = [i.DropUnsent(), again]
+                if not self._unanswered:
+                    steps.insert(
+                        0, i.Warn("no allocator has answered yet (is one running in this pool?); waiting for it")
+                    )
+                self._unanswered = True
+                return steps
             case "clearing":
                 self._wake_at_s = now_s + CLEAR_S_MAX
                 return [i.KillKeeper()]
