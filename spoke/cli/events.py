@@ -62,8 +62,9 @@ def _gang(spec: GangSpec) -> str:
     resources = spec.resources
     need = needs(resources.gpus, resources.cpus, resources.memory_bytes)
     name = f"{spec.name!r} " if spec.name else ""
+    size = f"{spec.num_nodes}x{spec.actors_per_node} actors" + (f" with {need}" if need != "nothing" else "")
     extras = [word for word, holds in (("dense", not spec.strict_pack), ("detached", spec.detached)) if holds]
-    return f"{name}{spec.num_nodes}x{spec.actors_per_node} actors with {need}" + "".join(f", {word}" for word in extras)
+    return name + size + "".join(f", {word}" for word in extras)
 
 
 def _places(slots: Iterable[Slot]) -> str:

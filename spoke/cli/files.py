@@ -34,9 +34,9 @@ class Place:
         return f"rank {self.rank}: its output is in the log directory of its agent on {self.host}"
 
 
-def place_of(ticket_id: str, rank: int, actor_id: str, host: str, node: NodeStatus | None) -> Place:
-    """Where an actor's output is, as its node tells; ``node`` is None for one that has left the pool."""
-    log_dir = "" if node is None else node.labels.get(LOG_DIR_LABEL, "")
+def place_of(ticket_id: str, rank: int, actor_id: str, address: str, node: NodeStatus | None) -> Place:
+    """Where an actor's output is, as its node tells; of a node that has left the pool (None) the address is known."""
+    log_dir, host = ("", address) if node is None else (node.labels.get(LOG_DIR_LABEL, ""), node.host)
     path = str(Path(log_dir) / ticket_id / f"{rank}-{actor_id}.log") if log_dir else ""
     return Place(rank, host, path, bool(path) and host == socket.gethostname())
 

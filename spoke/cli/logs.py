@@ -14,7 +14,6 @@ from spoke.cli.output import complain
 
 FOLLOW_S = 0.1
 LOOK_EVERY_S = 1.0
-RUNS = frozenset({"launching", "running"})
 
 
 def logs(
@@ -58,6 +57,7 @@ def logs(
 def find_outputs(place: Opened, ticket_id: str, rank: int | None) -> tuple[list[Place], bool]:
     """Where the output of each launched rank is, and whether one of them runs; raises UnknownTicket, RankOutOfRange."""
     from spoke.cli.pool import read_ticket
+    from spoke.cli.views import RUNS
     from spoke.client.status import read_status
     from spoke.errors import RankOutOfRange
 

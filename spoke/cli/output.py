@@ -104,7 +104,7 @@ def count(number: int, noun: str) -> str:
 def size(number: int) -> str:
     """A number of bytes.
 
-    >>> size(0), size(3 << 30), size(1500)
+    >>> size(0), size(3 << 30), size(1536)
     ('0', '3 GiB', '1.5 KiB')
     """
     value, units = float(number), ["", " KiB", " MiB", " GiB", " TiB", " PiB"]

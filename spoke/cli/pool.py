@@ -89,7 +89,7 @@ def tickets(
         if json:
             write_json(one)
         else:
-            show_ticket(ticket, {name: value for name, value in one.items() if name != "ticket_id"})
+            show_ticket(ticket, one)
     elif json:
         write_json([asdict(row) for row in found])
     else:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from spoke.cli.output import age, clean, count, numbers, say, size, table
+from spoke.cli.output import age, clean, count, local_time, numbers, say, size, table
 
 if TYPE_CHECKING:
     from spoke.client.status import NodeStatus, PoolStatus, TicketStatus
@@ -87,12 +87,21 @@ def show_tickets(tickets: Iterable[TicketStatus], pool: str, now_s: float | None
 
 def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
     """All of one ticket: its own fields, then its ranks."""
-    plain = {name: value for name, value in fields.items() if name != "ranks" and value not in ("", None)}
-    width = max(map(len, [*plain, "ticket"]))
-    say(f"{'ticket':{width}}  {ticket_id}")
-    for name, value in plain.items():
-        words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        say(f"{clean(name):{width}}  {clean(words)}")
+    per_actor = ("gpus_per_actor", "cpus_per_actor", "memory_per_actor")
+    gpus, cpus, memory = (fields.get(name) or 0 for name in per_actor)
+    lines = {
+        "ticket": ticket_id,
+        "state": fields.get("state"),
+        "name": fields.get("name"),
+        "gang": f"{fields.get('gang')}, each with {needs(gpus, cpus, memory)}",
+        "client": f"{fields.get('client')}{' (detached)' if fields.get('detached') else ''}",
+        "master": fields.get("master"),
+        "since": local_time(int(fields.get("since_ms") or 0)),
+        "reason": fields.get("reason"),
+    }
+    for name, words in lines.items():
+        if words:
+            say(f"{name:7}  {clean(str(words))}")
     if fields["ranks"]:
         table(
             (">rank", "node", "gpus", "state", "actor", ">pid", "runs", "end"),
@@ -159,7 +168,10 @@ def ticket_document(ticket_id: str, raw: dict[bytes, bytes]) -> dict[str, Any]:
             ranks.append({"rank": int(name[5:]), **read})
         else:
             fields[name] = text if name in _TEXTS else read
+    if fields.get("state") == "ended":  # its last view was written before the ends of all its actors were known
+        ranks = [{**rank, "state": "ended"} if rank.get("state") in RUNS else rank for rank in ranks]
     return {**fields, "ranks": sorted(ranks, key=lambda rank: int(rank["rank"]))}
 
 
+RUNS = frozenset({"launching", "running"})
 _TEXTS = frozenset({"state", "name", "client", "gang", "reason", "master"})

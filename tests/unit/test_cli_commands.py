@@ -1,0 +1,142 @@
+"""The commands through typer's runner: help, usage, errors in one line, and pools in which nothing has happened."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from spoke.cli.embedded import EmbeddedServer, free_port
+from spoke.cli.main import app
+
+COMMANDS = ("up", "run", "status", "nodes", "tickets", "logs", "log", "release", "allocator", "agent")
+
+
+def spoke(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words), env={"SPOKE_URL": "", "SPOKE_POOL": "", "COLUMNS": "200"})
+
+
+def said_one_line(result: Result) -> bool:
+    return result.stderr.startswith("spoke: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_help_names_every_command() -> None:
+    result = spoke("--help")
+    assert result.exit_code == 0
+    for name in (*COMMANDS, "audit"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("words", [*((name,) for name in COMMANDS), ("audit", "verify"), ("audit", "replay")])
+def test_every_command_has_help(words: tuple[str, ...]) -> None:
+    assert spoke(*words, "--help").exit_code == 0
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, spoke.cli.main; print([m for m in ('redis', 'rich', 'msgspec', 'psutil') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version() -> None:
+    result = spoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("spoke ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("nonsense",), ("run",), ("release",), ("logs",), ("log", "--limit", "-1"), ("run", "--nodes", "x", "true")],
+)
+def test_a_command_line_that_cannot_be_read_ends_with_2(words: tuple[str, ...]) -> None:
+    assert spoke(*words).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("nodes",), ("tickets",), ("log",), ("audit", "verify"), ("logs", "t-1")]
+)
+def test_a_server_that_is_not_there_is_one_line(words: tuple[str, ...]) -> None:
+    result = spoke(*words, "--url", f"redis://127.0.0.1:{free_port()}")
+    assert result.exit_code == 1
+    assert said_one_line(result)
+    assert "no server answers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("status", "--url", "http://x"), "must begin with redis://"),
+        (("status", "--pool", "a b"), "not a usable name"),
+        (("log", "--since", "tomorrow"), "neither an event's id"),
+        (("agent", "--gpus", "many"), "--gpus 'many'"),
+        (("agent", "--gpus", "1", "--lease", "0"), "--lease must be"),
+        (("agent", "--gpus", "1", "--label", "x"), "NAME=VALUE"),
+        (("up", "--gpus", "auto", "--agents", "2"), "--agents 1"),
+        (("run", "--memory-per-actor", "much", "true"), "not a size"),
+        (("run", "--env", "x", "true"), "NAME=VALUE"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(words: tuple[str, ...], said: str) -> None:
+    result = spoke(*words)
+    assert result.exit_code == 1
+    assert said_one_line(result), result.output
+    assert said in result.stderr
+
+
+class TestEmptyPool:
+    """A server on which nobody has done anything."""
+
+    def ask(self, server: EmbeddedServer, pool: str, *words: str) -> Result:
+        return spoke(*words, "--url", server.url, "--pool", pool)
+
+    def test_it_reads_well(self, shared_server: EmbeddedServer, pool: str) -> None:
+        for words, said in {
+            ("status",): "spoke allocator",
+            ("nodes",): "No node is registered",
+            ("tickets",): "No ticket",
+            ("audit", "verify"): "empty",
+            ("audit", "replay"): "nothing has happened",
+        }.items():
+            result = self.ask(shared_server, pool, *words)
+            assert result.exit_code == 0, result.output
+            assert said in result.stdout
+        assert "is empty" in self.ask(shared_server, pool, "log").stderr
+
+    def test_its_json_is_json(self, shared_server: EmbeddedServer, pool: str) -> None:
+        def document(*words: str) -> object:
+            return json.loads(self.ask(shared_server, pool, *words, "--json").stdout)
+
+        assert document("nodes") == document("tickets") == []
+        status, verified, replayed = document("status"), document("audit", "verify"), document("audit", "replay")
+        assert isinstance(status, dict)
+        assert (status["pool"], status["gpus"], status["nodes"]) == (pool, 0, [])
+        assert isinstance(verified, dict)
+        assert verified["ok"] is True
+        assert isinstance(replayed, dict)
+        assert replayed["last_id"] == "0-0"
+        assert self.ask(shared_server, pool, "log", "--json").stdout == ""
+
+    def test_a_ticket_that_never_was(self, shared_server: EmbeddedServer, pool: str) -> None:
+        for words in (("tickets", "t-7"), ("logs", "t-7")):
+            result = self.ask(shared_server, pool, *words)
+            assert result.exit_code == 1
+            assert said_one_line(result)
+            assert "shows no ticket t-7" in result.stderr
+
+    def test_a_broken_log_does_not_verify(self, shared_server: EmbeddedServer, pool: str) -> None:
+        from spoke.protocol.keys import Keys
+        from spoke.protocol.server import connect
+
+        with connect(shared_server.url) as redis:
+            redis.xadd(
+                Keys(pool).events, {"type": "gang.released", "v": 1, "ticket_id": "t-9", "nodes": "[]", "final": "true"}
+            )
+            redis.xadd(Keys(pool).events, {"type": "node.exploded", "v": 1})
+        result = self.ask(shared_server, pool, "audit", "verify")
+        assert result.exit_code == 1
+        assert "not ok" in result.stdout
+        assert len(self.ask(shared_server, pool, "log").stdout.splitlines()) == 2
+        assert self.ask(shared_server, pool, "audit", "replay").exit_code == 1

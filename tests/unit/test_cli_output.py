@@ -1,0 +1,142 @@
+"""What the command line shows, from values: no server."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import orjson
+import pytest
+
+from spoke.cli import moments, output
+from spoke.cli.daemons import parse_gpus
+from spoke.cli.events import TYPE_WIDTH, event_document, event_line
+from spoke.cli.files import GrowingFile, Prefixer, place_of
+from spoke.cli.run import parse_pairs
+from spoke.cli.views import how_it_ended, needs, ticket_document
+from spoke.client.status import NodeStatus
+from spoke.errors import InvalidRequest
+from spoke.events import types as e
+from spoke.events.codec import encode_event
+
+
+def raw(event: e.Event) -> dict[bytes, bytes]:
+    """The event as it comes from the stream."""
+    fields = encode_event(event)
+    return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
+
+
+@pytest.mark.parametrize("module", [moments, output])
+def test_the_examples_hold(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_an_event_is_one_line_with_id_type_and_words() -> None:
+    exited = e.ActorExited("t-1", 3, "worker", "node-0", -1, 9)
+    line = event_line("1764000000000-2", raw(exited))
+    assert line.startswith("1764000000000-2  ")
+    assert line.endswith(f"{'actor.exited':{TYPE_WIDTH}}  t-1 rank 3 worker on node-0: signal 9")
+
+
+def test_an_unknown_event_is_shown_as_it_stands() -> None:
+    fields = {b"type": b"node.exploded", b"v": b"7", b"node_id": b"node-0"}
+    assert event_line("5-0", fields).endswith("v=7 node_id=node-0")
+    document = event_document("5-0", fields)
+    assert (document["type"], document["node_id"]) == ("node.exploded", "node-0")
+    assert "unknown type" in document["problem"]
+
+
+def test_nothing_in_an_event_steers_the_terminal() -> None:
+    lost = e.NodeLost("node-0", "gone\x1b[2J\nnode.registered forged")
+    line = event_line("5-0", raw(lost))
+    assert line.isprintable()
+    assert "\\x1b[2J\\n" in line
+
+
+def test_every_event_type_is_known_to_the_log() -> None:
+    from spoke.cli.events import _WORDS
+
+    assert set(_WORDS) == set(e.EVENT_TYPES.values())
+
+
+def test_an_event_as_json_has_its_fields_typed() -> None:
+    document = event_document("7-1", raw(e.ActorStarted("t-1", 0, "a", "node-0", 4711, "")))
+    assert document["id"] == "7-1"
+    assert document["ms"] == 7
+    assert document["pid"] == 4711
+
+
+@pytest.mark.parametrize("text", ["yesterday", "", "12:00", "1-2-3", "99999999999999999999"])
+def test_what_is_no_moment_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="neither an event's id"):
+        moments.last_id_at(text)
+
+
+def test_a_growing_file_gives_whole_lines_once_and_its_rest_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "rank.log"
+    file = GrowingFile(str(path))
+    assert list(file.lines()) == []
+    path.write_bytes(b"one\ntw")
+    assert list(file.lines()) == [b"one"]
+    with open(path, "ab") as more:
+        more.write(b"o\n\nend")
+    assert list(file.lines()) == [b"two", b""]
+    assert list(file.rest()) == [b"end"]
+    assert list(file.lines()) == list(file.rest()) == []
+    file.close()
+
+
+def test_a_growing_file_begins_where_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rank.log"
+    path.write_bytes(b"of an earlier pool\nnew\n")
+    file = GrowingFile(str(path), 19)
+    assert list(file.lines()) == [b"new"]
+    file.close()
+
+
+def test_prefixes_are_aligned_and_coloured_only_on_request() -> None:
+    assert Prefixer(range(12), colours=False).line(3, b"x") == b"[ 3] x\n"
+    assert Prefixer([0], colours=True).line(0, b"x").startswith(b"\x1b[36m[0]\x1b[0m ")
+
+
+def test_output_is_here_only_on_the_nodes_own_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "this")
+    here = place_of("t-1", 2, "a", "10.0.0.1", NodeStatus(host="this", labels={"log_dir": "/logs"}))
+    there = place_of("t-1", 2, "a", "10.0.0.2", NodeStatus(host="other", labels={"log_dir": "/logs"}))
+    gone = place_of("t-1", 2, "a", "10.0.0.3", None)
+    assert (here.here, here.path) == (True, "/logs/t-1/2-a.log")
+    assert not there.here
+    assert "other:/logs/t-1/2-a.log" in there.elsewhere
+    assert not gone.here
+    assert "10.0.0.3" in gone.elsewhere
+
+
+def test_a_tickets_ranks_come_in_order_and_an_ended_one_runs_no_more() -> None:
+    fields = {b"state": b"ended", b"name": b"7", b"nodes": b'["n"]'}
+    for rank in (10, 2):
+        fields[f"rank.{rank}".encode()] = orjson.dumps({"node": "n", "state": "running", "actor": "a"})
+    document = ticket_document("t-1", fields)
+    assert [row["rank"] for row in document["ranks"]] == [2, 10]
+    assert {row["state"] for row in document["ranks"]} == {"ended"}
+    assert (document["name"], document["nodes"]) == ("7", ["n"])
+
+
+def test_ends_and_needs_in_words() -> None:
+    assert how_it_ended({"state": "running"}) == ""
+    assert how_it_ended({"state": "exited", "code": 3, "signal": 0}) == "code 3"
+    assert how_it_ended({"state": "exited", "code": -1, "signal": 15}) == "signal 15"
+    assert how_it_ended({"state": "lost", "reason": "node gone"}) == "node gone"
+    assert needs(2, 1.5, 1 << 30) == "2 GPUs, 1.5 CPU, 1 GiB"
+    assert needs(0, 0, 0) == "nothing"
+
+
+def test_options_that_cannot_be_read_are_refused() -> None:
+    assert parse_gpus("auto") == "auto"
+    assert parse_gpus("8") == 8
+    for text in ("-1", "many", "", "1.5", "٣"):
+        with pytest.raises(InvalidRequest, match="--gpus"):
+            parse_gpus(text)
+    assert parse_pairs("--label", ["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+    for pair in ("a", "=b"):
+        with pytest.raises(InvalidRequest, match="NAME=VALUE"):
+            parse_pairs("--label", [pair])
