@@ -114,6 +114,7 @@ class AgentMachine:
         self._wake_at_s = now_s + REGISTER_AGAIN_S
         self._seen.clear()
         self._closed.clear()
+        self._held.clear()
         return [i.DropUnsent(), self._send(r.RegisterNode(self._settings.spec, self._settings.lease_ms))]
 
     def _send(self, request: r.Request) -> i.Send:
@@ -177,6 +178,8 @@ class AgentMachine:
             return self._clear("the node's lease was lost", now_s)
         self._renew_at_s = sent_at_s + self._lease_s / 3
         self._sure_until_s = max(self._sure_until_s, sent_at_s + self._lease_s - self.margin_s)
+        if now_s >= self._sure_until_s:  # it took so long that it proves nothing; "up" will notice by itself
+            return self._renew() if self.phase == "confirming" else []
         steps: list[i.Instruction] = [i.ExtendLease(self._sure_until_s)]
         if self.phase == "confirming":
             self.phase, self._up_since_s, self._refused_since_s = "up", now_s, None

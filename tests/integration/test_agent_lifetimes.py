@@ -80,7 +80,7 @@ def test_kill_9_of_an_actor_is_told_at_once(allocator: Pool) -> None:
     allocator.join()
     start = allocator.start(ActorSpec(type_name="Plain"))
     kill(allocator.report(start, r.ReportStarted).pid)
-    assert allocator.report(start, r.ReportExited, timeout_s=2.0).signal == signal.SIGKILL
+    assert allocator.report(start, r.ReportExited, timeout_s=4.0).signal == signal.SIGKILL
 
 
 def test_an_actor_has_ended_only_when_all_its_processes_have(allocator: Pool, tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ def test_orders_that_come_before_it_is_up_are_obeyed_when_it_is() -> None:
     assert isinstance(renew(machine, 0.0)[-1], i.Spawn)
 
 
+def test_a_first_renewal_that_took_too_long_proves_nothing() -> None:
+    machine = a_machine()
+    machine.start(0.0)
+    deliver(machine, o.Welcome(10_000))
+    deliver(machine, a_start())
+    assert renew(machine, 0.0, now_s=LEASE_S) == [i.Renew("tok-1", 10_000)]
+    assert machine.phase == "confirming"
+    assert isinstance(renew(machine, LEASE_S)[-1], i.Spawn)
+
+
 def test_orders_of_other_incarnations_are_ignored() -> None:
     machine = up()
     assert machine.order(o.Delivery("tok-0", a_start()), 0.0) == []
