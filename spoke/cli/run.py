@@ -11,17 +11,17 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain
-from spoke.errors import InvalidRequest, SpokeError
+from spoke.errors import ActorStartFailed, InvalidRequest, SpokeError
 
 if TYPE_CHECKING:
     from spoke.cli.stream import OutputStream
@@ -180,7 +180,6 @@ class Job:
     pool: str
     inbox: Inbox
     _reason: str = ""
-    _exits: list[ActorExit] = field(default_factory=list)
 
     def run(self, granted: Future[Gang], argv: list[str], env: dict[str, str], cwd: str, grace_s: float) -> int:
         """Wait for the places, run, release; the exit code. Raises Interrupted and SpokeErrors after the release."""
@@ -189,18 +188,26 @@ class Job:
         try:
             gang = self.inbox.wait(granted, every_s=LOOK_EVERY_S, meanwhile=self._say_why_it_waits)
         except Interrupted:
-            granted.cancel()
+            if not granted.cancel() and _error_of(granted) is None:  # the grant was faster
+                self._release(granted.result(), grace_s)
             raise
         output = OutputStream(self._places(gang), self.inbox.reader_left)
+        not_started: ActorStartFailed | None = None
         try:
             output.start()
             try:
                 self._run(gang, argv, env, cwd)
+            except ActorStartFailed as error:
+                not_started = error
             finally:
                 self._release(gang, grace_s)
         finally:
             output.finish()
-        return self._code(gang, output)
+        failure = first_failure(gang.ticket.exits.copy().values())
+        # A rank that fails at once stops the others before they are up: then its end is the news, not theirs.
+        if not_started is not None and (failure is None or failure.phase != "exited" or failure.expected):
+            raise not_started
+        return 0 if failure is None else self._explain(failure, gang, output)
 
     def _run(self, gang: Gang, argv: list[str], env: dict[str, str], cwd: str) -> None:
         self.inbox.wait(gang.launch_command(argv, env=env, cwd=cwd))
@@ -211,7 +218,7 @@ class Job:
             done = self.inbox.next(None)
             if done in waits:
                 waits.discard(done)
-                self._exits.append(done.result())
+                done.result()
 
     def _release(self, gang: Gang, grace_s: float) -> None:
         """Give everything back, and wait for it within a limit; a second signal ends the waiting."""
@@ -228,20 +235,16 @@ class Job:
             elif (error := _error_of(released)) is not None:
                 complain(str(error))
 
-    def _code(self, gang: Gang, output: OutputStream) -> int:
-        """The exit code of the first rank that failed by itself; what only was told to stop counts after that."""
-        for found in sorted(self._exits, key=lambda found: found.expected):
-            if found.phase == "exited" and not found.code and not found.signal:
-                continue
-            if found.phase == "exited":
-                code = 128 + found.signal if found.signal else found.code
-                how = signal_name(found.signal) if found.signal else f"code {found.code}"
-            else:
-                code, how = 1, f"{found.phase}{f': {found.reason}' if found.reason else ''}"
-            why = f" ({gang.releasing})" if found.expected and gang.releasing else ""
-            complain(f"rank {found.rank} on {found.node_id} ended with {how}{why}{output.where(found.rank)}")
-            return code if 0 < code < 256 else 1
-        return 0
+    def _explain(self, failure: ActorExit, gang: Gang, output: OutputStream) -> int:
+        """Say how a rank failed; the exit code that stands for it."""
+        if failure.phase == "exited":
+            code = 128 + failure.signal if failure.signal else failure.code
+            how = signal_name(failure.signal) if failure.signal else f"code {failure.code}"
+        else:
+            code, how = 1, f"{failure.phase}{f': {failure.reason}' if failure.reason else ''}"
+        why = f" ({gang.releasing})" if failure.expected and gang.releasing else ""
+        complain(f"rank {failure.rank} on {failure.node_id} ended with {how}{why}{output.where(failure.rank)}")
+        return code if 0 < code < 256 else 1
 
     def _places(self, gang: Gang) -> list[Any]:
         from spoke.cli.files import place_of
@@ -259,6 +262,12 @@ class Job:
                 if mine and ticket.reason != self._reason:
                     self._reason = ticket.reason
                     complain(f"{ticket.ticket_id} waits in line: {ticket.reason}")
+
+
+def first_failure(exits: Iterable[ActorExit]) -> ActorExit | None:
+    """The first, of ends in the order of their happening, that is a failure; those that were told to stop come last."""
+    failed = [end for end in exits if end.phase != "exited" or end.code or end.signal]
+    return min(failed, key=lambda end: end.expected, default=None)
 
 
 def signal_name(number: int) -> str:
