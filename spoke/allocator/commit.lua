@@ -2,7 +2,7 @@
 --
 -- KEYS[1] leader  KEYS[2] events  KEYS[3] leases  KEYS[4...] the keys that the commands name by number
 -- ARGV[1] holder  ARGV[2] epoch  ARGV[3] leadership, ms  ARGV[4] request cursor  ARGV[5] last event id expected
--- ARGV[6...] commands, each: number of items that follow, command, number of its key, arguments
+-- ARGV[6] commands, msgpack: a list of {command, number of its key, arguments...}
 --   the command LEASE is our own: grant a lease from the server's present time (holder, ms)
 -- Returns the server's time in ms, then the lease holders that have run out.
 local leader = redis.call('HMGET', KEYS[1], 'holder', 'epoch')
@@ -17,16 +17,13 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], 'deadline', now + ARGV[3], 'cursor', ARGV[4])
-local at = 6
-while ARGV[at] do
-  local items = tonumber(ARGV[at])
-  local command, key = ARGV[at + 1], KEYS[tonumber(ARGV[at + 2])]
-  if command == 'LEASE' then
-    redis.call('ZADD', key, now + ARGV[at + 4], ARGV[at + 3])
+for _, command in ipairs(cmsgpack.unpack(ARGV[6])) do
+  command[2] = KEYS[command[2]]
+  if command[1] == 'LEASE' then
+    redis.call('ZADD', command[2], now + command[4], command[3])
   else
-    redis.call(command, key, unpack(ARGV, at + 3, at + items))
+    redis.call(unpack(command))
   end
-  at = at + items + 1
 end
 local expired = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, 100)
 table.insert(expired, 1, now)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from spoke.allocator import outbox, views
+import msgpack
+
+from spoke.allocator import outbox
 from spoke.errors import Fenced
 from spoke.events import types as e
 from spoke.events.codec import encode_event
-from spoke.events.state import PoolState
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import encode_order
 from spoke.protocol.replies import encode_message
@@ -28,41 +29,34 @@ class Batch:
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._key_numbers: dict[str, int] = {keys.leader: 1, keys.events: 2, keys.leases: 3}
-        self._args: list[Any] = []
-        self._nodes: set[str] = set()
-        self._tickets: dict[str, bool] = {}  # touched -> ended
+        self._commands: list[list[Any]] = []
         self._clients: set[str] = set()
         self.events = 0
 
     def __len__(self) -> int:
-        return len(self._args)
+        return len(self._commands)
 
     def add(self, command: str, key: str, *args: Any) -> None:
         """One write."""
         number = self._key_numbers.setdefault(key, len(self._key_numbers) + 1)
-        self._args += (len(args) + 2, command, number, *args)
+        self._commands.append([command, number, *args])
 
     def event(self, recorded: e.Recorded, effects: list[outbox.Effect]) -> None:
-        """An event, what follows from it, and the views that it changes."""
-        event = recorded.event
+        """An event, and what follows from it."""
         self.events += 1
-        self.add("XADD", self._keys.events, recorded.id, *_flat(encode_event(event)))
+        self.add("XADD", self._keys.events, recorded.id, *flat(encode_event(recorded.event)))
         for effect in effects:
             self._effect(effect)
-        self._nodes.update(views.touched_nodes(event))
-        ticket_id = views.touched_ticket(event)
-        if ticket_id:
-            self._tickets[ticket_id] = views.ends_ticket(event)
 
     def _effect(self, effect: outbox.Effect) -> None:
         keys = self._keys
         match effect:
             case outbox.Tell(client_id, seq, message):
-                fields = _flat(encode_message(seq, message))
+                fields = flat(encode_message(seq, message))
                 self.add("XADD", keys.reply(client_id), "MAXLEN", "~", REPLIES_KEPT, "*", *fields)
                 self._clients.add(client_id)
             case outbox.Command(node_id, delivery):
-                fields = _flat(encode_order(delivery))
+                fields = flat(encode_order(delivery))
                 self.add("XADD", keys.node(node_id), "MAXLEN", "~", ORDERS_KEPT, "*", *fields)
             case outbox.GrantLease(holder, lease_ms):
                 self.add("LEASE", keys.leases, holder, lease_ms)
@@ -70,31 +64,6 @@ class Batch:
                 self.add("ZREM", keys.leases, holder)
             case outbox.ForgetTicket(ticket_id):
                 self.add("DEL", keys.secret(ticket_id))
-
-    def finish(self, after: PoolState) -> None:
-        """Write the views of what was touched, once, as it stands at the end of the batch."""
-        for client_id in self._clients:
-            self.add("EXPIRE", self._keys.reply(client_id), REPLY_TTL_S)
-        for node_id in self._nodes:
-            node = after.nodes.get(node_id)
-            if node is not None:
-                self.add("HSET", self._keys.nodes, node_id, views.node_line(node))
-            else:
-                self.add("HDEL", self._keys.nodes, node_id)
-                self.add("DEL", self._keys.node(node_id))
-        for ticket_id, ended in self._tickets.items():
-            ticket = after.tickets.get(ticket_id)
-            key = self._keys.ticket(ticket_id)
-            if ticket is not None:
-                self.add("HSET", self._keys.tickets, ticket_id, views.ticket_line(ticket))
-                self.add("HSET", key, *_flat(views.ticket_fields(ticket)))
-            elif ended:
-                self.add("HDEL", self._keys.tickets, ticket_id)
-                self.add("HSET", key, "state", "ended")
-                self.add("EXPIRE", key, views.ENDED_TICKET_KEPT_S)
-        self._nodes.clear()
-        self._tickets.clear()
-        self._clients.clear()
 
     def commit(
         self, client: Redis, holder: str, epoch: int, leader_ms: int, cursor: str, last_id: str
@@ -104,11 +73,12 @@ class Batch:
         Returns the server's time in ms and the lease holders that have run out. Raises Fenced if another allocator
         leads, or if the log is not as it was left.
         """
+        for client_id in self._clients:
+            self.add("EXPIRE", self._keys.reply(client_id), REPLY_TTL_S)
+        packed = msgpack.packb(self._commands, use_bin_type=False)  # the old format, which cmsgpack in Lua reads
         script = client.register_script(COMMIT_LUA)
         try:
-            found: Any = script(
-                keys=list(self._key_numbers), args=[holder, epoch, leader_ms, cursor, last_id, *self._args]
-            )
+            found: Any = script(keys=list(self._key_numbers), args=[holder, epoch, leader_ms, cursor, last_id, packed])
         except Exception as error:
             if "FENCED" in str(error) or "DIVERGED" in str(error):
                 raise Fenced(f"this allocator no longer leads the pool: {error}") from error
@@ -116,5 +86,6 @@ class Batch:
         return int(found[0]), [holder.decode() for holder in found[1:]]
 
 
-def _flat(fields: dict[str, Any]) -> list[Any]:
+def flat(fields: dict[str, Any]) -> list[Any]:
+    """Field, value, field, value ...: as XADD and HSET take them."""
     return [item for pair in fields.items() for item in pair]

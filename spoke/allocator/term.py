@@ -10,6 +10,7 @@ from spoke.allocator import decide as core
 from spoke.allocator.commit import Batch
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.outbox import Blobs, effects
+from spoke.allocator.views import Views
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.fold import fold
@@ -20,7 +21,7 @@ from spoke.protocol.keys import Keys
 from spoke.protocol.launch import unpack_blobs
 from spoke.protocol.server import Redis, read_stream
 
-BATCH_MAX = 256
+BATCH_MAX = 64
 IDLE_BLOCK_MS = 500
 STEPS_OF_THE_LINE_MAX = 1_000
 """No batch grants more waiting gangs than this: a commit stops the server while it runs."""
@@ -57,8 +58,11 @@ class Term:
         self._committed_id = self.state.last_id
         self._since_snapshot = 0
         self._expired: list[str] = []
+        self._views = Views(keys)
+        stale = [ticket_id.decode() for ticket_id in cast(list[bytes], client.hkeys(keys.tickets))]
         batch = Batch(keys)
         self._record(batch, e.AllocatorElected(holder, elected.epoch, release_version()))
+        self._views.write_all(batch, self.state, stale, self._now_ms())
         self._commit(batch)
 
     def turn(self) -> None:
@@ -78,7 +82,7 @@ class Term:
             self._advance_line(batch)
         if entries:
             batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
-        if len(batch) or self._now_ms() >= self._renew_at_ms:
+        if len(batch) or self._views.pending or self._now_ms() >= self._renew_at_ms:
             self._commit(batch)
 
     def close(self) -> None:
@@ -111,6 +115,7 @@ class Term:
     def _record(self, batch: Batch, event: e.Event, blobs: Blobs | None = None) -> None:
         recorded = e.Recorded(self._next_id(), event)
         batch.event(recorded, effects(self.state, recorded, blobs or {}))
+        self._views.touch(event)
         fold(self.state, recorded)
 
     def _next_id(self) -> str:
@@ -123,7 +128,8 @@ class Term:
         self._since_snapshot += batch.events
         if self._since_snapshot >= self._snapshot_every:
             self._add_snapshot(batch)
-        batch.finish(self.state)
+        if self._views.due(self._now_ms(), batch.events):
+            self._views.write(batch, self.state, self._now_ms())
         now_ms, self._expired = batch.commit(
             self._client, self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id
         )
@@ -150,7 +156,7 @@ class Term:
 
     def _block_ms(self) -> int:
         """How long the read may wait: until leadership must be renewed, a waiting gang is out of time, or at all."""
-        if self._expired:
+        if self._expired or self._views.pending:
             return 1
         now_ms = self._now_ms()
         waits = [self._renew_at_ms - now_ms]

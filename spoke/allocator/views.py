@@ -1,34 +1,96 @@
 """The views: what ``redis-cli HGETALL`` shows of nodes and tickets, and what ``spoke status`` reads. Pure.
 
-They are written with the events they follow from, in the same commit, and only for what a batch touched.
+``Views`` notes what the events touch, and writes it into a commit: at once while there is little to do, and at most
+every FLUSH_MS under load, so that a ticket that lives for a moment costs nothing here. A new term writes them all anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
+from spoke.allocator.commit import Batch, flat
 from spoke.events import types as e
-from spoke.events.state import NodeState, TicketState, indices_of
+from spoke.events.state import NodeState, PoolState, TicketState, indices_of
+from spoke.protocol.keys import Keys
 
 ENDED_TICKET_KEPT_S = 3600
+FLUSH_MS = 50
+SMALL_BATCH = 8
 
 
-def touched_nodes(event: e.Event) -> Iterator[str]:
-    """The nodes whose view an event changes."""
-    if isinstance(event, e.GangAllocated):
-        yield from {slot.node_id for slot in event.slots}
-    elif isinstance(event, e.GangReleased):
-        yield from event.nodes
-    elif event.TYPE.startswith("node."):
-        yield event.node_id  # type: ignore[attr-defined]
+class Views:
+    """What has changed since the views were last written."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._nodes: set[str] = set()
+        self._tickets: dict[str, None] = {}  # in the order of the events
+        self._written: set[str] = set()
+        self._written_at_ms = 0
+
+    def touch(self, event: e.Event) -> None:
+        """Note what an event changes."""
+        if isinstance(event, e.GangAllocated):
+            self._nodes.update(slot.node_id for slot in event.slots)
+        elif isinstance(event, e.GangReleased):
+            self._nodes.update(event.nodes)
+        elif event.TYPE.startswith("node."):
+            self._nodes.add(event.node_id)  # type: ignore[attr-defined]
+        ticket_id = getattr(event, "ticket_id", "")
+        if ticket_id:
+            self._tickets[ticket_id] = None
+
+    def due(self, now_ms: int, events: int) -> bool:
+        """Whether to write now: there is something, and it waited long enough or the batch was small."""
+        if not self._nodes and not self._tickets:
+            return False
+        return events <= SMALL_BATCH or now_ms - self._written_at_ms >= FLUSH_MS
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._nodes or self._tickets)
+
+    def write(self, batch: Batch, state: PoolState, now_ms: int) -> None:
+        """Write what was touched, as it is now."""
+        keys = self._keys
+        for node_id in self._nodes:
+            node = state.nodes.get(node_id)
+            if node is not None:
+                batch.add("HSET", keys.nodes, node_id, node_line(node))
+            else:
+                batch.add("HDEL", keys.nodes, node_id)
+                batch.add("DEL", keys.node(node_id))
+        for ticket_id in self._tickets:
+            ticket = state.tickets.get(ticket_id)
+            if ticket is not None:
+                batch.add("HSET", keys.tickets, ticket_id, ticket_line(ticket))
+                batch.add("HSET", keys.ticket(ticket_id), *flat(ticket_fields(ticket)))
+                self._written.add(ticket_id)
+            elif ticket_id in self._written:
+                self._written.discard(ticket_id)
+                _write_end(batch, keys, ticket_id)
+        self._nodes.clear()
+        self._tickets.clear()
+        self._written_at_ms = now_ms
+
+    def write_all(self, batch: Batch, state: PoolState, stale: list[str], now_ms: int) -> None:
+        """Begin a term: write everything. ``stale`` are the tickets in the views of the term before."""
+        batch.add("DEL", self._keys.nodes)
+        for ticket_id in stale:
+            if ticket_id not in state.tickets:
+                _write_end(batch, self._keys, ticket_id)
+        self._nodes.update(state.nodes)
+        self._tickets.update(dict.fromkeys(state.tickets))
+        self.write(batch, state, now_ms)
 
 
-def touched_ticket(event: e.Event) -> str:
-    """The ticket whose view an event changes; empty for none."""
-    return getattr(event, "ticket_id", "")
+def _write_end(batch: Batch, keys: Keys, ticket_id: str) -> None:
+    batch.add("HDEL", keys.tickets, ticket_id)
+    batch.add("HSET", keys.ticket(ticket_id), "state", "ended")
+    batch.add("EXPIRE", keys.ticket(ticket_id), ENDED_TICKET_KEPT_S)
 
 
 def node_line(node: NodeState) -> bytes:
@@ -93,8 +155,3 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
                 rank |= {"code": actor.code, "signal": actor.signal, "reason": actor.reason}
         fields[f"rank.{slot.global_rank}"] = orjson.dumps(rank)
     return fields
-
-
-def ends_ticket(event: e.Event) -> bool:
-    """Whether nothing is left of the event's ticket after it."""
-    return event.final if isinstance(event, e.GangReleased) else isinstance(event, (e.GangRefused, e.GangCancelled))
