@@ -70,12 +70,13 @@ def test_ddp_trains_over_two_nodes(url: str, pool: str) -> None:
         timeout=RUN_S,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = f"{done.stdout}\n--- stderr:\n{done.stderr}"
+    assert done.returncode == 0, said
     ranks = re.findall(r"rank (\d) of 4, pid \d+, GPUs \[(\d)\]", done.stdout)
-    assert sorted(rank for rank, _ in ranks) == ["0", "1", "2", "3"]
-    assert sorted(gpu for _, gpu in ranks) == ["0", "0", "1", "1"]
+    assert sorted(rank for rank, _ in ranks) == ["0", "1", "2", "3"], said
+    assert sorted(gpu for _, gpu in ranks) == ["0", "0", "1", "1"], said
     accuracy = re.search(r"accuracy on 360 held-out digits: ([\d.]+)", done.stdout)
-    assert accuracy is not None, done.stdout
+    assert accuracy is not None, said
     assert float(accuracy[1]) > 0.93
     with spoke.Client(url, pool=pool) as client:
         status = client.status()
