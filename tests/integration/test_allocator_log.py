@@ -1,0 +1,142 @@
+"""The allocator on a real server: recovery, snapshots, trimming, views, and a log that was tampered with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import orjson
+
+from spoke.allocator.service import Allocator, AllocatorConfig
+from spoke.cli.embedded import EmbeddedServer
+from spoke.events import types as e
+from spoke.events.audit import verify
+from spoke.events.codec import encode_event
+from spoke.events.log import EventLog
+from spoke.protocol import replies as p
+from spoke.protocol import requests as r
+from spoke.protocol.keys import Keys
+from spoke.protocol.server import Redis, connect, read_stream
+from tests.builders import gang, node_spec
+
+WAIT_S = 20.0
+
+
+@contextmanager
+def allocator(url: str, pool: str, **options: int) -> Iterator[Allocator]:
+    made = Allocator(AllocatorConfig(url, pool, **options))  # type: ignore[arg-type]
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    try:
+        assert made.leading.wait(WAIT_S)
+        yield made
+    finally:
+        made.stop()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+class Asker:
+    """A client by hand: requests in, answers out."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis, self._keys, self._seq, self._last = redis, keys, 0, "0-0"
+        self.ask(r.ConnectClient(3_600_000))
+
+    def ask(self, request: r.Request) -> p.Message:
+        self._seq += 1
+        fields = r.encode_request(r.Envelope(request, "asker", self._seq))
+        for _ in range(2):  # twice, as a client that is not sure would
+            self._redis.xadd(self._keys.requests, fields)  # type: ignore[arg-type]
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            for entry_id, raw in read_stream(self._redis, self._keys.reply("asker"), self._last, block_ms=500):
+                self._last = entry_id.decode()
+                seq, message = p.decode_message(raw)
+                if seq == self._seq:
+                    return message
+                assert seq == 0, f"request {seq} was answered twice: {message}"
+            assert time.monotonic() < deadline
+
+
+def register(redis: Redis, keys: Keys, node_id: str) -> None:
+    asked = r.Envelope(r.RegisterNode(node_spec(node_id), 3_600_000), node_id=node_id, incarnation="i")
+    redis.xadd(keys.requests, r.encode_request(asked))  # type: ignore[arg-type]
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_snapshots_trimming_and_recovery(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    log = EventLog(redis, keys.events, keys.snapshot)
+    options = {"snapshot_every": 50, "keep_events": 120}
+    with allocator(shared_server.url, pool, **options):
+        register(redis, keys, "n1")
+        asker = Asker(redis, keys)
+        for _ in range(120):
+            granted = asker.ask(r.AllocateGang(gang(), 0))
+            assert isinstance(granted, p.Granted)
+            assert asker.ask(r.ReleaseGang(granted.ticket_id)) == p.Done(True)
+        assert redis.xlen(keys.events) < 300, "the log is trimmed behind a snapshot"
+        report = verify(log)
+        assert report.problems == []
+        assert log.recover() == log.replay()
+    with allocator(shared_server.url, pool, **options):
+        granted = asker.ask(r.AllocateGang(gang(), 0))
+        assert isinstance(granted, p.Granted)
+        assert granted.ticket_id == "t-121", "the number of a ticket is never given out again"
+        until(lambda: redis.hexists(keys.tickets, "t-121"))
+        assert orjson.loads(redis.hget(keys.nodes, "n1"))["tickets"] == ["t-121"]  # type: ignore[arg-type]
+    assert verify(log).ok
+    redis.close()
+
+
+def test_garbage_in_the_inbox_is_recorded_and_stops_nothing(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    with allocator(shared_server.url, pool):
+        redis.xadd(keys.requests, {"hello": "world"})
+        redis.xadd(keys.requests, {"type": "gang.allocate", "v": "99", "client_id": "x", "seq": "1"})
+        redis.xadd(keys.requests, {"type": "gang.allocate", "v": "1", "client_id": "x", "seq": "2", "body": "{"})
+        asker = Asker(redis, keys)
+        refused = asker.ask(r.AllocateGang(gang(), 0))
+        assert isinstance(refused, p.Failed)
+    report = verify(EventLog(redis, keys.events, keys.snapshot))
+    assert report.ok
+    assert report.counts["request.refused"] == 3
+    redis.close()
+
+
+def test_verify_finds_what_no_allocator_would_write(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    log = EventLog(redis, keys.events, keys.snapshot)
+    with allocator(shared_server.url, pool):
+        register(redis, keys, "n1")
+        granted = Asker(redis, keys).ask(r.AllocateGang(gang(), 0))
+        assert isinstance(granted, p.Granted)
+    assert verify(log).ok
+    forged = e.GangAllocated("t-2", "asker", 9, granted.spec, granted.slots, "127.0.0.1", 0, "pack/1")
+    redis.xadd(keys.events, encode_event(forged))  # type: ignore[arg-type]
+    report = verify(log)
+    assert not report.ok
+    assert "handed out twice" in report.problems[0]
+    redis.delete(keys.snapshot)
+    redis.close()
+
+
+def test_an_event_of_a_newer_release_is_a_clear_error(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    redis.xadd(keys.events, {"type": "gang.teleported", "v": "1"})
+    report = verify(EventLog(redis, keys.events, keys.snapshot))
+    assert not report.ok
+    assert "unknown type 'gang.teleported'" in report.problems[0]
+    assert [fields for _, fields in EventLog(redis, keys.events, keys.snapshot).raw()] == [
+        {b"type": b"gang.teleported", b"v": b"1"}
+    ]
+    redis.close()
