@@ -197,10 +197,10 @@ class MemoryPool:
         """Decide one request, as the allocator's turn does."""
         events = core.decide(self.state, asked, self.now_ms)
         blobs: outbox.Blobs = {}
-        if isinstance(asked, r.Envelope) and isinstance(asked.request, r.LaunchActors):
-            if events and isinstance(events[0], e.ActorLaunchRequested):
-                ranks = [m.rank for m in asked.request.members]
-                blobs = dict(zip(ranks, unpack_blobs(asked.blobs, len(ranks)), strict=True))
+        launched = bool(events) and isinstance(events[0], e.ActorLaunchRequested)
+        if launched and isinstance(asked, r.Envelope) and isinstance(asked.request, r.LaunchActors):
+            ranks = [m.rank for m in asked.request.members]
+            blobs = dict(zip(ranks, unpack_blobs(asked.blobs, len(ranks)), strict=True))
         self.record(events, blobs)
         self.advance_line()
 
