@@ -177,7 +177,8 @@ def _gang_released(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iter
     for client_id in _interested(state, ticket):
         if client_id not in asked:
             yield Tell(client_id, 0, p.TicketReleased(ticket.ticket_id))
-    yield ForgetTicket(ticket.ticket_id)
+    if ticket.members:  # the client leaves the secret there before the first launch
+        yield ForgetTicket(ticket.ticket_id)
 
 
 # --- actors ------------------------------------------------------------------------------------------------------
@@ -287,6 +288,8 @@ def _launched(ticket: TicketState, rank: int) -> ActorState:
 
 def _interested(state: PoolState, ticket: TicketState) -> list[str]:
     """The clients that are told what becomes of a ticket, and are still there."""
+    if not ticket.watchers:
+        return [ticket.client_id] if ticket.client_id in state.clients else []
     return sorted(client_id for client_id in {ticket.client_id, *ticket.watchers} if client_id in state.clients)
 
 

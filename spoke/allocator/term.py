@@ -14,7 +14,7 @@ from spoke.allocator.views import Views
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.fold import fold
-from spoke.events.log import EventLog
+from spoke.events.log import EventLog, order_of
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
@@ -56,6 +56,7 @@ class Term:
         log = EventLog(client, keys.events, keys.snapshot)
         self.state: PoolState = log.recover()
         self._committed_id = self.state.last_id
+        self._last = order_of(self.state.last_id)
         self._since_snapshot = 0
         self._expired: list[str] = []
         self._views = Views(keys)
@@ -120,9 +121,10 @@ class Term:
 
     def _next_id(self) -> str:
         """An id above the last one, near the server's time. The server's clock may jump back; ids never do."""
-        last_ms, _, last_seq = self.state.last_id.partition("-")
         now_ms = self._now_ms()
-        return f"{now_ms}-0" if now_ms > int(last_ms) else f"{last_ms}-{int(last_seq) + 1}"
+        ms, seq = self._last
+        self._last = (now_ms, 0) if now_ms > ms else (ms, seq + 1)
+        return f"{self._last[0]}-{self._last[1]}"
 
     def _commit(self, batch: Batch) -> None:
         self._since_snapshot += batch.events

@@ -16,7 +16,7 @@ from spoke.events.state import NodeState, PoolState, TicketState, indices_of
 from spoke.protocol.keys import Keys
 
 ENDED_TICKET_KEPT_S = 3600
-FLUSH_MS = 50
+FLUSH_MS = 250
 SMALL_BATCH = 8
 
 

@@ -26,6 +26,7 @@ from spoke.events.state import (
     PoolState,
     TicketState,
     indices_of,
+    need_of,
     ticket_number,
 )
 
@@ -178,7 +179,9 @@ def _new_ticket(state: PoolState, event: e.GangQueued | e.GangAllocated, event_i
     if number is None or number < state.next_ticket:
         raise InvalidTransition(f"event {event_id} ({event.TYPE}) gives out the ticket id {event.ticket_id} again")
     state.next_ticket = number + 1
-    ticket = TicketState(event.ticket_id, event.client_id, event.seq, event.spec, "queued", event_id)
+    ticket = TicketState(
+        event.ticket_id, event.client_id, event.seq, event.spec, "queued", event_id, need_of(event.spec)
+    )
     state.tickets[event.ticket_id] = ticket
     if event.client_id in state.clients:
         state.clients[event.client_id].tickets.add(event.ticket_id)

@@ -113,6 +113,7 @@ class TicketState:
     spec: GangSpec
     phase: TicketPhase
     since: str
+    need: Amount  # of one member; it follows from the spec
     reason: str = ""
     deadline_ms: int = 0
     slots: tuple[Slot, ...] = ()
@@ -126,11 +127,6 @@ class TicketState:
     launches: dict[str, int] = field(default_factory=dict)  # launch request -> its actors that are not up yet
     watchers: set[str] = field(default_factory=set)
     release_requests: list[tuple[str, int]] = field(default_factory=list)
-
-    @property
-    def need(self) -> Amount:
-        """What one member needs."""
-        return need_of(self.spec)
 
     @property
     def actors(self) -> list[ActorState]:

@@ -233,9 +233,8 @@ def encode_request(envelope: Envelope) -> dict[str, str | bytes | int]:
 
 def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
     """The request that stands in the stream, or why it is none. Never raises."""
-    name = _clip(raw.get(b"type", b""))
-    client_id, seq = _clip(raw.get(b"client_id", b"")), _seq(raw.get(b"seq", b""))
-    node_id, incarnation = _clip(raw.get(b"node_id", b"")), _clip(raw.get(b"incarnation", b""))
+    client_id, node_id, incarnation = _clip(raw, b"client_id"), _clip(raw, b"node_id"), _clip(raw, b"incarnation")
+    name, seq = _clip(raw, b"type"), _seq(raw.get(b"seq", b""))
 
     def garbage(code: str, reason: str) -> Garbage:
         return Garbage(client_id, seq, name, code, reason)
@@ -245,7 +244,7 @@ def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
         return garbage("unknown_request", f"there is no request {name!r}; known are {', '.join(sorted(REQUEST_TYPES))}")
     version = raw.get(b"v", b"")
     if version != b"%d" % cls.VERSION:
-        found = _clip(version) or "none"
+        found = _clip(raw, b"v") or "none"
         return garbage(
             "unknown_request",
             f"{name} has version {found}, this allocator speaks {cls.VERSION}: use the same release",
@@ -264,8 +263,11 @@ def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
         return garbage("invalid", f"{name}: {str(error)[:500]}")
 
 
-def _clip(raw: bytes) -> str:
-    """At most 200 printable characters of what should be a short name."""
+def _clip(fields: Mapping[bytes, bytes], key: bytes) -> str:
+    """At most 200 printable characters of what should be a short name; empty if it is not there."""
+    raw = fields.get(key)
+    if raw is None:
+        return ""
     text = raw[:200].decode(errors="replace")
     return text if text.isprintable() else ascii(text)[1:-1][:200]
 
