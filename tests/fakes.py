@@ -96,7 +96,13 @@ class FakeAllocator:
 
     def tell(self, client_id: str, seq: int, message: p.Message) -> None:
         """Write a reply, or a notice with ``seq`` 0."""
-        self._redis.xadd(self.keys.reply(client_id), p.encode_message(seq, message))  # type: ignore[arg-type]
+        for _ in range(100):
+            try:
+                self._redis.xadd(self.keys.reply(client_id), p.encode_message(seq, message))  # type: ignore[arg-type]
+                return
+            except (RedisError, OSError):  # a test has cut the connection; told twice does no harm
+                self._stopping.wait(0.01)
+        raise AssertionError("the reply could not be written")
 
     def drop_lease(self, client_id: str) -> None:
         """Let the client's lease run out."""
@@ -181,7 +187,7 @@ class FakeAgent:
         self._live: dict[str, tuple[o.StartActor, CallServer | None]] = {}
         self._redis = connect(url)
         self._incarnation = f"i-{time.monotonic_ns()}"
-        self._spec = node_spec(node_id, gpus)
+        self._spec = node_spec(node_id, gpus, ports=gpus)
         self._stopping = threading.Event()
         self.welcome = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"fake-agent-{node_id}", daemon=True)

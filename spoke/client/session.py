@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from redis.exceptions import AuthenticationError, NoPermissionError
+
 from spoke.client import lifetime
 from spoke.client import machine as m
 from spoke.client.futures import FORKED, Pending
@@ -30,7 +32,7 @@ from spoke.events.codec import DecodeError
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.replies import Failed, Message, decode_message
-from spoke.protocol.server import StreamEntries, check_server, connect, retryable
+from spoke.protocol.server import StreamEntries, check_server, connect
 
 if TYPE_CHECKING:
     from spoke.client.gang import Gang
@@ -356,7 +358,7 @@ class Session:
     def out_of_reach(self, error: BaseException, since: float) -> None:
         """The server cannot be reached since a moment: fail what has waited long enough."""
         now = time.monotonic()
-        if not retryable(error):
+        if isinstance(error, (AuthenticationError, NoPermissionError)):  # these do not pass by themselves
             asked_before = now
         elif now - since >= self._retry_s:
             asked_before = now - self._retry_s

@@ -76,7 +76,7 @@ class PoolStatus:
 
 
 def read_status(redis: Redis, keys: Keys) -> PoolStatus:
-    """Read the views. They are written with the decisions, so they are never behind; each is a moment of its own."""
+    """Read the views, which under load are a moment behind what the allocator has answered."""
     nodes: Any = redis.hgetall(keys.nodes)
     tickets: Any = redis.hgetall(keys.tickets)
     leader: Leader | None = read_leader(redis, keys)

@@ -26,7 +26,7 @@ from spoke.protocol.server import explained, mask_url, resolve_pool, resolve_url
 T = TypeVar("T")
 TIMEOUT_S_MAX = 10 * 365 * 24 * 3600.0
 LEASE_S_MIN, LEASE_S_MAX = 0.5, 24 * 3600.0
-CLOSE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
 ATTACH_TIMEOUT_S = 60.0
 SECRET_BYTES = 32
 _NO_NEED = Resources()
