@@ -18,14 +18,14 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
         yield server
 
 
-@pytest.fixture()
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     """A server for one test, which may kill and restart it."""
     with EmbeddedServer(tmp_path / "server") as server:
         yield server
 
 
-@pytest.fixture()
+@pytest.fixture
 def pool() -> str:
     """A pool of its own for each test, so that tests can share a server."""
     return f"test-{uuid.uuid4().hex[:8]}"
