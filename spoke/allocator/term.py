@@ -116,7 +116,7 @@ class Term:
     def _record(self, batch: Batch, event: e.Event, blobs: Blobs | None = None) -> None:
         recorded = e.Recorded(self._next_id(), event)
         batch.event(recorded, effects(self.state, recorded, blobs or {}))
-        self._views.touch(event)
+        self._views.touch(event, self.state)
         fold(self.state, recorded)
 
     def _next_id(self) -> str:

@@ -28,10 +28,11 @@ class Views:
         self._nodes: set[str] = set()
         self._tickets: dict[str, None] = {}  # in the order of the events
         self._written: set[str] = set()
+        self._ended: dict[str, list[Any]] = {}  # what the view of a ticket says in the end
         self._written_at_ms = 0
 
-    def touch(self, event: e.Event) -> None:
-        """Note what an event changes."""
+    def touch(self, event: e.Event, before: PoolState) -> None:
+        """Note what an event changes; ``before`` is the state that it is about to change."""
         if isinstance(event, e.GangAllocated):
             self._nodes.update(slot.node_id for slot in event.slots)
         elif isinstance(event, e.GangReleased):
@@ -41,6 +42,8 @@ class Views:
         ticket_id = getattr(event, "ticket_id", "")
         if ticket_id:
             self._tickets[ticket_id] = None
+            if ticket_id in self._written and isinstance(event, e.GangReleased) and event.final:
+                self._ended[ticket_id] = flat(ticket_fields(before.tickets[ticket_id]))
 
     def due(self, now_ms: int, events: int) -> bool:
         """Whether to write now: there is something, and it waited long enough or the batch was small."""
@@ -71,7 +74,7 @@ class Views:
                 self._written.add(ticket_id)
             elif ticket_id in self._written:
                 self._written.discard(ticket_id)
-                _write_end(batch, keys, ticket_id)
+                _write_end(batch, keys, ticket_id, self._ended.pop(ticket_id, []))
         self._nodes.clear()
         self._tickets.clear()
         self._written_at_ms = now_ms
@@ -81,15 +84,15 @@ class Views:
         batch.add("DEL", self._keys.nodes)
         for ticket_id in stale:
             if ticket_id not in state.tickets:
-                _write_end(batch, self._keys, ticket_id)
+                _write_end(batch, self._keys, ticket_id, [])
         self._nodes.update(state.nodes)
         self._tickets.update(dict.fromkeys(state.tickets))
         self.write(batch, state, now_ms)
 
 
-def _write_end(batch: Batch, keys: Keys, ticket_id: str) -> None:
+def _write_end(batch: Batch, keys: Keys, ticket_id: str, fields: list[Any]) -> None:
     batch.add("HDEL", keys.tickets, ticket_id)
-    batch.add("HSET", keys.ticket(ticket_id), "state", "ended")
+    batch.add("HSET", keys.ticket(ticket_id), *fields, "state", "ended")
     batch.add("EXPIRE", keys.ticket(ticket_id), ENDED_TICKET_KEPT_S)
 
 

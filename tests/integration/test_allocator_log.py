@@ -15,6 +15,7 @@ from spoke.events import types as e
 from spoke.events.audit import verify
 from spoke.events.codec import encode_event
 from spoke.events.log import EventLog
+from spoke.events.model import ActorSpec, Member
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
@@ -45,13 +46,17 @@ class Asker:
         self._redis, self._keys, self._seq, self._last = redis, keys, 0, "0-0"
         self.ask(r.ConnectClient(3_600_000))
 
-    def ask(self, request: r.Request) -> p.Message:
+    def next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def ask(self, request: r.Request, wait: bool = True) -> p.Message:
         self._seq += 1
         fields = r.encode_request(r.Envelope(request, "asker", self._seq))
         for _ in range(2):  # twice, as a client that is not sure would
             self._redis.xadd(self._keys.requests, fields)  # type: ignore[arg-type]
         deadline = time.monotonic() + WAIT_S
-        while True:
+        while wait:
             for entry_id, raw in read_stream(self._redis, self._keys.reply("asker"), self._last, block_ms=500):
                 self._last = entry_id.decode()
                 seq, message = p.decode_message(raw)
@@ -59,6 +64,7 @@ class Asker:
                     return message
                 assert seq == 0, f"request {seq} was answered twice: {message}"
             assert time.monotonic() < deadline
+        return p.Done()
 
 
 def register(redis: Redis, keys: Keys, node_id: str) -> None:
@@ -139,4 +145,24 @@ def test_an_event_of_a_newer_release_is_a_clear_error(shared_server: EmbeddedSer
     assert [fields for _, fields in EventLog(redis, keys.events, keys.snapshot).raw()] == [
         {b"type": b"gang.teleported", b"v": b"1"}
     ]
+    redis.close()
+
+
+def test_the_view_of_an_ended_ticket_tells_how_its_actors_ended(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    with allocator(shared_server.url, pool):
+        register(redis, keys, "n1")
+        asker = Asker(redis, keys)
+        ticket = asker.ask(r.AllocateGang(gang(), 0)).ticket_id  # type: ignore[attr-defined]
+        launch = r.Envelope(r.LaunchActors(ticket, ActorSpec("Worker"), (Member(0, "w"),)), "asker", asker.next_seq())
+        redis.xadd(keys.requests, r.encode_request(launch))  # type: ignore[arg-type]
+        until(lambda: b"launching" in (redis.hget(keys.ticket(ticket), "rank.0") or b""))  # type: ignore[operator]
+        launch_id = next(i.decode() for i, f in redis.xrange(keys.events) if f[b"type"] == b"actor.launch_requested")  # type: ignore[union-attr]
+        asker.ask(r.ReleaseGang(ticket), wait=False)
+        for report in (r.ReportStarted(ticket, 0, launch_id, 7), r.ReportExited(ticket, 0, launch_id, -1, 15)):
+            fields = r.encode_request(r.Envelope(report, node_id="n1", incarnation="i"))
+            redis.xadd(keys.requests, fields)  # type: ignore[arg-type]
+        until(lambda: redis.hget(keys.ticket(ticket), "state") == b"ended")
+        assert orjson.loads(redis.hget(keys.ticket(ticket), "rank.0"))["signal"] == 15  # type: ignore[arg-type]
+        assert not redis.hexists(keys.tickets, ticket)
     redis.close()
