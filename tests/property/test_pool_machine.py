@@ -60,9 +60,7 @@ class PoolMachine(RuleBasedStateMachine):
         preferred=st.sampled_from([None, *NODES]),
     )
     def allocate(self, client, shape, strict, timeout, detached, on_failure, preferred):  # type: ignore[no-untyped-def]
-        spec = gang(
-            *shape, strict_pack=strict, detached=detached, on_failure=on_failure, preferred_node=preferred
-        )
+        spec = gang(*shape, strict_pack=strict, detached=detached, on_failure=on_failure, preferred_node=preferred)
         before = self.pool.state.next_ticket
         self._ask(client, r.AllocateGang(spec, timeout))
         return f"t-{before}" if self.pool.state.next_ticket > before else multiple()
@@ -207,5 +205,3 @@ def test_the_tables_agree_with_the_events() -> None:
 
     for table in (TICKET, ACTOR, NODE):
         assert {name for _, name in table} <= set(EVENT_TYPES)
-
-
