@@ -210,7 +210,7 @@ def test_a_held_port_can_be_bound_by_nobody() -> None:
 
 # --- what a process is given ---------------------------------------------------------------------------------------
 
-SITE = Site("p", "n0", "realm/p/n0/", "10.0.0.1", ("mod",), Path("/logs"), "/work")
+SITE = Site("p", "n0", "realm/p/n0/", "10.0.0.1", ("mod",), Path("/logs"), "/srv/site")
 
 
 def test_what_the_launch_adds_overrides_the_agents_environment_but_not_spokes_names() -> None:
@@ -234,7 +234,7 @@ def test_the_secret_stands_in_the_document_only() -> None:
 def test_paths_of_a_launch() -> None:
     spec = prepare(a_start(spec=ActorSpec(argv=("x",), cwd="sub")), b"", SITE, {}).spec
     assert spec["log"] == "/logs/t1/1-a1.log"
-    assert spec["cwd"] == "/work/sub"
+    assert spec["cwd"] == "/srv/site/sub"
 
 
 @pytest.mark.parametrize("name", ["", "A=B", "A\0"])
