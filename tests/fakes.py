@@ -187,7 +187,7 @@ class FakeAgent:
         self._live: dict[str, tuple[o.StartActor, CallServer | None]] = {}
         self._redis = connect(url)
         self._incarnation = f"i-{time.monotonic_ns()}"
-        self._spec = node_spec(node_id, gpus)
+        self._spec = node_spec(node_id, gpus, ports=gpus)
         self._stopping = threading.Event()
         self.welcome = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"fake-agent-{node_id}", daemon=True)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from spoke.client.patience import Outage
+from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.protocol.server import BLOCK_MS_MAX, StreamEntries, connect
 
 ENTRIES_MAX: Final = 512
@@ -29,6 +29,7 @@ class Reader:
     ) -> None:
         self._redis = connect(url)
         self._stream = stream
+        self._client_id = client_id
         self._heard = heard
         self._out_of_reach = out_of_reach
         self._back = back
@@ -56,7 +57,11 @@ class Reader:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._outage.persist(self._read_on, self._failed)
+            try:
+                self._outage.persist(self._read_on, self._failed)
+            except Exception:  # a defect here must not leave everybody waiting
+                log.exception("reading replies of client %s failed; reading on", self._client_id)
+                self._stopping.wait(PAUSE_S_MAX)
 
     def _read_on(self) -> None:
         """Read until told to stop; raises what breaks the connection."""

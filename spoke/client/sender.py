@@ -11,6 +11,7 @@ sends *everything* without an answer again, in order, with the same numbers: the
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from typing import Any, Final, Protocol
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from spoke.client.machine import Transmit
-from spoke.client.patience import Outage
+from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.protocol.requests import Envelope, encode_request
 from spoke.protocol.server import connect, explain
@@ -107,13 +108,16 @@ class Sender:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
+            with contextlib.suppress(Empty):
                 self._bell.get(timeout=_IDLE_S)
-            except Empty:
-                continue
             if self.queue or self._renew:
-                with self._busy:
-                    self._outage.persist(self._work, self._failed)
+                try:
+                    with self._busy:
+                        self._outage.persist(self._work, self._failed)
+                except Exception:  # a defect here must not leave everybody waiting
+                    log.exception("sending requests of client %s failed; trying again", self._client_id)
+                    self.renew()
+                    self._stopping.wait(PAUSE_S_MAX)
 
     def _work(self) -> None:
         """Send all that stands in the queue."""

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from redis.exceptions import RedisError
 
-from spoke.client.patience import Outage
+from spoke.client.patience import Outage, log
 from spoke.errors import LeaseLost, NoAllocator, SpokeError
 from spoke.protocol.keys import Keys, client_lease
 from spoke.protocol.leases import renew_lease
@@ -97,11 +97,14 @@ class Vitals:
             try:
                 self._renew()
                 self._look_for_allocator()
+                self._patient.give_up_overdue()
             except (RedisError, OSError) as error:
                 self._outage.began(error)
+                self._patient.give_up_overdue()
+            except Exception:  # a defect here must not cost the lease
+                log.exception("looking after the lease %s failed; trying again", self._holder)
             else:
                 self._outage.over()
-            self._patient.give_up_overdue()
 
     def _renew(self) -> None:
         if not self._patient.is_connected() or time.monotonic() < self._renew_at:
