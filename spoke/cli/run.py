@@ -49,9 +49,9 @@ class Interrupted(SpokeError):
 
 def run(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run at every rank.")],
-    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="On how many different nodes.")] = 1,
-    actors_per_node: Annotated[int, typer.Option(metavar="N", min=1, help="How many processes on each.")] = 1,
-    gpus_per_actor: Annotated[int, typer.Option(metavar="N", min=0, help="GPUs for each process.")] = 0,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="On how many different nodes.")] = 1,
+    actors_per_node: Annotated[int, typer.Option(metavar="N", help="How many processes on each.")] = 1,
+    gpus_per_actor: Annotated[int, typer.Option(metavar="N", help="GPUs for each process.")] = 0,
     cpus_per_actor: Annotated[float, typer.Option(metavar="CORES", help="CPU cores for each process.")] = 0.0,
     memory_per_actor: Annotated[str, typer.Option(metavar="SIZE", help="Memory for each process, like 16GiB.")] = "0",
     timeout: Annotated[
