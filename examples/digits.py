@@ -143,11 +143,18 @@ def wait_for_nodes(client: spoke.Client) -> tuple[spoke.NodeStatus, ...]:
 
 
 def show_free_gpus(client: spoke.Client, before: Sequence[spoke.NodeStatus]) -> bool:
-    """Print what is free on each node; whether it is what was free before."""
-    status, free_before = client.status(), {node.node_id: node.gpus_free for node in before}
-    for node in status.nodes:
+    """Print what is free on each node; whether it is what was free before. The view may be a moment late."""
+    free_before = {node.node_id: node.gpus_free for node in before}
+    deadline = time.monotonic() + STOP_S
+    while True:
+        nodes = client.status().nodes
+        same = free_before == {node.node_id: node.gpus_free for node in nodes if node.node_id in free_before}
+        if same or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    for node in nodes:
         print(f"  {node.node_id}: {len(node.gpus_free)} of {node.gpus} GPUs free {list(node.gpus_free)}")
-    return all(node.gpus_free == free_before[node.node_id] for node in status.nodes if node.node_id in free_before)
+    return same
 
 
 def show_recovered(url: str, pool: str) -> bool:
