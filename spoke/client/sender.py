@@ -15,9 +15,11 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
+from hiredis import pack_command
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from spoke.client.machine import Transmit
@@ -64,6 +66,7 @@ class Sender:
         self._connection: Any = None
         self._busy = threading.Lock()
         self._bell: SimpleQueue[None] = SimpleQueue()
+        self._rung = False
         self._up = False
         self._renew = False
         self._demoted = False
@@ -95,14 +98,19 @@ class Sender:
             finally:
                 self._busy.release()
                 if self.queue or self._renew:
-                    self._bell.put(None)
+                    self._ring()
         else:
+            self._ring()
+
+    def _ring(self) -> None:
+        if not self._rung:  # else the thread is about to look into the queue anyway
+            self._rung = True
             self._bell.put(None)
 
     def renew(self) -> None:
         """The server was away: connect anew and send again what has no answer."""
         self._renew = True
-        self._bell.put(None)
+        self._ring()
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
@@ -110,6 +118,7 @@ class Sender:
         while not self._stopping.is_set():
             with contextlib.suppress(Empty):
                 self._bell.get(timeout=_IDLE_S)
+            self._rung = False
             if self.queue or self._renew:
                 try:
                     with self._busy:
@@ -209,11 +218,11 @@ class Sender:
             except (TypeError, ValueError) as error:
                 refused.append((one.seq, InvalidRequest(f"the request cannot be written as JSON: {error}")))
                 continue
-            words: list[str | bytes | int] = ["XADD", self._stream, "*"]
-            for field in fields.items():
-                words += field
-            pieces = self._connection.pack_command(*words)
-            packed += pieces
+            # Without the redis client's own packer, which takes five times as long to come to this call.
+            command = pack_command(
+                ("XADD", self._stream, "*", *chain.from_iterable(fields.items()))  # type: ignore[arg-type]
+            )
+            packed.append(command)
             seqs.append(one.seq)
-            size += sum(map(len, pieces))
+            size += len(command)
         return seqs, [b"".join(packed)] if size < _JOIN_BYTES_MAX else packed
