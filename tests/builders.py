@@ -41,9 +41,11 @@ def node_spec(
     )
 
 
-def gang(num_nodes: int = 1, actors_per_node: int = 1, gpus: int = 1, **options: object) -> GangSpec:
+def gang(
+    num_nodes: int = 1, actors_per_node: int = 1, gpus: int = 1, *, cpus: float = 0.0, **options: object
+) -> GangSpec:
     """What to ask for."""
-    return GangSpec(num_nodes, actors_per_node, Resources(gpus=gpus), **options)  # type: ignore[arg-type]
+    return GangSpec(num_nodes, actors_per_node, Resources(gpus=gpus, cpus=cpus), **options)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from spoke.events.lifecycle import ACTOR, NODE, TICKET
 from spoke.protocol import requests as r
 from tests.builders import MemoryPool, gang, node_spec
 
-EXAMPLES = int(os.environ.get("SPOKE_PROPERTY_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("SPOKE_PROPERTY_EXAMPLES", "400"))
 STEPS = int(os.environ.get("SPOKE_PROPERTY_STEPS", "50"))
 
 NODES = ("n1", "n2", "n3")
@@ -31,9 +31,12 @@ class PoolMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.pool = MemoryPool()
         self.asked = {}  # (client, seq) -> request, for sending again
-        self.pool.register(node_spec("n1", 4))
+        for node in NODES:
+            self.pool.register(node_spec(node, 4))
         self.sessions = {name: f"{name}.0" for name in CLIENTS}
         self.born = 0
+        for client in CLIENTS:
+            self._ask(client, r.ConnectClient(5_000))
 
     # --- clients ---
 
@@ -52,15 +55,18 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         target=tickets,
         client=st.sampled_from(CLIENTS),
-        shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(0, 4)),
+        shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2)),
+        cpus=st.sampled_from([0.0, 1.5]),
         strict=st.booleans(),
         timeout=st.sampled_from([0, 500, None]),
         detached=st.booleans(),
         on_failure=st.sampled_from(["release", "report"]),
         preferred=st.sampled_from([None, *NODES]),
     )
-    def allocate(self, client, shape, strict, timeout, detached, on_failure, preferred):  # type: ignore[no-untyped-def]
-        spec = gang(*shape, strict_pack=strict, detached=detached, on_failure=on_failure, preferred_node=preferred)
+    def allocate(self, client, shape, cpus, strict, timeout, detached, on_failure, preferred):  # type: ignore[no-untyped-def]
+        spec = gang(
+            *shape, cpus=cpus, strict_pack=strict, detached=detached, on_failure=on_failure, preferred_node=preferred
+        )
         before = self.pool.state.next_ticket
         self._ask(client, r.AllocateGang(spec, timeout))
         return f"t-{before}" if self.pool.state.next_ticket > before else multiple()
@@ -84,6 +90,14 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(client=st.sampled_from(CLIENTS), ticket=tickets, ranks=st.sets(st.integers(0, 4), max_size=4))
     def launch(self, client: str, ticket: str, ranks: set[int]) -> None:
         self.pool.launch(self.sessions[client], ticket, tuple(sorted(ranks)))
+
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets)
+    def launch_all(self, client: str, ticket: str) -> None:
+        """What clients nearly always do; agents obey at once, and some or all actors come up."""
+        found = self.pool.state.tickets.get(ticket)
+        if found is not None and found.slots:
+            self.pool.launch(self.sessions[client], ticket, tuple(range(len(found.slots))))
+            self.pool.settle()
 
     @rule(client=st.sampled_from(CLIENTS), ticket=tickets, rank=st.integers(-1, 4))
     def stop(self, client: str, ticket: str, rank: int) -> None:
