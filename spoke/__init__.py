@@ -95,12 +95,9 @@ __all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from spoke.version import release_version
 
-        try:
-            value: Any = version("spoke-scheduler")
-        except PackageNotFoundError:  # run from a source tree that was not installed
-            value = "0+unknown"
+        value: Any = release_version()
     elif name in _HOME_OF:
         value = getattr(import_module(_HOME_OF[name]), name)
     else:

@@ -14,7 +14,6 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any
 
@@ -36,6 +35,7 @@ from spoke.events.names import check_name
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import Delivery
 from spoke.protocol.server import check_server, connect, explained, mask_url
+from spoke.version import release_version
 
 log = logging.getLogger("spoke.agent")
 
@@ -75,15 +75,8 @@ def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
         imports=config.imports,
         allow_commands=config.allow_commands,
         pid=os.getpid(),
-        version=_version(),
+        version=release_version(),
     )
-
-
-def _version() -> str:
-    try:
-        return version("spoke-scheduler")
-    except PackageNotFoundError:
-        return ""
 
 
 class Agent:

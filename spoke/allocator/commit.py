@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 import msgpack
+from redis.commands.core import Script
 
 from spoke.allocator import outbox
 from spoke.errors import Fenced
@@ -14,7 +15,6 @@ from spoke.events.codec import encode_event
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import encode_order
 from spoke.protocol.replies import encode_message
-from spoke.protocol.server import Redis
 
 REPLIES_KEPT = 20_000
 REPLY_TTL_S = 3_600
@@ -66,7 +66,7 @@ class Batch:
                 self.add("DEL", keys.secret(ticket_id))
 
     def commit(
-        self, client: Redis, holder: str, epoch: int, leader_ms: int, cursor: str, last_id: str
+        self, script: Script, holder: str, epoch: int, leader_ms: int, cursor: str, last_id: str
     ) -> tuple[int, list[str]]:
         """Write it all, if ``epoch`` still leads and the log still ends at ``last_id``.
 
@@ -76,7 +76,6 @@ class Batch:
         for client_id in self._clients:
             self.add("EXPIRE", self._keys.reply(client_id), REPLY_TTL_S)
         packed = msgpack.packb(self._commands, use_bin_type=False)  # the old format, which cmsgpack in Lua reads
-        script = client.register_script(COMMIT_LUA)
         try:
             found: Any = script(keys=list(self._key_numbers), args=[holder, epoch, leader_ms, cursor, last_id, packed])
         except Exception as error:

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from spoke.allocator import line, nodes, tickets
+from spoke.allocator.leases import check_lease
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events import types as e
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
-
-LEASE_MS_MIN, LEASE_MS_MAX = 500, 24 * 3600 * 1000
 
 Asked = r.Envelope | r.Garbage
 
@@ -91,10 +90,7 @@ def _refusal(asked: r.Envelope, error: SpokeError) -> e.Event:
 def _connect(state: PoolState, asked: r.Envelope, request: r.ConnectClient) -> list[e.Event]:
     if asked.client_id in state.clients:
         raise InvalidRequest(f"client {asked.client_id} is connected already: choose another client id")
-    if not LEASE_MS_MIN <= request.lease_ms <= LEASE_MS_MAX:
-        raise InvalidRequest(
-            f"a lease of {request.lease_ms} ms was asked for: {LEASE_MS_MIN} to {LEASE_MS_MAX} can be had"
-        )
+    check_lease(request.lease_ms)
     return [
         e.ClientConnected(
             asked.client_id, asked.seq, request.lease_ms, request.host, request.pid, request.user, request.version

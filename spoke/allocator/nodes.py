@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spoke.allocator.leases import check_lease
 from spoke.allocator.tickets import NOBODY, free_nodes, give_back
 from spoke.errors import InvalidRequest, NodeRefused
 from spoke.events import types as e
@@ -10,18 +11,13 @@ from spoke.events.model import NodeSpec
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState, mask_of
 from spoke.protocol import requests as r
 
-LEASE_MS_MIN, LEASE_MS_MAX = 500, 24 * 3600 * 1000
-
 
 def register(state: PoolState, asked: r.Envelope, request: r.RegisterNode) -> list[e.Event]:
     """Let a node in. Whoever registers has killed everything that a former agent of the node left behind."""
     spec, node_id = request.spec, request.spec.node_id
     if node_id != asked.node_id:
         raise InvalidRequest(f"node {asked.node_id} registers as {node_id}: the two must be the same")
-    if not LEASE_MS_MIN <= request.lease_ms <= LEASE_MS_MAX:
-        raise InvalidRequest(
-            f"a lease of {request.lease_ms} ms was asked for: {LEASE_MS_MIN} to {LEASE_MS_MAX} can be had"
-        )
+    check_lease(request.lease_ms)
     joined = e.NodeRegistered(node_id, asked.incarnation, request.lease_ms, spec)
     known = state.nodes.get(node_id)
     if known is None:

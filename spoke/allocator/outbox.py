@@ -7,7 +7,7 @@ decides it, and a reader can ask of any event in the log what it set in motion.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spoke.events import types as e
@@ -266,11 +266,8 @@ def _info_after(actor: ActorState, event: Any) -> p.ActorInfo:
     phase = {e.ActorStarted: "running", e.ActorStartFailed: "start_failed", e.ActorExited: "exited"}.get(
         type(event), "lost"
     )
-    return p.ActorInfo(
-        rank=actor.rank,
-        actor_id=actor.actor_id,
-        node_id=actor.node_id,
-        launch_id=actor.launch_id,
+    return replace(
+        actor_info(actor),
         phase=phase,
         pid=getattr(event, "pid", actor.pid),
         address=getattr(event, "address", actor.address),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import cast
 
 from spoke.allocator import decide as core
-from spoke.allocator.commit import Batch
+from spoke.allocator.commit import COMMIT_LUA, Batch
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.outbox import Blobs, effects
 from spoke.allocator.views import Views
@@ -20,19 +19,12 @@ from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.launch import unpack_blobs
 from spoke.protocol.server import Redis, read_stream
+from spoke.version import release_version
 
 BATCH_MAX = 64
 IDLE_BLOCK_MS = 500
 STEPS_OF_THE_LINE_MAX = 1_000
 """No batch grants more waiting gangs than this: a commit stops the server while it runs."""
-
-
-def release_version() -> str:
-    """The version of this release."""
-    try:
-        return version("spoke-scheduler")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Term:
@@ -50,6 +42,7 @@ class Term:
         keep: int,
     ) -> None:
         self._client, self._keys, self._holder = client, keys, holder
+        self._script = client.register_script(COMMIT_LUA)
         self._epoch, self._cursor = elected.epoch, elected.cursor
         self._leader_ms, self._snapshot_every, self._keep = leader_ms, snapshot_every, keep
         self._set_clock(elected.now_ms)
@@ -133,7 +126,7 @@ class Term:
         if self._views.due(self._now_ms(), batch.events):
             self._views.write(batch, self.state, self._now_ms())
         now_ms, self._expired = batch.commit(
-            self._client, self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id
+            self._script, self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id
         )
         self._committed_id = self.state.last_id
         self._set_clock(now_ms)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from spoke.errors import InvalidTransition
@@ -39,13 +39,6 @@ def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
     if seq:
         _mark_decided(state, event.client_id, seq)  # type: ignore[attr-defined]
     state.last_id = recorded.id
-    return state
-
-
-def fold_all(state: PoolState, log: Iterable[e.Recorded]) -> PoolState:
-    """The state after all events of an iterable."""
-    for recorded in log:
-        fold(state, recorded)
     return state
 
 
