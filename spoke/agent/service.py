@@ -186,7 +186,13 @@ class Agent:
         """End ``run`` in order; called again, without the actors' grace. For signal handlers and other threads."""
         self._asked_to_stop += 1
         at_once = self._asked_to_stop > 1
-        self._inbox.put(lambda now_s: self._machine.leave(now_s, at_once=at_once))
+
+        def leave(now_s: float) -> Iterable[i.Instruction]:
+            steps = self._machine.leave(now_s, at_once=at_once)
+            log.info("told to stop: stopping the actors%s", " without grace" if at_once else "")
+            return steps
+
+        self._inbox.put(leave)
 
     # --- what happens ------------------------------------------------------------------------------------------------
 

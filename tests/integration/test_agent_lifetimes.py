@@ -360,6 +360,7 @@ def test_a_second_sigterm_does_without_the_grace(allocator: Pool) -> None:
     start = allocator.start(shell("trap '' TERM; while :; do sleep 0.01; done"), grace_s=60.0)
     allocator.report(start, r.ReportStarted)
     agent.terminate()
+    wait_until(lambda: "told to stop" in allocator.agent_log().read_text(), "the agent has heard the first SIGTERM")
     refused = allocator.start(shell("true"), rank=1)
     assert "is stopping" in allocator.report(refused, r.ReportStartFailed).reason
     agent.terminate()
