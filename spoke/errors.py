@@ -69,6 +69,12 @@ class AllocationCancelled(AllocationError):
     code = "cancelled"
 
 
+class Forbidden(SpokeError):
+    """The one who asks is known, and may not do this: the ticket is another user's."""
+
+    code = "forbidden"
+
+
 class LimitExceeded(SpokeError):
     """A configured limit (queue length, outstanding requests, sizes) was reached."""
 

@@ -22,7 +22,8 @@ def render() -> str:
         if isinstance(member, property):
             key = getattr(pool, name)
         else:
-            arguments = [ARGUMENTS[argument] for argument in list(inspect.signature(member).parameters)[1:]]
+            parameters = list(inspect.signature(member).parameters.values())[1:]
+            arguments = [ARGUMENTS[one.name] for one in parameters if one.default is inspect.Parameter.empty]
             key = getattr(pool, name)(*arguments)
         rows.append(f"| `{key}` | {doc(member)} |")
     table = "\n".join(rows)
@@ -52,5 +53,5 @@ $ redis-cli ZRANGE 'spoke:{{default}}:leases' 0 -1 WITHSCORES
 
 Only the snapshot, actors' arguments and secrets are for programs. An access list that lets people read along without
 showing them secrets allows `%R~spoke:*:nodes` and its like, but not `spoke:*:secret:*`; see
-[Configuring the server](../how-to/redis.md#who-may-do-what).
+[Security](../security.md#users-of-the-server).
 """

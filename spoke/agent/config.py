@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from spoke.protocol.identity import Key
+
 PORTS_DEFAULT = 64
 
 
@@ -33,7 +35,7 @@ class AgentConfig:
     ``cpus`` (cores) and ``memory`` (bytes) are found if not given, and so is ``address``, where other nodes reach this
     one. ``ports`` is how many ports are held for the rendezvous of gangs. All agents of a user on a machine must share
     ``run_dir``. An actor of a registered type must be up within ``start_limit_s``; at the agent's end no actor has a
-    longer grace than ``leave_s_max``.
+    longer grace than ``leave_s_max``. ``key`` signs the node's requests, in pools that ask for it.
     """
 
     url: str
@@ -52,3 +54,4 @@ class AgentConfig:
     address: str = ""
     start_limit_s: float = 300.0
     leave_s_max: float = 15.0
+    key: Key | None = None

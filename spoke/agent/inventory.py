@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import psutil
 
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events.model import GPUS_PER_NODE_MAX, Gpu
+from spoke.protocol.url import parse_place
 
 LOOPBACK = "127.0.0.1"
 
@@ -129,15 +129,17 @@ def machine_id(boot_id: Path = Path("/proc/sys/kernel/random/boot_id"), hostname
 
 def server_place(url: str) -> str:
     """The server by its address, so that two names of one server give the same: ``ADDRESS:PORT/DB``, or a path."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return os.path.realpath(parts.path)
-    host, port = parts.hostname or "localhost", parts.port or 6379
-    with contextlib.suppress(OSError):
-        host = str(min(found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-    if ipaddress_of(host) in ("127.0.0.1", "::1"):
-        host = LOOPBACK
-    return f"{host}:{port}/{parts.path.strip('/') or '0'}"
+    place = parse_place(url)
+    if place.kind == "socket":
+        return os.path.realpath(str(place.options["path"]))
+    names = []
+    for host, port in place.addresses:
+        with contextlib.suppress(OSError):
+            host = str(min(found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        if ipaddress_of(host) in ("127.0.0.1", "::1"):
+            host = LOOPBACK
+        names.append(f"{host}:{port}")
+    return f"{','.join(sorted(names))}/{place.service}{place.options.get('db', 0)}"
 
 
 def ipaddress_of(host: str) -> str:
@@ -150,13 +152,10 @@ def ipaddress_of(host: str) -> str:
 
 def routable_address(url: str) -> str:
     """This machine's address on the route to the server, where other nodes reach it too; else the loopback."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return LOOPBACK
-    try:
-        found = socket.getaddrinfo(parts.hostname or "localhost", parts.port or 6379, type=socket.SOCK_DGRAM)
-    except OSError:
-        return LOOPBACK
+    found = []
+    for host, port in parse_place(url).addresses:
+        with contextlib.suppress(OSError):
+            found += socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     for family, kind, proto, _, place in found:
         try:
             with socket.socket(family, kind, proto) as probe:

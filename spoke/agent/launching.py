@@ -20,6 +20,9 @@ ROOT = str(Path(__file__).resolve().parents[2])
 _RUN = f"import sys; sys.path.append({ROOT!r}); from spoke.agent.actor_main import main; main()"
 """Run with -c, since -m costs every start some milliseconds. The path is for an agent that runs uninstalled."""
 
+AGENTS_OWN = frozenset({"SPOKE_URL", "SPOKE_KEY", "SPOKE_KEY_FILE"})
+"""Not for actors: with these they could speak to the server as the agent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -63,7 +66,7 @@ def prepare(order: StartActor, blob: bytes, site: Site, base_env: Mapping[str, s
 
 
 def environment(order: StartActor, added: Mapping[str, str], site: Site, base: Mapping[str, str]) -> dict[str, str]:
-    """The agent's environment, then the launch's additions, then the names that Spoke answers for.
+    """The agent's environment (without its own secrets), the launch's additions, then what Spoke answers for.
 
     CUDA must see the actor's GPUs and no others, before anything in the process initializes it. RANK and its like are
     what ``torch.distributed`` reads with ``init_process_group("env://")``.
@@ -89,7 +92,8 @@ def environment(order: StartActor, added: Mapping[str, str], site: Site, base: M
         "SPOKE_NODE": site.node_id,
         LAUNCH_MARK: site.mark + order.launch_id,
     }
-    return {"PYTHONUNBUFFERED": "1", **base, **added, **ours}
+    inherited = {name: value for name, value in base.items() if name not in AGENTS_OWN}
+    return {"PYTHONUNBUFFERED": "1", **inherited, **added, **ours}
 
 
 def _document(order: StartActor, launch: LaunchBlob, site: Site) -> bytes:

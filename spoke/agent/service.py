@@ -34,7 +34,8 @@ from spoke.events.model import NodeSpec
 from spoke.events.names import check_name
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import Delivery
-from spoke.protocol.server import check_server, connect, explained, mask_url
+from spoke.protocol.server import check_server, connect, explained
+from spoke.protocol.url import mask_url
 from spoke.version import release_version
 
 log = logging.getLogger("spoke.agent")
@@ -79,11 +80,21 @@ def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
     )
 
 
+def _check_key(config: AgentConfig) -> None:
+    signer = config.key.signer if config.key is not None else None
+    if signer is not None and (signer.kind != "node" or signer.name not in ("*", config.node_id)):
+        raise InvalidRequest(
+            f"the key is {signer}'s, and this is node {config.node_id}: give it the key node:{config.node_id} "
+            f"(`spoke key issue`)"
+        )
+
+
 class Agent:
     """One agent. Making it claims the node, checks the server and clears what an earlier agent left; ``run`` serves."""
 
     def __init__(self, config: AgentConfig) -> None:
         check_name("the node id", config.node_id)
+        _check_key(config)
         keys = Keys(config.pool)
         self._config = config
         self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
@@ -98,7 +109,7 @@ class Agent:
             raise
 
     def _build(self, config: AgentConfig, keys: Keys) -> None:
-        with connect(config.url) as client:
+        with connect(config.url, pool=config.pool) as client:
             check_server(client, config.url)
         mark = mark_prefix(inventory.server_place(config.url), config.pool, config.node_id)
         claim = NodeClaim(config.run_dir, mark, config.pool, config.node_id)
@@ -124,7 +135,7 @@ class Agent:
         self._keeper = KeeperLink(self._heard, (claim.fd,), mark + "keeper")
         self._closers.append(self._keeper.close)
         outage = Outage(config.url)
-        self._sender = RequestSender(config.url, keys, outage)
+        self._sender = RequestSender(config.url, keys, outage, config.key)
         self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered)
         self._renewer = LeaseRenewer(config.url, keys, config.node_id, outage, config.lease_ms, self._renewed)
         self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]

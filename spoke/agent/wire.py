@@ -17,11 +17,13 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from spoke.agent.keeper import clock_s
 from spoke.errors import SpokeError
+from spoke.protocol.identity import Key
 from spoke.protocol.keys import Keys, node_lease
 from spoke.protocol.leases import renew_lease
 from spoke.protocol.orders import Delivery, decode_order
 from spoke.protocol.requests import Envelope, encode_request
-from spoke.protocol.server import Redis, connect, explain, mask_url, read_stream
+from spoke.protocol.server import Redis, connect, explain, read_stream
+from spoke.protocol.url import mask_url
 
 log = logging.getLogger("spoke.agent")
 
@@ -68,11 +70,11 @@ class Outage:
 class _Conversation:
     """A thread with a connection of its own, which tries again, with growing pauses, whatever fails on the way."""
 
-    def __init__(self, name: str, url: str, outage: Outage, timeout_s: float) -> None:
+    def __init__(self, name: str, url: str, keys: Keys, outage: Outage, timeout_s: float) -> None:
         self._name = name
         self._outage = outage
         self._stopped = threading.Event()
-        self._client: Redis = connect(url, timeout_s=timeout_s)
+        self._client: Redis = connect(url, pool=keys.pool, timeout_s=timeout_s)
         self._thread = threading.Thread(target=self._main, name=f"spoke-{name}", daemon=True)
 
     def start(self) -> None:
@@ -123,7 +125,7 @@ class OrderReader(_Conversation):
     """Reads the orders to a node from the moment of ``start`` on, each once, and passes them to ``tell``."""
 
     def __init__(self, url: str, keys: Keys, node_id: str, outage: Outage, tell: Callable[[Delivery], None]) -> None:
-        super().__init__("orders", url, outage, timeout_s=BLOCK_MS / 1000 + 5.0)
+        super().__init__("orders", url, keys, outage, timeout_s=BLOCK_MS / 1000 + 5.0)
         self._key = keys.node(node_id)
         self._tell = tell
         self._cursor = "0"
@@ -155,9 +157,9 @@ class OrderReader(_Conversation):
 class RequestSender(_Conversation):
     """Appends requests to the pool's stream, in order, each until it is known to stand there."""
 
-    def __init__(self, url: str, keys: Keys, outage: Outage) -> None:
-        super().__init__("requests", url, outage, timeout_s=5.0)
-        self._key = keys.requests
+    def __init__(self, url: str, keys: Keys, outage: Outage, key: Key | None = None) -> None:
+        super().__init__("requests", url, keys, outage, timeout_s=5.0)
+        self._key, self._pool, self._signing = keys.requests, keys.pool, key
         self._changed = threading.Condition()
         self._unsent: deque[Envelope] = deque()
 
@@ -190,7 +192,7 @@ class RequestSender(_Conversation):
             return False
         pipeline = self._client.pipeline(transaction=False)
         for envelope in batch:
-            pipeline.xadd(self._key, encode_request(envelope))  # type: ignore[arg-type]
+            pipeline.xadd(self._key, encode_request(envelope, self._signing, self._pool))  # type: ignore[arg-type]
         pipeline.execute()
         with self._changed:  # unless they were dropped meanwhile
             for envelope in batch:
@@ -216,7 +218,7 @@ class LeaseRenewer(_Conversation):
         lease_ms: int,
         tell: Callable[[str, float, bool | None], None],
     ) -> None:
-        super().__init__("lease", url, outage, timeout_s=min(5.0, lease_ms / 4000))
+        super().__init__("lease", url, keys, outage, timeout_s=min(5.0, lease_ms / 4000))
         self._keys = keys
         self._node_id = node_id
         self._tell = tell

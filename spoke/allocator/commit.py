@@ -62,8 +62,8 @@ class Batch:
                 self.add("LEASE", keys.leases, holder, lease_ms)
             case outbox.DropLease(holder):
                 self.add("ZREM", keys.leases, holder)
-            case outbox.ForgetTicket(ticket_id):
-                self.add("DEL", keys.secret(ticket_id))
+            case outbox.ForgetTicket(ticket_id, owner):
+                self.add("DEL", keys.secret(ticket_id, owner))
 
     def commit(
         self, script: Script, holder: str, epoch: int, leader_ms: int, cursor: str, last_id: str

@@ -12,7 +12,7 @@ from typing import Any
 
 from spoke.allocator import line, nodes, tickets
 from spoke.allocator.leases import check_lease
-from spoke.errors import InvalidRequest, SpokeError
+from spoke.errors import AuthenticationFailed, InvalidRequest, SpokeError
 from spoke.events import types as e
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
@@ -23,10 +23,10 @@ Asked = r.Envelope | r.Garbage
 def decide(state: PoolState, asked: Asked, now_ms: int) -> list[e.Event]:
     """The events that follow from a request at server time ``now_ms``; none for one that was decided before."""
     known = state.client(asked.client_id)
+    if isinstance(asked, r.Garbage):
+        return _refuse_garbage(state, asked)
     if known is not None and asked.seq and known.has_decided(asked.seq):
         return []
-    if isinstance(asked, r.Garbage):
-        return [e.RequestRefused(asked.client_id, asked.seq, asked.request, asked.code, asked.reason)]
     try:
         return _decide(state, asked, now_ms)
     except SpokeError as error:
@@ -81,6 +81,25 @@ def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
     return from_client(state, asked, request)
 
 
+def _refuse_garbage(state: PoolState, asked: r.Garbage) -> list[e.Event]:
+    """The refusal of what cannot be read, or was not signed by whom it names.
+
+    What says that it comes from a known client or a live agent, but proves nothing, is recorded without that name:
+    else a stranger could use up another's sequence number, or have an agent told to stop.
+    """
+    known, node = state.client(asked.client_id), state.nodes.get(asked.node_id)
+    named = (asked.client_id, asked.seq, "", "")
+    if asked.code == AuthenticationFailed.code:
+        if known is not None or (node is not None and node.incarnation == asked.incarnation):
+            named = ("", 0, "", "")
+        elif asked.node_id:
+            named = ("", 0, asked.node_id, asked.incarnation)
+    elif known is not None and asked.seq and known.has_decided(asked.seq):
+        return []
+    client_id, seq, node_id, incarnation = named
+    return [e.RequestRefused(client_id, seq, asked.request, asked.code, asked.reason, node_id, incarnation)]
+
+
 def _refusal(asked: r.Envelope, error: SpokeError) -> e.Event:
     return e.RequestRefused(
         asked.client_id, asked.seq, asked.request.TYPE, error.code, str(error), asked.node_id, asked.incarnation
@@ -91,9 +110,10 @@ def _connect(state: PoolState, asked: r.Envelope, request: r.ConnectClient) -> l
     if asked.client_id in state.clients:
         raise InvalidRequest(f"client {asked.client_id} is connected already: choose another client id")
     check_lease(request.lease_ms)
+    user = request.user if asked.signer is None else asked.signer.name
     return [
         e.ClientConnected(
-            asked.client_id, asked.seq, request.lease_ms, request.host, request.pid, request.user, request.version
+            asked.client_id, asked.seq, request.lease_ms, request.host, request.pid, user, request.version
         )
     ]
 

@@ -14,6 +14,7 @@ from spoke.events import types as e
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
+from spoke.protocol.identity import owner_of
 from spoke.protocol.keys import client_lease, node_lease
 
 
@@ -54,6 +55,7 @@ class ForgetTicket:
     """A ticket that has ended: its secret goes."""
 
     ticket_id: str
+    owner: str = ""
 
 
 Effect = Tell | Command | GrantLease | DropLease | ForgetTicket
@@ -178,7 +180,7 @@ def _gang_released(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iter
         if client_id not in asked:
             yield Tell(client_id, 0, p.TicketReleased(ticket.ticket_id))
     if ticket.members:  # the client leaves the secret there before the first launch
-        yield ForgetTicket(ticket.ticket_id)
+        yield ForgetTicket(ticket.ticket_id, owner_of(ticket.client_id))
 
 
 # --- actors ------------------------------------------------------------------------------------------------------

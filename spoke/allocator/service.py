@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 import redis.exceptions as rx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
+from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
 from spoke.allocator.term import Term
 from spoke.errors import Fenced, SpokeError
 from spoke.protocol.keys import Keys
-from spoke.protocol.server import check_server, connect, explain, mask_url
+from spoke.protocol.server import check_server, connect, explain
+from spoke.protocol.url import mask_url
 
 log = logging.getLogger("spoke.allocator")
 
@@ -33,7 +35,7 @@ class AllocatorConfig:
     """How an allocator runs. ``leader_ms``: a standby takes over when the leader was silent for so long.
 
     A snapshot is written every ``snapshot_every`` events; once the log holds more than ``keep_events`` it is trimmed
-    behind the snapshot before the newest.
+    behind the snapshot before the newest. With ``masters`` (master keys) only signed requests are decided.
     """
 
     url: str
@@ -42,6 +44,7 @@ class AllocatorConfig:
     leader_ms: int = 3_000
     snapshot_every: int = 20_000
     keep_events: int = 2_000_000
+    masters: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 class Allocator:
@@ -50,7 +53,7 @@ class Allocator:
     def __init__(self, config: AllocatorConfig) -> None:
         self._config = config
         self._keys = Keys(config.pool)
-        self._client = connect(config.url)
+        self._client = connect(config.url, pool=config.pool)
         self._stop = threading.Event()
         self.leading = threading.Event()
         """Set while this allocator leads."""
@@ -102,6 +105,7 @@ class Allocator:
             leader_ms=config.leader_ms,
             snapshot_every=config.snapshot_every,
             keep=config.keep_events,
+            gate=Gate(config.pool, config.masters),
         )
         try:
             self.leading.set()

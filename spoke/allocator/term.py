@@ -7,6 +7,7 @@ from typing import cast
 
 from spoke.allocator import decide as core
 from spoke.allocator.commit import COMMIT_LUA, Batch
+from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.outbox import Blobs, effects
 from spoke.allocator.views import Views
@@ -40,8 +41,9 @@ class Term:
         leader_ms: int,
         snapshot_every: int,
         keep: int,
+        gate: Gate,
     ) -> None:
-        self._client, self._keys, self._holder = client, keys, holder
+        self._client, self._keys, self._holder, self._gate = client, keys, holder, gate
         self._script = client.register_script(COMMIT_LUA)
         self._epoch, self._cursor = elected.epoch, elected.cursor
         self._leader_ms, self._snapshot_every, self._keep = leader_ms, snapshot_every, keep
@@ -70,7 +72,7 @@ class Term:
             batch.add("ZREM", self._keys.leases, holder)
         self._expired = []
         for entry_id, raw in entries:
-            self._decide(batch, r.decode_request(raw))
+            self._decide(batch, self._gate.admit(raw))
             self._cursor = entry_id.decode()
         if self.state.queue:
             self._advance_line(batch)

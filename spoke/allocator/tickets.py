@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from spoke.errors import AlreadyLaunched, InvalidRequest, RankOutOfRange, TicketEnded, UnknownTicket
+from spoke.errors import AlreadyLaunched, Forbidden, InvalidRequest, RankOutOfRange, TicketEnded, UnknownTicket
 from spoke.events import types as e
 from spoke.events.state import ActorState, ClientState, PoolState, TicketState, ticket_number
 from spoke.protocol import requests as r
+from spoke.protocol.identity import owner_of
 from spoke.protocol.launch import unpack_blobs
 
 NOBODY = ("", 0)
@@ -20,6 +21,7 @@ def release(state: PoolState, asked: r.Envelope, request: r.ReleaseGang) -> list
     if ticket is None:
         _check_was_granted(state, request.ticket_id)
         return [e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, f"{request.ticket_id} has ended before")]
+    _check_may(asked, ticket)
     reason = request.reason[:500] or "its client released it"
     return give_back(ticket, reason, (asked.client_id, asked.seq))
 
@@ -37,12 +39,14 @@ def cancel(state: PoolState, asked: r.Envelope, request: r.CancelGang) -> list[e
 def attach(state: PoolState, asked: r.Envelope, request: r.AttachGang) -> list[e.Event]:
     """Show a ticket to another client, and tell it from now on what becomes of it."""
     ticket = _live(state, request.ticket_id)
+    _check_may(asked, ticket)
     return [e.GangAttached(ticket.ticket_id, asked.client_id, asked.seq)]
 
 
 def launch(state: PoolState, asked: r.Envelope, request: r.LaunchActors) -> list[e.Event]:
     """Start actors at some ranks of a ticket: all of them, or a refusal."""
     ticket = _live(state, request.ticket_id)
+    _check_may(asked, ticket, admins=False)
     ranks = [member.rank for member in request.members]
     if not ranks or len(set(ranks)) != len(ranks):
         raise InvalidRequest(f"a launch names each rank once, and at least one; this one names {ranks[:20]}")
@@ -74,6 +78,7 @@ def launch(state: PoolState, asked: r.Envelope, request: r.LaunchActors) -> list
 def stop_actor(state: PoolState, asked: r.Envelope, request: r.StopActor) -> list[e.Event]:
     """Stop one actor; the ticket keeps its slot."""
     ticket = _live(state, request.ticket_id)
+    _check_may(asked, ticket)
     if not 0 <= request.rank < len(ticket.slots):
         raise _no_rank(ticket, request.rank)
     actor = ticket.actor(request.rank)
@@ -112,6 +117,17 @@ def free_nodes(ticket: TicketState, candidates: Iterable[str], dead: Iterable[Ac
     dying = Counter(actor.node_id for actor in dead)
     free = tuple(sorted(n for n in candidates if ticket.alive.get(n, 0) == dying[n]))
     return [e.GangReleased(ticket.ticket_id, free, len(free) == len(ticket.held))] if free else []
+
+
+def _check_may(asked: r.Envelope, ticket: TicketState, *, admins: bool = True) -> None:
+    """Where requests are signed, a ticket obeys its user; ``admins``: and administrators, who do not run code in it."""
+    signer, owner = asked.signer, owner_of(ticket.client_id)
+    if signer is None or (admins and signer.kind == "admin") or (owner and signer.name == owner):
+        return
+    raise Forbidden(
+        f"{asked.request.TYPE}: ticket {ticket.ticket_id} is {owner or 'nobody'}'s and {signer} asked: use a key of "
+        f"that user" + (", or an administrator's" if admins else "")
+    )
 
 
 def _live(state: PoolState, ticket_id: str) -> TicketState:

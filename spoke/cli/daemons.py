@@ -17,6 +17,8 @@ from spoke.cli.options import Pool, Url
 from spoke.cli.run import parse_pairs
 from spoke.errors import InvalidRequest
 
+log = logging.getLogger("spoke.cli")
+
 
 def log_to_stderr() -> None:
     """Log from INFO on, with times."""
@@ -25,13 +27,33 @@ def log_to_stderr() -> None:
     )
 
 
-def allocator(url: Url = None, pool: Pool = None) -> None:
+def _warn_of_password(url: str | None) -> None:
+    from spoke.protocol.url import has_password
+
+    if url and has_password(url):
+        log.warning(
+            "the password in --url can be read by everybody on this machine (ps): put the URL into a file that only "
+            "this user can read, and give --url file:///that/file, or set SPOKE_URL"
+        )
+
+
+def allocator(
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="The master key: decide only requests that are signed."),
+    ] = None,
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
     """Decide for a pool, until SIGTERM or Ctrl-C. Start two, and the second is the standby."""
     from spoke.allocator.service import Allocator, AllocatorConfig
-    from spoke.protocol.server import resolve_pool, resolve_url
+    from spoke.protocol.identity import read_masters
+    from spoke.protocol.url import resolve_pool, resolve_url
 
     log_to_stderr()
-    service = Allocator(AllocatorConfig(resolve_url(url), resolve_pool(pool)))
+    _warn_of_password(url)
+    masters = () if keys is None else read_masters(keys)
+    service = Allocator(AllocatorConfig(resolve_url(url), resolve_pool(pool), masters=masters))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     service.run()
@@ -70,13 +92,18 @@ def agent(
     url: Url = None,
     pool: Pool = None,
 ) -> None:
-    """Serve this machine as a node of a pool, until SIGTERM or Ctrl-C (a second one: without grace)."""
+    """Serve this machine as a node of a pool, until SIGTERM or Ctrl-C (a second one: without grace).
+
+    In a pool with a master key, SPOKE_KEY or the file SPOKE_KEY_FILE holds the key of this node.
+    """
     from spoke.agent.config import AgentConfig, default_log_dir
     from spoke.agent.service import run_agent
     from spoke.events.model import parse_bytes
-    from spoke.protocol.server import resolve_pool, resolve_url
+    from spoke.protocol.identity import find_key
+    from spoke.protocol.url import resolve_pool, resolve_url
 
     log_to_stderr()
+    _warn_of_password(url)
     name = resolve_pool(pool)
     logs = (default_log_dir() / name if log_dir is None else log_dir).expanduser().absolute()
     if not 0.5 <= lease <= 86_400:
@@ -95,6 +122,7 @@ def agent(
             cpus=cpus,
             memory=None if memory is None else parse_bytes(memory),
             address=address,
+            key=find_key(),
         )
     )
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 Url = Annotated[
     str | None,
-    typer.Option("--url", metavar="URL", help="The server; else SPOKE_URL, else redis://127.0.0.1:6379."),
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="The server, or file:///PATH of a file with its URL; else SPOKE_URL, else redis://127.0.0.1:6379.",
+    ),
 ]
 Pool = Annotated[str | None, typer.Option("--pool", metavar="NAME", help="The pool; else SPOKE_POOL, else `default`.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")]
@@ -45,11 +49,12 @@ def opened(url: str | None, pool: str | None) -> Iterator[Opened]:
     from redis.exceptions import RedisError
 
     from spoke.protocol.keys import Keys
-    from spoke.protocol.server import check_server, connect, explain, resolve_pool, resolve_url
+    from spoke.protocol.server import check_server, connect, explain
+    from spoke.protocol.url import resolve_pool, resolve_url
 
     place = resolve_url(url)
     keys = Keys(resolve_pool(pool))
-    with closing(connect(place)) as redis:
+    with closing(connect(place, pool=keys.pool)) as redis:
         check_server(redis, place)
         try:
             yield Opened(place, redis, keys)

@@ -19,7 +19,7 @@ def status(url: Url = None, pool: Pool = None, json: Json = False) -> None:
     """Show the pool at a glance: its allocator, its nodes, its tickets."""
     from spoke.cli.views import node_table, ticket_table
     from spoke.client.status import read_status
-    from spoke.protocol.server import mask_url
+    from spoke.protocol.url import mask_url
 
     with opened(url, pool) as place:
         found = read_status(place.redis, place.keys)

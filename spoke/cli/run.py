@@ -82,7 +82,7 @@ def run(
     gang. What RANK, WORLD_SIZE, MASTER_ADDR and the like are, each process finds in its environment.
     """
     import spoke
-    from spoke.protocol.server import resolve_pool
+    from spoke.protocol.url import resolve_pool
 
     # what the client logs would stand between the ranks' lines
     logging.basicConfig(level=logging.ERROR, format="spoke: %(message)s")

@@ -69,7 +69,7 @@ def up(
     from spoke.cli.daemons import parse_gpus
     from spoke.cli.embedded import EmbeddedServer
     from spoke.protocol.keys import Keys
-    from spoke.protocol.server import resolve_pool
+    from spoke.protocol.url import resolve_pool
 
     if parse_gpus(gpus) == "auto" and agents > 1:
         raise InvalidRequest(f"--gpus auto with {agents} agents would offer each GPU {agents} times: use --agents 1")

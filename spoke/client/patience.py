@@ -15,7 +15,8 @@ from tenacity.wait import wait_random_exponential
 
 from spoke.client.lifetime import sleep_until_set
 from spoke.errors import ServerUnreachable, SpokeError
-from spoke.protocol.server import explain, mask_url
+from spoke.protocol.server import explain
+from spoke.protocol.url import mask_url
 
 log = logging.getLogger("spoke.client")
 PAUSE_S_MAX = 1.0

@@ -9,6 +9,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
+from spoke.protocol.keys import Keys
 from spoke.protocol.server import BLOCK_MS_MAX, StreamEntries, connect
 
 ENTRIES_MAX: Final = 512
@@ -20,15 +21,15 @@ class Reader:
     def __init__(
         self,
         url: str,
-        stream: str,
+        keys: Keys,
         client_id: str,
         *,
         heard: Callable[[StreamEntries], None],
         out_of_reach: Callable[[BaseException, float], None],
         back: Callable[[], None],
     ) -> None:
-        self._redis = connect(url)
-        self._stream = stream
+        self._redis = connect(url, pool=keys.pool)
+        self._stream = keys.reply(client_id)
         self._client_id = client_id
         self._heard = heard
         self._out_of_reach = out_of_reach

@@ -25,6 +25,8 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from spoke.client.machine import Transmit
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.errors import InvalidRequest, SpokeError
+from spoke.protocol.identity import Key
+from spoke.protocol.keys import Keys
 from spoke.protocol.requests import Envelope, encode_request
 from spoke.protocol.server import connect, explain
 
@@ -56,13 +58,13 @@ class Source(Protocol):
 class Sender:
     """Owns the connection on which a client's requests go out."""
 
-    def __init__(self, source: Source, url: str, stream: str, client_id: str) -> None:
+    def __init__(self, source: Source, url: str, keys: Keys, client_id: str, key: Key | None = None) -> None:
         self.queue: deque[int] = deque()
         self._source = source
         self._url = url
-        self._stream = stream
+        self._stream, self._pool, self._key = keys.requests, keys.pool, key
         self._client_id = client_id
-        self._redis = connect(url)
+        self._redis = connect(url, pool=keys.pool)
         self._connection: Any = None
         self._busy = threading.Lock()
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -214,7 +216,8 @@ class Sender:
                 self.queue.extendleft(rest.seq for rest in reversed(batch[at:]))
                 break
             try:
-                fields = encode_request(Envelope(one.request, self._client_id, one.seq, blobs=one.blobs))
+                asked = Envelope(one.request, self._client_id, one.seq, blobs=one.blobs)
+                fields = encode_request(asked, self._key, self._pool)
             except (TypeError, ValueError) as error:
                 refused.append((one.seq, InvalidRequest(f"the request cannot be written as JSON: {error}")))
                 continue

@@ -30,6 +30,7 @@ from spoke.client.vitals import Vitals
 from spoke.errors import AllocationTimeout, ClientClosed, SpokeError, WaitTimeout
 from spoke.events.codec import DecodeError
 from spoke.protocol import requests as r
+from spoke.protocol.identity import Key, client_prefix
 from spoke.protocol.keys import Keys
 from spoke.protocol.replies import Failed, Message, decode_message
 from spoke.protocol.server import StreamEntries, check_server, connect
@@ -57,12 +58,14 @@ class Session:
         allocator_timeout_s: float,
         outstanding_max: int,
         direct: bool,
+        key: Key | None = None,
     ) -> None:
         self.url = url
         self.keys = Keys(pool)
-        self.client_id = f"c-{secrets.token_hex(6)}"
+        self.user = key.signer.name if key is not None else ""
+        self.client_id = (client_prefix(self.user) if key is not None else "c-") + secrets.token_hex(8)
         self.forked = False
-        self.redis = connect(url)
+        self.redis = connect(url, pool=pool)
         self._lease_s = lease_s
         self._retry_s = retry_s
         self._direct = direct
@@ -75,10 +78,10 @@ class Session:
         self._closed = threading.Event()
         self._resend_timer: Timer | None = None
         self.gangs: weakref.WeakValueDictionary[str, Gang] = weakref.WeakValueDictionary()
-        self._sender = Sender(self, url, self.keys.requests, self.client_id)
+        self._sender = Sender(self, url, self.keys, self.client_id, key)
         self._reader = Reader(
             url,
-            self.keys.reply(self.client_id),
+            self.keys,
             self.client_id,
             heard=self._hear,
             out_of_reach=self.out_of_reach,

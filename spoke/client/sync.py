@@ -21,7 +21,9 @@ from spoke.errors import InvalidRequest, RankOutOfRange, SpokeError, TicketEnded
 from spoke.events.model import GangSpec, OnFailure, Resources, check_name
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
-from spoke.protocol.server import explained, mask_url, resolve_pool, resolve_url
+from spoke.protocol.identity import Key, find_key
+from spoke.protocol.server import explained
+from spoke.protocol.url import mask_url, resolve_pool, resolve_url
 
 T = TypeVar("T")
 TIMEOUT_S_MAX = 10 * 365 * 24 * 3600.0
@@ -43,6 +45,7 @@ class Client:
     ``retry_s``: for how long a request is sent again when the server cannot be reached, before its future fails with
     ServerUnreachable. ``allocator_timeout_s``: after how many seconds without an allocator in the pool futures fail
     with NoAllocator. ``outstanding_max``: how many requests may wait for their answer; one more raises LimitExceeded.
+    ``key`` (else SPOKE_KEY, else the content of the file SPOKE_KEY_FILE) signs the requests, in pools that ask for it.
 
     Raises InvalidRequest, ServerUnreachable, AuthenticationFailed or ServerUnsuitable. Once the lease is lost, every
     method raises LeaseLost; after ``close()`` and in a forked child, ClientClosed.
@@ -57,6 +60,7 @@ class Client:
         retry_s: float = 30.0,
         allocator_timeout_s: float = 10.0,
         outstanding_max: int = 100_000,
+        key: str | None = None,
         _direct: bool = True,
     ) -> None:
         _check_seconds("lease_s", lease_s, LEASE_S_MIN, LEASE_S_MAX)
@@ -70,6 +74,7 @@ class Client:
             allocator_timeout_s=allocator_timeout_s,
             outstanding_max=outstanding_max,
             direct=_direct,
+            key=_user_key(key),
         )
         self._session.open()
         self._finalizer = weakref.finalize(self, _close_later, self._session)
@@ -334,7 +339,7 @@ class Client:
         if ticket.secret:
             return ticket.secret
         session = self._session
-        key = session.keys.secret(ticket.ticket_id)
+        key = session.keys.secret(ticket.ticket_id, session.user)
         made = secrets.token_bytes(SECRET_BYTES)
         with explained(session.url):
             # Whoever launches first sets it; all others read it.
@@ -438,6 +443,13 @@ def _text(what: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"{what} must be text, not {type(value).__name__}")
     return value
+
+
+def _user_key(given: str | None) -> Key | None:
+    key = find_key(given)
+    if key is not None and key.signer.kind == "node":
+        raise InvalidRequest(f"the key is {key.signer}'s, an agent's: a client needs one of a user or administrator")
+    return key
 
 
 def _check_seconds(what: str, value: float, at_least: float, at_most: float) -> None:

@@ -13,7 +13,8 @@ from spoke.client.patience import Outage, log
 from spoke.errors import LeaseLost, NoAllocator, SpokeError
 from spoke.protocol.keys import Keys, client_lease
 from spoke.protocol.leases import renew_lease
-from spoke.protocol.server import Redis, connect, mask_url
+from spoke.protocol.server import Redis, connect
+from spoke.protocol.url import mask_url
 
 UNANSWERED_FACTOR: Final = 6
 """An allocator that lives and leaves a quick request unanswered for this many time limits counts as none."""
@@ -75,7 +76,7 @@ class Vitals:
         self._allocator_timeout_s = allocator_timeout_s
         self._tick_s = min(lease_s / 6, allocator_timeout_s / 4)
         self._renew_at = 0.0
-        self._redis = connect(url, timeout_s=min(_TIMEOUT_S_MAX, max(_TIMEOUT_S_MIN, lease_s / 3)))
+        self._redis = connect(url, pool=keys.pool, timeout_s=min(_TIMEOUT_S_MAX, max(_TIMEOUT_S_MIN, lease_s / 3)))
         self._stopping = threading.Event()
         self._outage = Outage(f"renewing the lease of client {client_id}", url, self._stopping)
         self.thread = threading.Thread(target=self._run, name=f"spoke-{client_id}-vitals", daemon=True)

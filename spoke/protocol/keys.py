@@ -58,9 +58,9 @@ class Keys:
         """Hash: all of one ticket, field by field."""
         return self._key(f"ticket:{ticket_id}")
 
-    def secret(self, ticket_id: str) -> str:
-        """String: the secret with which a ticket's members and clients know each other."""
-        return self._key(f"secret:{ticket_id}")
+    def secret(self, ticket_id: str, owner: str = "") -> str:
+        """String: the secret with which a ticket's members and clients know each other; by user, if signed."""
+        return self._key(f"secret:{owner}:{ticket_id}" if owner else f"secret:{ticket_id}")
 
     def node(self, node_id: str) -> str:
         """Stream: orders to one agent."""

@@ -16,6 +16,7 @@ import orjson
 
 from spoke.errors import SpokeError
 from spoke.events.model import ActorSpec, GangSpec, Member, NodeSpec
+from spoke.protocol.identity import Key, Signer
 
 BODY_BYTES_MAX = 4 << 20
 ARGS_BYTES_MAX = 16 << 20
@@ -204,6 +205,8 @@ class Envelope:
     node_id: str = ""
     incarnation: str = ""
     blobs: bytes = b""
+    signer: Signer | None = None
+    """Whose signature was checked; None in a pool without a master key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +218,12 @@ class Garbage:
     request: str
     code: str
     reason: str
+    node_id: str = ""
+    incarnation: str = ""
 
 
-def encode_request(envelope: Envelope) -> dict[str, str | bytes | int]:
-    """The stream fields of a request."""
+def encode_request(envelope: Envelope, key: Key | None = None, pool: str = "") -> dict[str, str | bytes | int]:
+    """The stream fields of a request, signed if there is a ``key``."""
     request = envelope.request
     raw: dict[str, str | bytes | int] = {"type": request.TYPE, "v": request.VERSION}
     if envelope.node_id:
@@ -228,6 +233,8 @@ def encode_request(envelope: Envelope) -> dict[str, str | bytes | int]:
     raw["body"] = orjson.dumps(request)
     if envelope.blobs:
         raw["blobs"] = envelope.blobs
+    if key is not None:
+        raw.update(key.sign(pool, raw))
     return raw
 
 
@@ -237,7 +244,7 @@ def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
     name, seq = _clip(raw, b"type"), _seq(raw.get(b"seq", b""))
 
     def garbage(code: str, reason: str) -> Garbage:
-        return Garbage(client_id, seq, name, code, reason)
+        return Garbage(client_id, seq, name, code, reason, node_id, incarnation)
 
     cls = REQUEST_TYPES.get(name)
     if cls is None:

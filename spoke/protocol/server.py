@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.exceptions as rx
 from redis.backoff import NoBackoff
+from redis.connection import SSLConnection
 from redis.retry import Retry
 
 from spoke.errors import (
@@ -24,10 +23,9 @@ from spoke.errors import (
     ServerUnreachable,
     ServerUnsuitable,
 )
+from spoke.protocol.located import LocatedConnection, LocatedTLSConnection, locator
+from spoke.protocol.url import mask_url, parse_place
 
-DEFAULT_URL = "redis://127.0.0.1:6379"
-DEFAULT_POOL = "default"
-SCHEMES = ("redis", "rediss", "unix")
 VERSION_MIN = (6, 2)
 BLOCK_MS_MAX = 2_000
 """No blocking read lasts longer: a half-open connection must be noticed."""
@@ -37,40 +35,21 @@ CONNECT_TIMEOUT_S = 5.0
 Redis = redis.Redis
 
 
-def resolve_url(url: str | None) -> str:
-    """The server's URL: the argument, else SPOKE_URL, else redis://127.0.0.1:6379."""
-    found = url or os.environ.get("SPOKE_URL") or DEFAULT_URL
-    if urlsplit(found).scheme not in SCHEMES:
-        raise InvalidRequest(f"the server URL {mask_url(found)!r} must begin with redis://, rediss:// or unix://")
-    return found
-
-
-def resolve_pool(pool: str | None) -> str:
-    """The pool's name: the argument, else SPOKE_POOL, else ``default``."""
-    return pool or os.environ.get("SPOKE_POOL") or DEFAULT_POOL
-
-
-def mask_url(url: str) -> str:
-    """The URL without its password, fit for messages and logs."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, _, place = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{place}"))
-
-
-def connect(url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> Redis:
+def connect(url: str, *, pool: str = "", timeout_s: float = SOCKET_TIMEOUT_S) -> Redis:
     """A client for the server at ``url``. It opens its connections when it needs them.
 
-    Raises InvalidRequest for a URL that cannot be read.
+    ``pool`` is needed for a cluster, where it decides which of the nodes to ask. Raises InvalidRequest for a URL that
+    cannot be read.
     """
+    place = parse_place(url)
     options: dict[str, Any] = {
+        **place.options,
         "protocol": 3,
         "socket_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),  # who retries, and for how long, is for the caller to say
         "client_name": "spoke",
     }
-    if not url.startswith("unix:"):
+    if place.kind != "socket":
         options["socket_keepalive"] = True
         options["socket_connect_timeout"] = CONNECT_TIMEOUT_S
         options["socket_keepalive_options"] = {
@@ -78,9 +57,13 @@ def connect(url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> Redis:
             socket.TCP_KEEPINTVL: 2,
             socket.TCP_KEEPCNT: 3,
         }
+    if place.kind in ("sentinel", "cluster"):
+        tls = options.get("connection_class") is SSLConnection
+        options["connection_class"] = LocatedTLSConnection if tls else LocatedConnection
+        options["locate"] = locator(place, pool)
     try:
-        return redis.Redis.from_url(url, **options)
-    except ValueError as error:
+        return redis.Redis.from_pool(redis.ConnectionPool(**options))
+    except (TypeError, ValueError) as error:
         raise InvalidRequest(f"the server URL {mask_url(url)!r} cannot be read: {error}") from error
 
 
@@ -125,6 +108,10 @@ def explain(error: Exception, url: str) -> ServerError:
         return ServerUnsuitable(
             f"the server at {where} is out of memory and refuses writes (maxmemory, noeviction): "
             f"raise maxmemory, or free memory there; nothing was written"
+        )
+    if isinstance(error, (rx.AskError, rx.ClusterDownError)):
+        return ServerUnsuitable(
+            f"the server at {where} is a node of a cluster ({text}): use redis+cluster://HOST:PORT,HOST:PORT"
         )
     if text.startswith("MISCONF"):
         return ServerUnsuitable(f"the server at {where} cannot write its data to disk and refuses writes: {text}")
