@@ -75,6 +75,8 @@ def mask_url(url: str) -> str:
     except ValueError:  # brackets that do not match, for example
         return re.sub(r"//[^@/]*@", "//***@", url.partition("?")[0])
     netloc, query = parts.netloc, parts.query
+    if ":" not in netloc.rpartition("@")[0] and "password" not in query:
+        return url
     if "@" in netloc:
         user, _, rest = netloc.rpartition("@")
         if ":" in user:

@@ -192,11 +192,8 @@ def test_a_password_in_an_option_is_warned_about(tmp_path: Path, pool: str, shar
 
 
 def test_a_url_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    for path, text in (
-        (tmp_path / "empty", ""),
-        (tmp_path / "two", "redis://a redis://b"),
-        (tmp_path / "absent", None),
-    ):
+    for name, text in (("empty", ""), ("two", "redis://a redis://b"), ("absent", None)):
+        path = tmp_path / name
         if text is not None:
             path.write_text(text)
         with pytest.raises(InvalidRequest, match=path.name):
