@@ -55,7 +55,7 @@ def slots_of(spec: GangSpec) -> tuple[Slot, ...]:
 
 def granted(ticket_id: str, spec: GangSpec, actors: tuple[p.ActorInfo, ...] = ()) -> p.Granted:
     """A grant of made-up places."""
-    return p.Granted(ticket_id, spec, slots_of(spec), "127.0.0.1", 20_000, actors)
+    return p.Granted(ticket_id, slots_of(spec), "127.0.0.1", 20_000, spec, actors)
 
 
 Reply = tuple[int, p.Message]
@@ -98,7 +98,7 @@ class FakeAllocator:
         """Write a reply, or a notice with ``seq`` 0."""
         for _ in range(100):
             try:
-                self._redis.xadd(self.keys.reply(client_id), p.encode_message(seq, message))  # type: ignore[arg-type]
+                self._redis.xadd(self.keys.reply(client_id), {seq: p.encode_message(message)})
                 return
             except (RedisError, OSError):  # a test has cut the connection; told twice does no harm
                 self._stopping.wait(0.01)

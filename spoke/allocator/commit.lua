@@ -17,12 +17,13 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], 'deadline', now + ARGV[3], 'cursor', ARGV[4])
+local call, keys = redis.call, KEYS
 for _, command in ipairs(cmsgpack.unpack(ARGV[6])) do
-  command[2] = KEYS[command[2]]
-  if command[1] == 'LEASE' then
-    redis.call('ZADD', command[2], now + command[4], command[3])
+  local name, key = command[1], keys[command[2]]
+  if name == 'LEASE' then
+    call('ZADD', key, now + command[4], command[3])
   else
-    redis.call(unpack(command))
+    call(name, key, unpack(command, 3))
   end
 end
 local expired = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, 100)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 import msgpack
-from redis.commands.core import Script
 
 from spoke.allocator import outbox
-from spoke.errors import Fenced
 from spoke.events import types as e
-from spoke.events.codec import encode_event
+from spoke.events.codec import event_args
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import encode_order
 from spoke.protocol.replies import encode_message
@@ -19,8 +16,6 @@ from spoke.protocol.replies import encode_message
 REPLIES_KEPT = 20_000
 REPLY_TTL_S = 3_600
 ORDERS_KEPT = 20_000
-
-COMMIT_LUA = files("spoke.allocator").joinpath("commit.lua").read_text()
 
 
 class Batch:
@@ -30,11 +25,11 @@ class Batch:
         self._keys = keys
         self._key_numbers: dict[str, int] = {keys.leader: 1, keys.events: 2, keys.leases: 3}
         self._commands: list[list[Any]] = []
-        self._clients: set[str] = set()
+        self._told: dict[str, list[Any]] = {}  # per client: seq, message, seq, message ...
         self.events = 0
 
     def __len__(self) -> int:
-        return len(self._commands)
+        return len(self._commands) + len(self._told)
 
     def add(self, command: str, key: str, *args: Any) -> None:
         """One write."""
@@ -44,7 +39,7 @@ class Batch:
     def event(self, recorded: e.Recorded, effects: list[outbox.Effect]) -> None:
         """An event, and what follows from it."""
         self.events += 1
-        self.add("XADD", self._keys.events, recorded.id, *flat(encode_event(recorded.event)))
+        self.add("XADD", self._keys.events, recorded.id, *event_args(recorded.event))
         for effect in effects:
             self._effect(effect)
 
@@ -52,9 +47,7 @@ class Batch:
         keys = self._keys
         match effect:
             case outbox.Tell(client_id, seq, message):
-                fields = flat(encode_message(seq, message))
-                self.add("XADD", keys.reply(client_id), "MAXLEN", "~", REPLIES_KEPT, "*", *fields)
-                self._clients.add(client_id)
+                self._told.setdefault(client_id, []).extend((seq, encode_message(message)))
             case outbox.Command(node_id, delivery):
                 fields = flat(encode_order(delivery))
                 self.add("XADD", keys.node(node_id), "MAXLEN", "~", ORDERS_KEPT, "*", *fields)
@@ -65,24 +58,14 @@ class Batch:
             case outbox.ForgetTicket(ticket_id, owner):
                 self.add("DEL", keys.secret(ticket_id, owner))
 
-    def commit(
-        self, script: Script, holder: str, epoch: int, leader_ms: int, cursor: str, last_id: str
-    ) -> tuple[int, list[str]]:
-        """Write it all, if ``epoch`` still leads and the log still ends at ``last_id``.
-
-        Returns the server's time in ms and the lease holders that have run out. Raises Fenced if another allocator
-        leads, or if the log is not as it was left.
-        """
-        for client_id in self._clients:
-            self.add("EXPIRE", self._keys.reply(client_id), REPLY_TTL_S)
-        packed = msgpack.packb(self._commands, use_bin_type=False)  # the old format, which cmsgpack in Lua reads
-        try:
-            found: Any = script(keys=list(self._key_numbers), args=[holder, epoch, leader_ms, cursor, last_id, packed])
-        except Exception as error:
-            if "FENCED" in str(error) or "DIVERGED" in str(error):
-                raise Fenced(f"this allocator no longer leads the pool: {error}") from error
-            raise
-        return int(found[0]), [holder.decode() for holder in found[1:]]
+    def sealed(self) -> tuple[list[str], bytes]:
+        """The keys and the packed commands, as the commit script takes them. Nothing can be added any more."""
+        for client_id, told in self._told.items():
+            key = self._keys.reply(client_id)
+            self.add("XADD", key, "MAXLEN", "~", REPLIES_KEPT, "*", *told)
+            self.add("EXPIRE", key, REPLY_TTL_S)
+        # the old format of msgpack is the one that cmsgpack in Lua reads
+        return list(self._key_numbers), msgpack.packb(self._commands, use_bin_type=False)
 
 
 def flat(fields: dict[str, Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from spoke.protocol.identity import Signer, Verifier, client_prefix
 from spoke.protocol.requests import Envelope, Garbage, decode_request
@@ -27,7 +26,7 @@ class Gate:
             return _refused(asked, raw, "it is not signed, or not with a key of this pool's master")
         if not _speaks_for(signer, asked):
             return _refused(asked, raw, f"{signer} signed it, who may not speak for {asked.client_id or asked.node_id}")
-        return replace(asked, signer=signer) if isinstance(asked, Envelope) else asked
+        return asked._replace(signer=signer) if isinstance(asked, Envelope) else asked
 
 
 def _speaks_for(signer: Signer, asked: Admitted) -> bool:

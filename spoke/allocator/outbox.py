@@ -7,8 +7,8 @@ decides it, and a reader can ask of any event in the log what it set in motion.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from spoke.events import types as e
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState
@@ -18,8 +18,7 @@ from spoke.protocol.identity import owner_of
 from spoke.protocol.keys import client_lease, node_lease
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(NamedTuple):
     """A reply to a client's request ``seq``, or a notice (``seq`` 0)."""
 
     client_id: str
@@ -27,31 +26,27 @@ class Tell:
     message: p.Message
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """An order to an agent."""
 
     node_id: str
     delivery: o.Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class GrantLease:
+class GrantLease(NamedTuple):
     """A lease that runs from the moment of the commit."""
 
     holder: str
     lease_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class DropLease:
+class DropLease(NamedTuple):
     """A lease that ends."""
 
     holder: str
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetTicket:
+class ForgetTicket(NamedTuple):
     """A ticket that has ended: its secret goes."""
 
     ticket_id: str
@@ -130,7 +125,7 @@ def _gang_queued(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterat
 
 def _gang_allocated(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.GangAllocated, recorded)
-    granted = p.Granted(event.ticket_id, event.spec, event.slots, event.master_addr, event.master_port)
+    granted = p.Granted(event.ticket_id, event.slots, event.master_addr, event.master_port)
     yield Tell(event.client_id, event.seq, granted)
 
 
@@ -151,7 +146,7 @@ def _gang_attached(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iter
     event = _as(e.GangAttached, recorded)
     ticket = state.tickets[event.ticket_id]
     actors = tuple(map(actor_info, ticket.actors))
-    granted = p.Granted(ticket.ticket_id, ticket.spec, ticket.slots, ticket.master_addr, ticket.master_port, actors)
+    granted = p.Granted(ticket.ticket_id, ticket.slots, ticket.master_addr, ticket.master_port, ticket.spec, actors)
     yield Tell(event.client_id, event.seq, granted)
 
 

@@ -20,6 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
 from spoke.allocator.term import Term
+from spoke.allocator.wire import Wire
 from spoke.errors import Fenced, SpokeError
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import check_server, connect, explain
@@ -97,17 +98,19 @@ class Allocator:
         if not isinstance(found, Elected):
             self._sleep(min(STANDBY_POLL_S, found.left_ms / 1000 + 0.01))
             return
-        term = Term(
-            self._client,
-            self._keys,
-            config.holder,
-            found,
-            leader_ms=config.leader_ms,
-            snapshot_every=config.snapshot_every,
-            keep=config.keep_events,
-            gate=Gate(config.pool, config.masters),
-        )
+        wire = Wire(self._client)
         try:
+            term = Term(
+                self._client,
+                wire,
+                self._keys,
+                config.holder,
+                found,
+                leader_ms=config.leader_ms,
+                snapshot_every=config.snapshot_every,
+                keep=config.keep_events,
+                gate=Gate(config.pool, config.masters),
+            )
             self.leading.set()
             log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))
             while not self._stop.is_set():
@@ -115,6 +118,7 @@ class Allocator:
             term.close()
         finally:
             self.leading.clear()
+            wire.close()
 
 
 class _Stopped(SpokeError):

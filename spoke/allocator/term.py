@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import cast
 
 from spoke.allocator import decide as core
-from spoke.allocator.commit import COMMIT_LUA, Batch
+from spoke.allocator.commit import Batch
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.outbox import Blobs, effects
 from spoke.allocator.views import Views
+from spoke.allocator.wire import RawRequests, Wire
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.fold import fold
@@ -19,10 +21,14 @@ from spoke.events.state import PoolState
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.launch import unpack_blobs
-from spoke.protocol.server import Redis, read_stream
+from spoke.protocol.server import Redis
 from spoke.version import release_version
 
-BATCH_MAX = 64
+READ_MAX = 256
+CHUNK = 64
+"""Requests in one commit. A longer one would keep the server from everybody else for more than a millisecond."""
+BUSY = 8
+"""With more requests than this at once the views may lag behind a little."""
 IDLE_BLOCK_MS = 500
 STEPS_OF_THE_LINE_MAX = 1_000
 """No batch grants more waiting gangs than this: a commit stops the server while it runs."""
@@ -34,6 +40,7 @@ class Term:
     def __init__(
         self,
         client: Redis,
+        wire: Wire,
         keys: Keys,
         holder: str,
         elected: Elected,
@@ -43,8 +50,7 @@ class Term:
         keep: int,
         gate: Gate,
     ) -> None:
-        self._client, self._keys, self._holder, self._gate = client, keys, holder, gate
-        self._script = client.register_script(COMMIT_LUA)
+        self._client, self._wire, self._keys, self._holder, self._gate = client, wire, keys, holder, gate
         self._epoch, self._cursor = elected.epoch, elected.cursor
         self._leader_ms, self._snapshot_every, self._keep = leader_ms, snapshot_every, keep
         self._set_clock(elected.now_ms)
@@ -55,37 +61,58 @@ class Term:
         self._since_snapshot = 0
         self._expired: list[str] = []
         self._views = Views(keys)
+        self._backlog: deque[tuple[str, dict[bytes, bytes]]] = deque()
+        self._read_to = self._cursor
+        self._committing = 0
+        self._reading = False
+        self._last_size = 0
         stale = [ticket_id.decode() for ticket_id in cast(list[bytes], client.hkeys(keys.tickets))]
         batch = Batch(keys)
         self._record(batch, e.AllocatorElected(holder, elected.epoch, release_version()))
         self._views.write_all(batch, self.state, stale, self._now_ms())
-        self._commit(batch)
+        self._begin_commit(batch)
+        self._settle()
 
     def turn(self) -> None:
-        """Wait for requests, decide them, commit. Raises Fenced, or what the redis client raises."""
-        entries = read_stream(
-            self._client, self._keys.requests, self._cursor, block_ms=self._block_ms(), count=BATCH_MAX
-        )
+        """Wait for requests, decide some, commit. Raises Fenced, or what the redis client raises.
+
+        While there is much to do, requests are decided as the server still commits those before and reads on. Should
+        that commit fail, the term is over, and with it all that was decided since.
+        """
+        chunk = self._next_requests()
+        busy = max(len(chunk), self._last_size) > BUSY
+        self._last_size = len(chunk)
         batch = Batch(self._keys)
         for holder in self._expired:
             self._record_all(batch, core.expire(self.state, holder))
             batch.add("ZREM", self._keys.leases, holder)
         self._expired = []
-        for entry_id, raw in entries:
+        for entry_id, raw in chunk:
             self._decide(batch, self._gate.admit(raw))
-            self._cursor = entry_id.decode()
+            self._cursor = entry_id
         if self.state.queue:
             self._advance_line(batch)
-        if entries:
+        if chunk:
             batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
-        if len(batch) or self._views.pending or self._now_ms() >= self._renew_at_ms:
-            self._commit(batch)
+        self._settle()
+        if len(batch) or self._now_ms() >= self._renew_at_ms:
+            self._begin_commit(batch)
+        if self._views.due(self._now_ms(), busy=busy):  # after the answers, which somebody waits for
+            batch = Batch(self._keys)
+            self._views.write(batch, self.state, self._now_ms())
+            self._begin_commit(batch)
+        if busy:
+            self._begin_read(None)
+        else:
+            self._settle()
 
     def close(self) -> None:
         """End the term in order: leave a snapshot, and let a standby take over at once."""
+        self._settle()  # what was read ahead is left to the next leader
         batch = Batch(self._keys)
         self._add_snapshot(batch)
-        self._commit(batch)
+        self._begin_commit(batch)
+        self._settle()
         resign(self._client, self._keys, self._holder, self._epoch)
 
     def _decide(self, batch: Batch, asked: core.Asked) -> None:
@@ -121,17 +148,43 @@ class Term:
         self._last = (now_ms, 0) if now_ms > ms else (ms, seq + 1)
         return f"{self._last[0]}-{self._last[1]}"
 
-    def _commit(self, batch: Batch) -> None:
+    def _next_requests(self) -> RawRequests:
+        """The next requests in order, no more than one commit can take; waits for them if there are none."""
+        if not self._backlog:
+            self._settle()
+        if not self._backlog:
+            self._begin_read(self._block_ms())
+            self._settle()
+        return [self._backlog.popleft() for _ in range(min(len(self._backlog), CHUNK))]
+
+    def _begin_read(self, block_ms: int | None) -> None:
+        self._wire.send_read(self._keys.requests, self._read_to, block_ms=block_ms, count=READ_MAX)
+        self._reading = True
+
+    def _begin_commit(self, batch: Batch) -> None:
         self._since_snapshot += batch.events
         if self._since_snapshot >= self._snapshot_every:
             self._add_snapshot(batch)
-        if self._views.due(self._now_ms(), batch.events):
-            self._views.write(batch, self.state, self._now_ms())
-        now_ms, self._expired = batch.commit(
-            self._script, self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id
+        keys, packed = batch.sealed()
+        self._wire.send_commit(
+            keys, [self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id, packed]
         )
         self._committed_id = self.state.last_id
-        self._set_clock(now_ms)
+        self._committing += 1
+
+    def _settle(self) -> None:
+        """Wait for what is under way: the commits, then the read behind them."""
+        while self._committing:
+            self._committing -= 1
+            now_ms, expired = self._wire.take_commit()
+            self._expired += [holder for holder in expired if holder not in self._expired]
+            self._set_clock(now_ms)
+        if self._reading:
+            self._reading = False
+            found = self._wire.take_read()
+            if found:
+                self._backlog.extend(found)
+                self._read_to = found[-1][0]
 
     def _add_snapshot(self, batch: Batch) -> None:
         """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base."""

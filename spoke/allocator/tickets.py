@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 from spoke.errors import AlreadyLaunched, Forbidden, InvalidRequest, RankOutOfRange, TicketEnded, UnknownTicket
@@ -114,8 +113,10 @@ def give_back(
 
 def free_nodes(ticket: TicketState, candidates: Iterable[str], dead: Iterable[ActorState] = ()) -> list[e.Event]:
     """Free the candidate nodes on which nothing of a releasing ticket is alive any more (I4)."""
-    dying = Counter(actor.node_id for actor in dead)
-    free = tuple(sorted(n for n in candidates if ticket.alive.get(n, 0) == dying[n]))
+    dying: dict[str, int] = {}
+    for actor in dead:
+        dying[actor.node_id] = dying.get(actor.node_id, 0) + 1
+    free = tuple(sorted(n for n in candidates if ticket.alive.get(n, 0) == dying.get(n, 0)))
     return [e.GangReleased(ticket.ticket_id, free, len(free) == len(ticket.held))] if free else []
 
 

@@ -17,7 +17,6 @@ from spoke.protocol.keys import Keys
 
 ENDED_TICKET_KEPT_S = 3600
 FLUSH_MS = 250
-SMALL_BATCH = 8
 
 
 class Views:
@@ -45,11 +44,9 @@ class Views:
             if ticket_id in self._written and isinstance(event, e.GangReleased) and event.final:
                 self._ended[ticket_id] = flat(ticket_fields(before.tickets[ticket_id]))
 
-    def due(self, now_ms: int, events: int) -> bool:
-        """Whether to write now: there is something, and it waited long enough or the batch was small."""
-        if not self._nodes and not self._tickets:
-            return False
-        return events <= SMALL_BATCH or now_ms - self._written_at_ms >= FLUSH_MS
+    def due(self, now_ms: int, *, busy: bool) -> bool:
+        """Whether to write now: there is something, and there is little else to do or it waited long enough."""
+        return self.pending and (not busy or now_ms - self._written_at_ms >= FLUSH_MS)
 
     @property
     def pending(self) -> bool:

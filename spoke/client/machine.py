@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 from spoke.client.tracking import Ticket
 from spoke.errors import ClientClosed, LeaseLost, LimitExceeded, SpokeError, from_code
+from spoke.events.codec import DecodeError
+from spoke.events.model import GangSpec
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 
@@ -203,7 +205,7 @@ class Machine:
             return self._failed(seq, one, message)
         if type(request) is r.AllocateGang:
             if type(message) is p.Granted:
-                return self._granted(seq, one, message, now)
+                return self._granted(seq, one, request.spec, message, now)
         elif type(request) is r.ReleaseGang:
             outputs = self._gone(request.ticket_id)
             self._forget_release(request.ticket_id, seq)
@@ -217,8 +219,8 @@ class Machine:
             return self._launched(seq, message)
         return [Resolve(seq, message)]
 
-    def _granted(self, seq: int, one: Outstanding, message: p.Granted, now: float) -> list[Output]:
-        ticket = Ticket(message.ticket_id, message.spec, message.slots, message.master_addr, message.master_port)
+    def _granted(self, seq: int, one: Outstanding, spec: GangSpec, message: p.Granted, now: float) -> list[Output]:
+        ticket = Ticket(message.ticket_id, spec, message.slots, message.master_addr, message.master_port)
         self.tickets[message.ticket_id] = ticket
         if one.abandoned:
             return [self._release(message.ticket_id, "granted after its client had given the request up", now)]
@@ -227,6 +229,9 @@ class Machine:
     def _attached(self, seq: int, message: p.Granted) -> list[Output]:
         ticket = self.tickets.get(message.ticket_id)
         if ticket is None:
+            if message.spec is None:
+                text = f"the allocator did not say what ticket {message.ticket_id} is: is it of the same release?"
+                return [Fail(seq, DecodeError(text))]
             ticket = Ticket(
                 message.ticket_id, message.spec, message.slots, message.master_addr, message.master_port, owned=False
             )

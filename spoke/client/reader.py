@@ -10,9 +10,11 @@ from redis.exceptions import RedisError
 
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.protocol.keys import Keys
-from spoke.protocol.server import BLOCK_MS_MAX, StreamEntries, connect
+from spoke.protocol.server import BLOCK_MS_MAX, connect
 
 ENTRIES_MAX: Final = 512
+Replies = list[tuple[bytes, bytes]]
+"""What was answered or told: the seq, and the message as it stands in the stream."""
 
 
 class Reader:
@@ -24,7 +26,7 @@ class Reader:
         keys: Keys,
         client_id: str,
         *,
-        heard: Callable[[StreamEntries], None],
+        heard: Callable[[Replies], None],
         out_of_reach: Callable[[BaseException, float], None],
         back: Callable[[], None],
     ) -> None:
@@ -69,12 +71,11 @@ class Reader:
         try:
             self._connect()
             while not self._stopping.is_set():
-                entries = self._read()
+                replies = self._read()
                 if self._outage.over():
                     self._back()
-                if entries:
-                    self._after = entries[-1][0]
-                    self._heard(entries)
+                if replies:
+                    self._heard(replies)
         except (RedisError, OSError, AttributeError):
             if not self._stopping.is_set():  # else stop() has closed the connection under our feet
                 raise
@@ -86,7 +87,7 @@ class Reader:
             self._connection.disconnect()
             self._connection.connect()
 
-    def _read(self) -> StreamEntries:
+    def _read(self) -> Replies:
         # On the bare connection: this is on the way of every reply, and half as long as through the redis client.
         self._connection.send_command(
             "XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS_MAX, "STREAMS", self._stream, self._after
@@ -95,7 +96,8 @@ class Reader:
         if not found:
             return []
         (entries,) = found.values()
-        return [(entry_id, dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
+        self._after = entries[-1][0]
+        return [pair for _, flat in entries for pair in zip(flat[::2], flat[1::2], strict=True)]
 
     def _failed(self, error: BaseException) -> None:
         assert self._outage.since is not None

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import AuthenticationError, NoPermissionError
@@ -22,7 +23,7 @@ from spoke.client import lifetime
 from spoke.client import machine as m
 from spoke.client.futures import FORKED, Pending
 from spoke.client.patience import log, said
-from spoke.client.reader import Reader
+from spoke.client.reader import Reader, Replies
 from spoke.client.sender import Sender
 from spoke.client.tracking import Ticket
 from spoke.client.upkeep import Timer, Upkeep
@@ -33,7 +34,7 @@ from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, client_prefix
 from spoke.protocol.keys import Keys
 from spoke.protocol.replies import Failed, Message, decode_message
-from spoke.protocol.server import StreamEntries, check_server, connect
+from spoke.protocol.server import check_server, connect
 
 if TYPE_CHECKING:
     from spoke.client.gang import Gang
@@ -77,6 +78,8 @@ class Session:
         self._closing: SpokeError | None = None
         self._closed = threading.Event()
         self._resend_timer: Timer | None = None
+        self._hearing = 0  # the thread in which callbacks run while replies are taken in
+        self._asked_while_hearing = False
         self.gangs: weakref.WeakValueDictionary[str, Gang] = weakref.WeakValueDictionary()
         self._sender = Sender(self, url, self.keys, self.client_id, key)
         self._reader = Reader(
@@ -220,7 +223,10 @@ class Session:
             self._futures[number] = future
             self._sender.queue.append(number)
         try:
-            self._sender.kick(direct=not burst and (self._direct if direct is None else direct))
+            if self._hearing == get_ident():  # a callback: what all of them ask goes out together
+                self._asked_while_hearing = True
+            else:
+                self._sender.kick(direct=not burst and (self._direct if direct is None else direct))
         except BaseException:  # an interrupt: the caller gets no future, so nobody would ever give the answer back
             self.withdraw(future)
             raise
@@ -306,8 +312,8 @@ class Session:
 
     # --- what the shells report ----------------------------------------------------------------------------------
 
-    def _hear(self, entries: StreamEntries) -> None:
-        messages = [message for entry in entries if (message := self._decode(*entry)) is not None]
+    def _hear(self, replies: Replies) -> None:
+        messages = [message for reply in replies if (message := self._decode(*reply)) is not None]
 
         def take_in(machine: m.Machine, now: float) -> list[m.Output]:
             outputs: list[m.Output] = []
@@ -315,15 +321,24 @@ class Session:
                 outputs += machine.receive(seq, message, now)
             return outputs
 
-        self._step(take_in)
-
-    def _decode(self, entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[int, Message] | None:
+        self._hearing = get_ident()
         try:
-            return decode_message(fields)
+            self._step(take_in)
+        finally:
+            self._hearing = 0
+            if self._asked_while_hearing:
+                self._asked_while_hearing = False
+                self._sender.kick(direct=False)
+
+    def _decode(self, seq: bytes, told: bytes) -> tuple[int, Message] | None:
+        if not seq.isdigit():
+            log.error("client %s was told %r, which answers nothing: %r", self.client_id, seq[:100], told[:100])
+            return None
+        try:
+            return int(seq), decode_message(told)
         except DecodeError as error:
-            log.error("reply %s of client %s: %s", entry_id.decode(), self.client_id, error)
-            seq = fields.get(b"seq", b"")
-            return (int(seq), Failed(error.code, str(error))) if seq.isdigit() and int(seq) else None
+            log.error("the answer to request %d of client %s: %s", int(seq), self.client_id, error)
+            return (int(seq), Failed(error.code, str(error))) if int(seq) else None
 
     def take(self, seqs: list[int]) -> list[m.Transmit]:
         """What to send of these requests."""

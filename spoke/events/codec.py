@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
-import orjson
 
 from spoke.errors import LogError, SpokeError, UnknownEvent
 from spoke.events.types import EVENT_TYPES, Event, Recorded
@@ -19,6 +19,7 @@ from spoke.events.types import EVENT_TYPES, Event, Recorded
 Fields = Mapping[bytes, bytes]
 FlatFields = dict[str, str | bytes | int]
 T = TypeVar("T")
+_json = msgspec.json.Encoder().encode
 
 
 class DecodeError(LogError):
@@ -31,43 +32,54 @@ def _text(raw: bytes) -> str:
     return raw.decode()
 
 
-_Column = tuple[str, bytes, Callable[[bytes], Any], bool]
-_COLUMNS: dict[type[Any], tuple[_Column, ...]] = {}
+class _Columns:
+    """How one class of events stands in the stream; worked out once, since every event passes here."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        hints = get_type_hints(cls)
+        names = [f.name for f in fields(cls)]
+        plain: dict[Any, Callable[[bytes], Any]] = {str: _text, int: int}
+        self.readers = [(name, name.encode(), plain.get(hints[name], msgspec.json.decode)) for name in names]
+        self.nested = [at for at, name in enumerate(names) if hints[name] not in plain]
+        self.head = ["type", cls.TYPE, "v", cls.VERSION]
+        self.template = [*self.head, *(item for name in names for item in (name, ""))]
+        self.get = attrgetter(*names) if len(names) > 1 else lambda event: (getattr(event, names[0]),)
 
 
-def _columns(cls: type[Any]) -> tuple[_Column, ...]:
-    """Per field of ``cls``: its name, the name in bytes, the reader, and whether it is written as JSON."""
+_COLUMNS: dict[type[Any], _Columns] = {}
+
+
+def _columns(cls: type[Any]) -> _Columns:
     found = _COLUMNS.get(cls)
     if found is None:
-        hints = get_type_hints(cls)
-        readers: dict[Any, Callable[[bytes], Any]] = {str: _text, int: int}
-        found = _COLUMNS[cls] = tuple(
-            (f.name, f.name.encode(), readers.get(hints[f.name], orjson.loads), hints[f.name] not in readers)
-            for f in fields(cls)
-        )
+        found = _COLUMNS[cls] = _Columns(cls)
     return found
 
 
-def to_fields(value: Any) -> FlatFields:
-    """The flat fields of a dataclass value."""
-    return {
-        name: orjson.dumps(getattr(value, name)) if is_json else getattr(value, name)
-        for name, _, _, is_json in _columns(type(value))
-    }
+def event_args(event: Event) -> list[str | bytes | int]:
+    """The stream fields of an event as XADD takes them, name and value in turn: type, v, then the event's own."""
+    columns = _columns(type(event))
+    values = list(columns.get(event))
+    for at in columns.nested:
+        values[at] = _json(values[at])
+    args = columns.template.copy()
+    args[len(columns.head) + 1 :: 2] = values
+    return args
+
+
+def encode_event(event: Event) -> FlatFields:
+    """The stream fields of an event."""
+    args = event_args(event)
+    return dict(zip(args[::2], args[1::2], strict=True))  # type: ignore[arg-type]
 
 
 def from_fields(cls: type[T], raw: Fields) -> T:
     """The value of type ``cls`` that the flat fields hold; raise DecodeError with the reason if they do not."""
     try:
-        plain = {name: read(raw[key]) for name, key, read, _ in _columns(cls) if key in raw}
+        plain = {name: read(raw[key]) for name, key, read in _columns(cls).readers if key in raw}
         return msgspec.convert(plain, cls)
     except (ValueError, TypeError, SpokeError) as error:
         raise DecodeError(f"the fields do not form a {cls.__name__}: {error}") from error
-
-
-def encode_event(event: Event) -> FlatFields:
-    """The stream fields of an event: ``type``, ``v``, then the event's own."""
-    return {"type": event.TYPE, "v": event.VERSION, **to_fields(event)}
 
 
 def decode_event(event_id: str, raw: Fields) -> Recorded:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
-import orjson
 
 from spoke.events.codec import DecodeError
 from spoke.events.model import ActorSpec
+
+_json = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def encode_order(delivery: Delivery) -> dict[str, str | bytes]:
     raw: dict[str, str | bytes] = {
         "type": delivery.order.TYPE,
         "incarnation": delivery.incarnation,
-        "body": orjson.dumps(delivery.order),
+        "body": _json(delivery.order),
     }
     if delivery.blob:
         raw["blob"] = delivery.blob

@@ -1,16 +1,16 @@
 """Replies and notices: what the allocator tells a client. They stand in ``reply:<client>``.
 
-A reply answers one request (``seq``), exactly once. A notice (``seq`` 0) tells of something that happened.
+A reply answers one request (``seq``), exactly once. A notice (``seq`` 0) tells of something that happened. An entry of
+the stream holds all that one commit has for the client, in order: the field is the seq, the value the message's type,
+a space, and its content in JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
-import orjson
 
 from spoke.events.codec import DecodeError
 from spoke.events.model import GangSpec, Slot
@@ -58,14 +58,14 @@ class ActorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Granted(Message):
-    """The gang has its slots. ``actors`` is filled for a client that attached to a ticket in use."""
+    """The gang has its slots. ``spec`` and ``actors`` are filled for a client that attached to another one's ticket."""
 
     TYPE = "granted"
     ticket_id: str
-    spec: GangSpec
     slots: tuple[Slot, ...]
     master_addr: str
     master_port: int
+    spec: GangSpec | None = None
     actors: tuple[ActorInfo, ...] = ()
 
 
@@ -124,18 +124,22 @@ class SessionLost(Message):
 
 
 _CLASSES = (Done, Failed, Granted, Launched, Queued, ActorEnded, TicketReleasing, TicketReleased, SessionLost)
+_HEADS: dict[type[Message], bytes] = {cls: cls.TYPE.encode() + b" " for cls in _CLASSES}
 _DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES}
+_json = msgspec.json.Encoder().encode
 
 
-def encode_message(seq: int, message: Message) -> dict[str, str | bytes | int]:
-    """The stream fields of a reply (or of a notice, with ``seq`` 0)."""
-    return {"type": message.TYPE, "seq": seq, "body": orjson.dumps(message)}
+def encode_message(message: Message) -> bytes:
+    """The value that tells of the message."""
+    return _HEADS[type(message)] + _json(message)
 
 
-def decode_message(raw: Mapping[bytes, bytes]) -> tuple[int, Message]:
-    """The seq that is answered (0: a notice) and the message; raises DecodeError if the fields hold none."""
+def decode_message(raw: bytes) -> Message:
+    """The message that a value tells of; raises DecodeError if it holds none."""
+    kind, _, body = raw.partition(b" ")
     try:
-        return int(raw[b"seq"]), _DECODERS[raw[b"type"]].decode(raw[b"body"])
+        message: Message = _DECODERS[kind].decode(body)
+        return message
     except (KeyError, ValueError, TypeError) as error:
         raise DecodeError(
             f"a reply cannot be read ({error}): client and allocator must be of the same release"

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
-import orjson
 
 from spoke.errors import SpokeError
 from spoke.events.model import ActorSpec, GangSpec, Member, NodeSpec
@@ -34,6 +33,7 @@ class Request:
 REQUEST_TYPES: dict[str, type[Request]] = {}
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {}
 _R = TypeVar("_R", bound=type[Request])
+_json = msgspec.json.Encoder().encode
 
 
 def _request(name: str, version: int = 1) -> Callable[[_R], _R]:
@@ -195,8 +195,7 @@ class Tick(Request):
     VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A request and who asked. For an agent's report ``seq`` is 0 and ``node_id`` is set."""
 
     request: Request
@@ -209,8 +208,7 @@ class Envelope:
     """Whose signature was checked; None in a pool without a master key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Garbage:
+class Garbage(NamedTuple):
     """A request that could not be read: what is known of who sent it, and why it is refused."""
 
     client_id: str
@@ -230,7 +228,7 @@ def encode_request(envelope: Envelope, key: Key | None = None, pool: str = "") -
         raw["node_id"], raw["incarnation"] = envelope.node_id, envelope.incarnation
     else:
         raw["client_id"], raw["seq"] = envelope.client_id, envelope.seq
-    raw["body"] = orjson.dumps(request)
+    raw["body"] = _json(request)
     if envelope.blobs:
         raw["blobs"] = envelope.blobs
     if key is not None:

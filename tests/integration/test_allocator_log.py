@@ -59,10 +59,11 @@ class Asker:
         while wait:
             for entry_id, raw in read_stream(self._redis, self._keys.reply("asker"), self._last, block_ms=500):
                 self._last = entry_id.decode()
-                seq, message = p.decode_message(raw)
-                if seq == self._seq:
-                    return message
-                assert seq == 0, f"request {seq} was answered twice: {message}"
+                for field, told in raw.items():
+                    seq, message = int(field), p.decode_message(told)
+                    if seq == self._seq:
+                        return message
+                    assert seq == 0, f"request {seq} was answered twice: {message}"
             assert time.monotonic() < deadline
         return p.Done()
 
@@ -127,7 +128,7 @@ def test_verify_finds_what_no_allocator_would_write(shared_server: EmbeddedServe
         granted = Asker(redis, keys).ask(r.AllocateGang(gang(), 0))
         assert isinstance(granted, p.Granted)
     assert verify(log).ok
-    forged = e.GangAllocated("t-2", "asker", 9, granted.spec, granted.slots, "127.0.0.1", 0, "pack/1")
+    forged = e.GangAllocated("t-2", "asker", 9, gang(), granted.slots, "127.0.0.1", 0, "pack/1")
     redis.xadd(keys.events, encode_event(forged))  # type: ignore[arg-type]
     report = verify(log)
     assert not report.ok

@@ -397,7 +397,7 @@ def test_a_reply_that_cannot_be_read_fails_its_request(client: spoke.Client, all
     assert asked
     seq = allocator.seen[-1].seq
     key = allocator.keys.reply(client.client_id)
-    allocator._redis.xadd(key, {"type": "granted", "seq": 0, "body": b"{"})
-    allocator._redis.xadd(key, {"type": "granted", "seq": seq, "body": b"{"})
+    allocator._redis.xadd(key, {0: b"granted {", "what": b"granted {}"})
+    allocator._redis.xadd(key, {seq: b"granted {"})
     with pytest.raises(spoke.SpokeError, match="same release"):
         future.result(T_S)

@@ -1,0 +1,63 @@
+"""The leader's connection to the server: commits and reads go out without waiting for the answer of the one before.
+
+So the server works on one commit while the next one is decided. Answers come in the order of what was sent, and are
+taken in that order.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from spoke.errors import Fenced
+from spoke.protocol.server import Redis
+
+_COMMIT_LUA: Final = files("spoke.allocator").joinpath("commit.lua").read_text()
+
+RawRequests = list[tuple[str, dict[bytes, bytes]]]
+
+
+class Wire:
+    """One connection, owned by one term of leadership. What it raises ends the term."""
+
+    def __init__(self, client: Redis) -> None:
+        self._sha: Any = client.script_load(_COMMIT_LUA)
+        self._pool = client.connection_pool
+        self._connection: Any = self._pool.get_connection()
+
+    def send_commit(self, keys: list[str], args: list[str | bytes | int]) -> None:
+        """Begin a commit; see ``commit.lua`` for the arguments."""
+        self._connection.send_command("EVALSHA", self._sha, len(keys), *keys, *args, check_health=False)
+
+    def take_commit(self) -> tuple[int, list[str]]:
+        """The end of a commit: the server's time in ms, and the lease holders that have run out.
+
+        Raises Fenced if another allocator leads, or if the log is not as it was left.
+        """
+        try:
+            found: Any = self._connection.read_response()
+        except ResponseError as error:
+            if "FENCED" in str(error) or "DIVERGED" in str(error):
+                raise Fenced(f"this allocator no longer leads the pool: {error}") from error
+            raise
+        return int(found[0]), [holder.decode() for holder in found[1:]]
+
+    def send_read(self, stream: str, after: str, *, block_ms: int | None, count: int) -> None:
+        """Begin to read on in a stream, and wait up to ``block_ms`` for the first entry (None: not at all)."""
+        wait = () if block_ms is None else ("BLOCK", block_ms)
+        self._connection.send_command("XREAD", "COUNT", count, *wait, "STREAMS", stream, after, check_health=False)
+
+    def take_read(self) -> RawRequests:
+        """The entries that were read, by their ids."""
+        found: Any = self._connection.read_response()
+        if not found:
+            return []
+        (entries,) = found.values()
+        return [(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
+
+    def close(self) -> None:
+        """Drop the connection, with whatever is under way on it."""
+        self._connection.disconnect()
+        self._pool.release(self._connection)
