@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +72,7 @@ def test_nobody_speaks_for_another(client_id: str, key: Key | None) -> None:
 
 @pytest.mark.parametrize("field", [b"type", b"seq", b"client_id", b"body", b"blobs", b"by", b"mac", b"v"])
 def test_a_signature_covers_every_field(field: bytes) -> None:
-    raw = raw_of(replace(asks("alice.1"), blobs=b"blob"), ALICE)
+    raw = raw_of(asks("alice.1")._replace(blobs=b"blob"), ALICE)
     raw[field] = raw[field][:-1] + bytes([raw[field][-1] ^ 1])
     assert isinstance(Gate("p", (MASTER,)).admit(raw), r.Garbage)
 
@@ -86,7 +85,7 @@ def test_a_node_reports_for_itself_only() -> None:
     report = r.Envelope(r.LeaveNode(), node_id="n1", incarnation="i")
     for key in (NODE, ANY_NODE):
         assert isinstance(admitted(report, key), r.Envelope)
-    assert isinstance(admitted(replace(report, node_id="n2"), NODE), r.Garbage)
+    assert isinstance(admitted(report._replace(node_id="n2"), NODE), r.Garbage)
     assert isinstance(admitted(report, ALICE), r.Garbage)
 
 
