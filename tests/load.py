@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import Future
 
 import spoke
+from spoke.errors import ServerUnsuitable
 from tests.fakes import eventually
 
 T_S = 90.0
 
 
 class Load:
-    """Threads, each with a client of its own. ``granted`` are all ticket ids, in the order of their answers."""
+    """Threads, each with a client of its own. ``granted`` are all ticket ids, in the order of their answers.
+
+    A request that the server itself refuses (full, read-only) is an answer, too: it is counted and asked again.
+    """
 
     def __init__(self, url: str, pool: str, threads: int = 3) -> None:
         self.granted: list[str] = []
+        self.refused = 0
         self.errors: list[BaseException] = []
         self._url, self._pool = url, pool
         self._stop = threading.Event()
@@ -46,8 +53,26 @@ class Load:
                 while not self._stop.is_set():
                     futures = [client.gang_allocate(1, 1, spoke.Resources(gpus=1), timeout=T_S) for _ in range(2)]
                     for future in futures:
-                        gang = future.result(T_S)
-                        self.granted.append(gang.ticket_id)
-                        assert gang.release().result(T_S)
+                        self._take_and_give_back(future)
         except BaseException as error:
             self.errors.append(error)
+
+    def _take_and_give_back(self, future: Future[spoke.Gang]) -> None:
+        try:
+            gang = future.result(T_S)
+        except ServerUnsuitable:
+            self._refuse()
+            return
+        self.granted.append(gang.ticket_id)
+        deadline = time.monotonic() + T_S
+        while True:
+            try:
+                gang.release().result(T_S)
+                return
+            except ServerUnsuitable:
+                assert time.monotonic() < deadline
+                self._refuse()
+
+    def _refuse(self) -> None:
+        self.refused += 1
+        self._stop.wait(0.02)

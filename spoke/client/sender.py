@@ -28,7 +28,7 @@ from spoke.errors import InvalidRequest, SpokeError
 from spoke.protocol.identity import Key
 from spoke.protocol.keys import Keys
 from spoke.protocol.requests import Envelope, encode_request
-from spoke.protocol.server import connect, explain
+from spoke.protocol.server import connect, explain, transient
 
 BATCH_MAX: Final = 256
 BATCH_BYTES_MAX: Final = 8 << 20
@@ -182,6 +182,8 @@ class Sender:
                 try:
                     self._connection.read_response()
                 except ResponseError as error:
+                    if transient(error):
+                        raise
                     refused.append((seq, explain(error, self._url)))
                     self._demoted |= isinstance(error, ReadOnlyError)
                 acked += 1

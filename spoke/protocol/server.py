@@ -32,6 +32,8 @@ BLOCK_MS_MAX = 2_000
 SOCKET_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 
+_TRANSIENT = ("BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
+
 Redis = redis.Redis
 
 
@@ -113,6 +115,13 @@ def explain(error: Exception, url: str) -> ServerError:
         return ServerUnsuitable(
             f"the server at {where} is a node of a cluster ({text}): use redis+cluster://HOST:PORT,HOST:PORT"
         )
+    if text.startswith("BUSY"):
+        return ServerUnreachable(f"the server at {where} is held up by a script (SCRIPT KILL ends it)")
+    if text.startswith("NOREPLICAS"):
+        return ServerUnsuitable(
+            f"the server at {where} refuses writes, since too few replicas follow it (min-replicas-to-write): "
+            f"look at INFO replication there"
+        )
     if text.startswith("MISCONF"):
         return ServerUnsuitable(f"the server at {where} cannot write its data to disk and refuses writes: {text}")
     if isinstance(error, rx.BusyLoadingError):
@@ -124,14 +133,9 @@ def explain(error: Exception, url: str) -> ServerError:
     return ServerError(f"the server at {where} answered {text!r}")
 
 
-def retryable(error: BaseException) -> bool:
-    """Whether the same command may succeed a little later."""
-    if isinstance(error, (rx.AuthenticationError, rx.NoPermissionError)):
-        return False
-    if isinstance(error, (rx.ConnectionError, rx.TimeoutError, rx.BusyLoadingError, rx.ReadOnlyError, OSError)):
-        return True
-    text = str(error)
-    return isinstance(error, rx.ResponseError) and text.startswith(("OOM", "BUSY", "MISCONF", "READONLY", "LOADING"))
+def transient(error: BaseException) -> bool:
+    """Whether the server refuses for a moment only: a script that runs, a failover, replicas that must catch up."""
+    return isinstance(error, rx.ResponseError) and str(error).startswith(_TRANSIENT)
 
 
 StreamEntries = list[tuple[bytes, dict[bytes, bytes]]]

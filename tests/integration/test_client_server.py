@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from redis.exceptions import RedisError, ResponseError
 
 import spoke
 from spoke.cli.embedded import EmbeddedServer, free_port
 from spoke.errors import AuthenticationFailed, InvalidRequest, ServerUnreachable, ServerUnsuitable
 from spoke.protocol import requests as r
 from spoke.protocol import server as protocol_server
-from spoke.protocol.server import connect
+from spoke.protocol.server import Redis, connect
 from tests.fakes import FakeAllocator, eventually
 
 T_S = 30
@@ -180,6 +184,51 @@ def test_a_server_that_becomes_a_replica_is_told_and_forgiven(server: EmbeddedSe
         admin.replicaof("NO", "ONE")
         assert client.gang_allocate(1, 1).result(T_S)
     admin.close()
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(tmp_path: Path, pool: str) -> None:
+    with (
+        EmbeddedServer(tmp_path / "server", options=("--busy-reply-threshold", "50")) as server,
+        FakeAllocator(server.url, pool),
+        spoke.Client(server.url, pool=pool, lease_s=60) as client,
+        closing(connect(server.url, timeout_s=60)) as admin,
+        closing(connect(server.url)) as other,
+    ):
+        script = threading.Thread(target=lambda: _ignoring_errors(lambda: admin.eval("while true do end", 0)))
+        script.start()
+        eventually(lambda: _is_refused(other, "BUSY"))
+        futures = [client.gang_allocate(1, 1) for _ in range(20)]
+        time.sleep(0.5)
+        assert not any(future.done() for future in futures)
+        other.script_kill()
+        script.join(T_S)
+        assert len({future.result(T_S).ticket_id for future in futures}) == 20
+
+
+def test_a_primary_without_its_replica_is_asked_again(server: EmbeddedServer, pool: str) -> None:
+    with (
+        FakeAllocator(server.url, pool),
+        spoke.Client(server.url, pool=pool, lease_s=60) as client,
+        closing(connect(server.url)) as admin,
+    ):
+        admin.config_set("min-replicas-to-write", 1)
+        futures = [client.gang_allocate(1, 1) for _ in range(20)]
+        eventually(lambda: _is_refused(admin, "NOREPLICAS"))
+        admin.config_set("min-replicas-to-write", 0)
+        assert len({future.result(T_S).ticket_id for future in futures}) == 20
+
+
+def _is_refused(admin: Redis, code: str) -> bool:
+    try:
+        admin.set("probe", "x")
+    except ResponseError as error:
+        return str(error).startswith(code)
+    return False
+
+
+def _ignoring_errors(act: Callable[[], object]) -> None:
+    with suppress(RedisError):
+        act()
 
 
 def test_a_password_that_changed_fails_what_waits_at_once(server: EmbeddedServer, pool: str) -> None:
