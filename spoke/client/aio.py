@@ -8,7 +8,7 @@ awaits a request withdraws the request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,6 +20,7 @@ from spoke.client.sync import CLOSE_TIMEOUT_S, Client
 from spoke.client.tracking import ActorExit
 from spoke.errors import ClientClosed
 from spoke.events.model import OnFailure, Resources, Slot
+from spoke.transport import Stream
 
 T = TypeVar("T")
 _NO_NEED = Resources()
@@ -81,6 +82,14 @@ class AsyncActorHandle:
             return await asyncio.wrap_future(self.sync.call(method, *args, **kwargs))
         return await _await_late(self.sync.call, method, *args, **kwargs)
 
+    def stream(self, method: str, /, *args: Any, **kwargs: Any) -> AsyncStream:
+        """Call a method that yields: ``async for item in handle.stream("method", ...)``; see ``ActorHandle.stream``."""
+        return AsyncStream(self.sync, method, args, kwargs)
+
+    async def tell(self, method: str, /, *args: Any, **kwargs: Any) -> None:
+        """Call a method and wait for nothing; see ``ActorHandle.tell``."""
+        await asyncio.to_thread(self.sync.tell, method, *args, **kwargs)
+
     async def stop(self) -> bool:
         """Ask the actor to stop; see ``ActorHandle.stop``."""
         return await asyncio.wrap_future(self.sync.stop())
@@ -95,6 +104,46 @@ class AsyncActorHandle:
 
     def __repr__(self) -> str:
         return f"<Async{repr(self.sync)[1:]}"
+
+
+class AsyncStream(AsyncIterator[Any]):
+    """``Stream`` for asyncio. It begins with the first item that is asked for; raises what ``stream`` raises then."""
+
+    def __init__(self, handle: ActorHandle, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._handle = handle
+        self._call = (method, args, kwargs)
+        self._stream: Stream | None = None
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._closed:
+            raise StopAsyncIteration
+        stream = self._stream
+        if stream is None:
+            stream = self._begin() if self._handle.is_connected else await asyncio.to_thread(self._begin)
+            self._stream = stream
+        return await anext(stream)
+
+    def _begin(self) -> Stream:
+        method, args, kwargs = self._call
+        return self._handle.stream(method, *args, **kwargs)
+
+    async def aclose(self) -> None:
+        """Stop the method, unless it has ended; see ``Stream.close``."""
+        self._closed = True
+        if self._stream is not None:
+            self._stream.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
 
 class AsyncGang:

@@ -12,6 +12,7 @@ from spoke.client.tracking import ActorExit, Ticket
 from spoke.errors import ActorUnreachable, InvalidRequest, SpokeError
 from spoke.events.model import Slot
 from spoke.protocol.replies import ActorInfo
+from spoke.transport import Stream
 
 if TYPE_CHECKING:
     from spoke.client.gang import Gang
@@ -123,6 +124,38 @@ class ActorHandle:
         Raises NotSerializable for arguments that are not data, InvalidRequest for an actor that is a command. The
         first call opens the connection, for which it may take up to 10 s.
         """
+        try:
+            connection = self._connection(method)
+        except InvalidRequest:
+            raise
+        except SpokeError as error:
+            return failed(error)
+        future = connection.call(method, args, kwargs, timeout_s=self._timeout_s)
+        future.gang = self._gang  # type: ignore[attr-defined]  # whoever waits for the result keeps the actor
+        return future
+
+    def stream(self, method: str, /, *args: Any, **kwargs: Any) -> Stream:
+        """Call a method that yields; iterate over the stream, with ``for`` or ``async for``, to get what it yields.
+
+        The actor runs ahead by at most 64 items or 8 MiB. Leaving the loop early is an end, too: close the stream (or
+        use it in a ``with`` block), and the method's ``finally`` runs. Iterating raises ActorError (the method raised),
+        ActorUnreachable, or CallTimeout when an item takes longer than the handle's ``timeout_s``. Raises, besides what
+        ``call`` raises, ActorUnreachable.
+        """
+        stream = self._connection(method).stream(method, args, kwargs, timeout_s=self._timeout_s)
+        stream.gang = self._gang  # type: ignore[attr-defined]  # whoever reads keeps the actor
+        return stream
+
+    def tell(self, method: str, /, *args: Any, **kwargs: Any) -> None:
+        """Call a method and wait for nothing, neither for a result nor for an error: those are logged at the actor.
+
+        It starts after everything this client called before on this actor, and is sent at most once: a ``call`` that
+        is answered later says that all that was told before has arrived. Raises ActorUnreachable where the actor is
+        known to be gone, LimitExceeded where it does not read, and what ``call`` raises.
+        """
+        self._connection(method).tell(method, args, kwargs)
+
+    def _connection(self, method: str) -> transport.Connection:
         self._gang.client.check_process()
         if not self._actor.address:
             raise InvalidRequest(
@@ -131,14 +164,8 @@ class ActorHandle:
             )
         end = self.exit
         if end is not None:
-            return failed(self._ended(end))
-        try:
-            connection = self._gang.line(self._actor).connection()
-        except SpokeError as error:
-            return failed(error)
-        future = connection.call(method, args, kwargs, timeout_s=self._timeout_s)
-        future.gang = self._gang  # type: ignore[attr-defined]  # whoever waits for the result keeps the actor
-        return future
+            raise self._ended(end)
+        return self._gang.line(self._actor).connection()
 
     @property
     def is_connected(self) -> bool:

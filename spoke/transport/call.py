@@ -1,53 +1,24 @@
-"""Calls from the caller's side: one connection, any number of outstanding futures, and nobody woken in vain.
-
-A thread that waits for a result reads the connection itself, so that the answer needs no hand-over between threads.
-Only when nobody waits (callbacks, asyncio, ``concurrent.futures.wait``) does the connection's own thread read. The
-two share ``_reading``: whoever holds it reads. The own thread's epoll is one-shot: it must be *armed* to be woken by
-an answer. A waiting thread disarms it, and arms it again when it leaves other calls behind. When it leaves none, the
-same will probably happen again, and an answer may come before the next call is waited for: so it stays disarmed, and
-the own thread *watches* for a while: every tick it looks whether a call is outstanding that nobody waits for.
-
-Futures are completed only after ``_reading`` was let go, so that a callback may itself wait for another call.
-"""
+"""Calls from the caller's side: call, stream, tell."""
 
 from __future__ import annotations
 
-import contextlib
-import heapq
 import math
-import os
-import select
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final, Self
 
-from spoke.errors import (
-    ActorUnreachable,
-    CallTimeout,
-    InvalidRequest,
-    LimitExceeded,
-    MalformedData,
-    NotSerializable,
-    SpokeError,
-)
-from spoke.transport.endpoint import Endpoint, EndpointClosed
-from spoke.transport.frames import FRAME_BYTES_MAX, Frame, Incoming, Kind
-from spoke.transport.messages import pack_call, unpack_error
-from spoke.transport.serve import CallServer
+from spoke.errors import ActorUnreachable, InvalidRequest, NotSerializable
+from spoke.transport.channel import Channel
+from spoke.transport.credit import Window
+from spoke.transport.frames import FRAME_BYTES_MAX, Kind
+from spoke.transport.future import CallFuture, StreamFuture
+from spoke.transport.messages import pack_call, pack_stream
+from spoke.transport.stream import Stream
 from spoke.transport.tcp import dial
-from spoke.transport.values import unpack
 
-__all__ = ["CallFuture", "CallServer", "Connection", "connect"]
-
-CLOSE_S: Final = 5.0
-_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
-_FLUSH: Final = select.EPOLLOUT | select.EPOLLONESHOT
-_STALE_DEADLINES: Final = 1024
-_TICK_S: Final = 0.002
-_WATCH_TICKS: Final = 25
+_WINDOW: Final = Window()
 
 
 def connect(address: str, secret: bytes, *, timeout_s: float = 10.0, limit_bytes: int = FRAME_BYTES_MAX) -> Connection:
@@ -55,72 +26,8 @@ def connect(address: str, secret: bytes, *, timeout_s: float = 10.0, limit_bytes
     return Connection(dial(address, secret, timeout_s=timeout_s, limit_bytes=limit_bytes))
 
 
-class CallFuture(Future[Any]):
-    """The future of one call. Waiting for it reads the connection; cancelling it tells the actor."""
-
-    def __init__(self, connection: Connection, method: str, deadline: float) -> None:
-        super().__init__()
-        self._connection = connection
-        self.method = method
-        self.deadline = deadline
-        self.call_id = 0
-
-    def result(self, timeout: float | None = None) -> Any:
-        """The method's result; raises what the call failed with, or TimeoutError after ``timeout`` seconds."""
-        return super().result(self._connection.read_for(self, timeout))
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the call failed with, or None; raises TimeoutError after ``timeout`` seconds."""
-        return super().exception(self._connection.read_for(self, timeout))
-
-    def cancel(self) -> bool:
-        """Give the call up: an async method is cancelled, a waiting one never starts, a running one is ignored."""
-        if not super().cancel():
-            return False
-        self._connection.forget(self)
-        return True
-
-
-class Connection:
+class Connection(Channel):
     """Calls to one actor; usable from any number of threads. Its owner closes it."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._lock = threading.Lock()
-        self._pending: dict[int, CallFuture] = {}
-        self._next_id = 1
-        self._deadlines: list[tuple[float, int]] = []
-        self._wake_at = math.inf
-        self._end: str | None = None
-        self._freed = False
-        self._reading = threading.Lock()
-        self._leader: CallFuture | None = None
-        self._armed = True
-        self._watching = False
-        self._fd = endpoint.readable_fd()
-        self._flush_fd = endpoint.flush_fd()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes the own thread
-        self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes the thread that waits and reads
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
-        self._poll.register(self._nudge, select.POLLIN)
-        self._epoll = select.epoll()
-        self._epoll.register(self._bell, select.EPOLLIN)
-        self._epoll.register(self._flush_fd, 0)
-        self._epoll.register(self._fd, _ONCE)
-        endpoint.wants_flush = self._arm_flush
-        self._thread = threading.Thread(target=self._run, name=f"spoke-calls-{endpoint.peer}", daemon=True)
-        self._thread.start()
-
-    @property
-    def closed(self) -> bool:
-        """Whether no call can be made any more."""
-        return self._end is not None
-
-    @property
-    def transport(self) -> str:
-        """The name of what carries the calls."""
-        return self._endpoint.transport
 
     def __enter__(self) -> Self:
         return self
@@ -145,8 +52,7 @@ class Connection:
         read has let it wait a second, after which the rest is copied. LimitExceeded in the future: the arguments are
         too large, or too many calls wait already.
         """
-        if not isinstance(method, str):
-            raise InvalidRequest(f"a method's name is text, not {type(method).__name__}")
+        _check_name(method)
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         future = CallFuture(self, method, deadline)
         try:
@@ -154,272 +60,41 @@ class Connection:
         except NotSerializable as error:
             future.set_exception(error)
             return future
-        if not self._enter(future):
-            return future
-        try:
-            self._endpoint.send(Kind.CALL, future.call_id, header, buffers, may_wait=True, must=False)
-        except LimitExceeded as error:
-            self._fail_call(future.call_id, error)
-        except EndpointClosed as error:
-            self._end_with(str(error))
-        except BaseException:
-            self.forget(future)
-            raise
+        self.send_for(future, Kind.CALL, header, buffers)
         return future
 
-    def close(self) -> None:
-        """End the connection and free it, in any state and within seconds; outstanding calls fail."""
-        self._end_with("it was closed on this side")
-        if threading.current_thread() is not self._thread:
-            self._thread.join(CLOSE_S)
-
-    # What a future asks of its connection.
-
-    def read_for(self, future: CallFuture, timeout_s: float | None) -> float | None:
-        """Read until the future is done or somebody else reads; how much of the timeout is left."""
-        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        while not future.done() and self._end is None:
-            if not self._reading.acquire(blocking=False):
-                break  # whoever reads completes this future too, or lets the own thread go on
-            found: list[Incoming] = []
-            try:
-                self._leader = future
-                if not future.done() and self._end is None:
-                    if self._armed:
-                        self._armed = False
-                        self._epoll.modify(self._fd, 0)
-                    found = self._wait_and_receive(min(until, future.deadline))
-            finally:
-                self._leader = None
-                self._reading.release()
-                if len(self._pending) > len(found):
-                    self._arm()
-                elif not self._watching:
-                    self._watch()
-            self._deliver(found)
-            now = time.monotonic() if until < math.inf or future.deadline < math.inf else 0.0
-            if now >= future.deadline:
-                self._expire(now)
-            if now >= until:
-                break
-        return None if timeout_s is None else max(0.0, until - time.monotonic())
-
-    def forget(self, future: CallFuture) -> None:
-        """The future was cancelled: nobody waits for its answer any more."""
-        with self._lock:
-            known = self._pending.pop(future.call_id, None)
-        if known is None:
-            return
-        future.cancel()
-        future.set_running_or_notify_cancel()
-        self._nudge_leader(future)
-        self._send_cancel(future.call_id)
-
-    # Outstanding calls.
-
-    def _enter(self, future: CallFuture) -> bool:
-        """Put the future among the outstanding ones, unless the connection has ended."""
-        with self._lock:
-            if self._end is not None:
-                end = self._end
-            else:
-                future.call_id = self._next_id
-                self._next_id += 1
-                self._pending[future.call_id] = future
-                if future.deadline < math.inf:
-                    self._enter_deadline(future)
-                return True
-        future.set_exception(self._unreachable(future, end))
-        return False
-
-    def _enter_deadline(self, future: CallFuture) -> None:
-        if len(self._deadlines) > _STALE_DEADLINES + 2 * len(self._pending):
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._pending]
-            heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (future.deadline, future.call_id))
-        if future.deadline < self._wake_at:
-            self._wake_at = future.deadline
-            os.eventfd_write(self._bell, 1)
-
-    def _expire(self, now: float) -> float | None:
-        """Fail the calls whose time is over; seconds until the next one's is."""
-        late: list[int] = []
-        with self._lock:
-            while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._pending):
-                deadline, call_id = heapq.heappop(self._deadlines)
-                if deadline <= now and call_id in self._pending:
-                    late.append(call_id)
-            self._wake_at = self._deadlines[0][0] if self._deadlines else math.inf
-        for call_id in late:
-            future = self._pending.get(call_id)
-            if future is not None:
-                text = f"{future.method} on {self._endpoint.peer} got no answer in time; the actor may still be busy"
-                if self._fail_call(call_id, CallTimeout(text)):
-                    self._send_cancel(call_id)
-        return None if self._wake_at == math.inf else max(0.0, self._wake_at - time.monotonic())
-
-    def _send_cancel(self, call_id: int) -> None:
-        with contextlib.suppress(LimitExceeded):
-            try:
-                self._endpoint.send(Kind.CANCEL, call_id, b"", (), may_wait=False, must=False)
-            except EndpointClosed as error:
-                self._end_with(str(error))
-
-    def _fail_call(self, call_id: int, error: SpokeError) -> bool:
-        with self._lock:
-            future = self._pending.pop(call_id, None)
-        if future is None:
-            return False
-        if future.set_running_or_notify_cancel():
+    def stream(
+        self,
+        method: str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float | None = None,
+        window: Window = _WINDOW,
+    ) -> Stream:
+        """Call a method that yields; the items come through the stream, and so does everything that goes wrong."""
+        _check_name(method)
+        future = StreamFuture(self, method, window)
+        try:
+            header, buffers = pack_stream(method, args, kwargs or {}, window)
+        except NotSerializable as error:
             future.set_exception(error)
-        self._nudge_leader(future)
-        return True
+        else:
+            self.send_for(future, Kind.STREAM, header, buffers)
+        return Stream(future, timeout_s)
 
-    def _nudge_leader(self, future: CallFuture) -> None:
-        if self._leader is future:
-            with self._lock:
-                if not self._freed:
-                    os.eventfd_write(self._nudge, 1)
+    def tell(self, method: str, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None) -> None:
+        """Call a method and wait for nothing: it starts after all that was called before; its errors are logged there.
 
-    # Reading: only with _reading held.
+        Raises ActorUnreachable, NotSerializable, or LimitExceeded when too much waits already.
+        """
+        _check_name(method)
+        header, buffers = pack_call(method, args, kwargs or {})
+        end = self.send_unanswered(Kind.TELL, header, buffers)
+        if end:
+            raise ActorUnreachable(f"{method} could not be told to {self.peer}: {end}")
 
-    def _wait_and_receive(self, until: float) -> list[Incoming]:
-        while self._end is None:
-            wait_ms = None if until == math.inf else max(0.0, until - time.monotonic()) * 1000
-            ready = self._poll.poll(wait_ms)
-            if not ready:
-                return []
-            for fd, _ in ready:
-                if fd == self._nudge:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(self._nudge)
-                    return []
-            if found := self._receive():
-                return found
-            if until < math.inf and time.monotonic() >= until:
-                return []
-        return []
 
-    def _receive(self) -> list[Incoming]:
-        try:
-            return self._endpoint.receive()
-        except (EndpointClosed, MalformedData) as error:
-            self._end_with(str(error))
-            return []
-        except BaseException:  # Ctrl-C between a read and its bookkeeping: the stream's place is lost
-            self._end_with("reading from it was interrupted")
-            raise
-
-    def _deliver(self, found: list[Incoming]) -> None:
-        try:
-            for incoming in found:
-                self._deliver_one(incoming)
-        except BaseException:
-            self._end_with("the delivery of answers was interrupted")
-            raise
-
-    def _deliver_one(self, incoming: Incoming) -> None:
-        with self._lock:
-            future = self._pending.pop(incoming.call_id, None)
-        if future is None or not future.set_running_or_notify_cancel():
-            return  # cancelled or late
-        try:
-            if not isinstance(incoming, Frame):
-                raise LimitExceeded(f"the answer of {future.method} cannot be taken: {incoming}")
-            if incoming.kind is Kind.RESULT:
-                future.set_result(unpack(incoming.header, incoming.buffers))
-            else:
-                future.set_exception(unpack_error(incoming))
-        except Exception as error:
-            future.set_exception(error)
-        self._nudge_leader(future)  # who waits for it may have begun to read since this was read
-
-    # The own thread.
-
-    def _run(self) -> None:
-        seen_id = quiet_ticks = 0
-        while self._end is None:
-            patience_s = self._expire(time.monotonic())
-            if self._watching:
-                patience_s = _TICK_S if patience_s is None else min(patience_s, _TICK_S)
-                quiet_ticks = quiet_ticks + 1 if self._next_id == seen_id else 0
-                seen_id = self._next_id
-                if quiet_ticks > _WATCH_TICKS or (self._pending and self._leader is None):
-                    self._watching = False
-                    self._arm()
-                    continue
-            for fd, _ in self._epoll.poll(patience_s):
-                if fd == self._bell:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(self._bell)
-                elif fd == self._flush_fd:
-                    self._flush()
-                elif self._reading.acquire(blocking=False):
-                    found: list[Incoming] = []
-                    try:
-                        if self._end is None:
-                            found = self._receive()
-                    finally:
-                        self._armed = False
-                        self._reading.release()
-                        self._arm()
-                    self._deliver(found)
-                    del found
-        self._free()
-
-    def _flush(self) -> None:
-        try:
-            if not self._endpoint.flush():
-                self._arm_flush()
-        except EndpointClosed as error:
-            self._end_with(str(error))
-
-    def _arm(self) -> None:
-        with self._lock:
-            if not self._freed:
-                self._armed = True
-                self._epoll.modify(self._fd, _ONCE)
-
-    def _watch(self) -> None:
-        with self._lock:
-            if not self._freed:
-                self._watching = True
-                os.eventfd_write(self._bell, 1)
-
-    def _arm_flush(self) -> None:
-        with self._lock:
-            if not self._freed:
-                self._epoll.modify(self._flush_fd, _FLUSH)
-
-    def _end_with(self, reason: str) -> None:
-        """End the connection; its own thread fails what is outstanding, and frees."""
-        with self._lock:
-            if self._end is None:
-                self._end = reason
-            if self._freed:
-                return
-            os.eventfd_write(self._bell, 1)
-        self._endpoint.shutdown()
-
-    def _unreachable(self, future: CallFuture, reason: str) -> ActorUnreachable:
-        return ActorUnreachable(
-            f"{future.method} on {self._endpoint.peer} got no answer, since the connection has ended: {reason}"
-        )
-
-    def _free(self) -> None:
-        self._endpoint.shutdown()
-        with self._lock:
-            left = list(self._pending.values())
-            self._pending.clear()
-            self._deadlines.clear()
-        for future in left:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(self._unreachable(future, self._end or ""))
-        if not self._reading.acquire(timeout=CLOSE_S):
-            return  # a reader that does not leave after a shutdown: rather leak than close under it
-        with self._lock:
-            self._freed = True
-            self._epoll.close()
-            os.close(self._bell)
-            os.close(self._nudge)
-        self._endpoint.close()
+def _check_name(method: str) -> None:
+    if not isinstance(method, str):
+        raise InvalidRequest(f"a method's name is text, not {type(method).__name__}")

@@ -36,10 +36,16 @@ _HUGE_PAGE_BYTES: Final = 2 << 20
 class Kind(IntEnum):
     """What a frame says."""
 
-    CALL = 1
-    RESULT = 2
+    CALL = 1  # of a method of the target
+    RESULT = 2  # the answer, or a stream's end
     ERROR = 3
     CANCEL = 4
+    STREAM = 5  # a call whose results come one by one, within the credit it carries
+    ITEM = 6  # one of them
+    CREDIT = 7  # so many of them were consumed
+    TELL = 8  # a call that nobody waits for
+    ASK = 9  # a call of the server itself: memory, mail, who it is
+    MAILBOX = 10  # a stream of what the target pushes, within the credit it carries
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}

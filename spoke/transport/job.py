@@ -1,20 +1,18 @@
-"""What a server keeps of its callers and their calls, the table of what may be called, and the event loop's thread."""
+"""What a server keeps of its callers and of what they have asked for."""
 
 from __future__ import annotations
 
-import inspect
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
-from spoke.errors import ActorError
+from spoke.transport.credit import SenderCredit
 from spoke.transport.endpoint import Endpoint
+from spoke.transport.frames import Kind
 
-if TYPE_CHECKING:
-    import asyncio
-
-_NAMES_SHOWN: Final = 20
+CALLER: ContextVar[Caller | None] = ContextVar("spoke_caller", default=None)
+"""Who called the method that runs here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -23,13 +21,14 @@ class Job:
 
     caller: Caller
     call_id: int
+    kind: Kind
     name: str
     function: Callable[..., Any]
     args: list[Any]
     kwargs: dict[str, Any]
     nbytes: int
-    cancelled: bool = False
-    task_canceller: Callable[[], None] | None = None
+    cancelled: bool = field(default=False, init=False)
+    task_canceller: Callable[[], None] | None = field(default=None, init=False)
 
     def cancel(self) -> None:
         """Nobody waits any more: do not start, or, if it is async, stop."""
@@ -37,10 +36,45 @@ class Job:
         if self.task_canceller is not None:
             self.task_canceller()
 
+    def granted(self, items: int) -> None:
+        """Under the server's lock: the caller has consumed so many items."""
+
+
+@dataclass(slots=True, eq=False)
+class StreamJob(Job):
+    """A call whose results go out one by one. While it has no credit it waits *parked*, and holds no thread.
+
+    ``resume``, set by the server, puts it back among the jobs to execute; ``wake`` wakes its task.
+    """
+
+    credit: SenderCredit
+    resume: Callable[[Job], None]
+    iterator: Iterator[Any] | None = field(default=None, init=False)
+    parked: bool = field(default=False, init=False)
+    wake: Callable[[], None] | None = field(default=None, init=False)
+
+    def cancel(self) -> None:
+        """Nobody reads on: whoever has the iterator closes it."""
+        Job.cancel(self)
+        self._unpark()
+
+    def granted(self, items: int) -> None:
+        """Under the server's lock: go on, if it waited for that."""
+        self.credit.consumed(items)
+        if self.credit.has_room:
+            self._unpark()
+            if self.wake is not None:
+                self.wake()
+
+    def _unpark(self) -> None:
+        if self.parked:
+            self.parked = False
+            self.resume(self)
+
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """One connected caller. Changed under the server's lock."""
+    """One connected caller. Changed under the server's lock. ``identity`` is what it said of itself."""
 
     endpoint: Endpoint
     fd: int = field(init=False)
@@ -49,104 +83,8 @@ class Caller:
     held_bytes: int = 0
     paused: bool = False
     gone: bool = False
+    identity: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.fd = self.endpoint.readable_fd()
         self.flush_fd = self.endpoint.flush_fd()
-
-
-class Methods:
-    """What of a target may be called from outside: public methods that are not its base class's own."""
-
-    def __init__(self, target: object) -> None:
-        self._target = target
-        self._reserved = frozenset(getattr(target, "_reserved", ()))
-        self._found: dict[str, tuple[Callable[..., Any], bool]] = {}
-
-    def full_name(self, name: str) -> str:
-        """The name for messages."""
-        return f"{type(self._target).__name__}.{name}"
-
-    def find(self, name: str) -> tuple[Callable[..., Any], bool]:
-        """The bound method and whether it is async; ActorError for what may not be called."""
-        known = self._found.get(name)
-        if known is not None:
-            return known
-        if not self._callable(name):
-            names = [other for other in dir(self._target) if self._callable(other)]
-            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-            offered = ", ".join(names[:_NAMES_SHOWN]) or "no methods"
-            error = ActorError(f"{self.full_name(name)[:200]!r} cannot be called; the actor offers {offered}{more}")
-            error.remote_type = "AttributeError"
-            raise error
-        function = getattr(self._target, name)
-        self._found[name] = (function, inspect.iscoroutinefunction(function))
-        return self._found[name]
-
-    def _callable(self, name: str) -> bool:
-        if name.startswith("_") or name in self._reserved:
-            return False
-        # Statically: asking whether something may be called must not run a property.
-        found = inspect.getattr_static(self._target, name, None)
-        return not isinstance(found, type) and (callable(found) or isinstance(found, staticmethod | classmethod))
-
-
-class LoopThread:
-    """One asyncio event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        import asyncio
-
-        self._asyncio = asyncio
-        self._loop = asyncio.new_event_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._run, name="spoke-async-calls", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Coroutine[Any, Any, None]) -> Callable[[], None]:
-        """Start a coroutine, in the order of submission; returns what cancels it, from any thread."""
-        held: list[asyncio.Task[None]] = []
-
-        def start() -> None:
-            task = self._loop.create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            held.append(task)
-
-        def cancel() -> None:
-            self._soon(lambda: held[0].cancel() if held else None)
-
-        if not self._soon(start):
-            work.close()
-        return cancel
-
-    def _soon(self, function: Callable[[], object]) -> bool:
-        try:
-            self._loop.call_soon_threadsafe(function)
-        except RuntimeError:  # the loop is closed
-            return False
-        return True
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
-
-    def close(self, timeout_s: float) -> None:
-        """Cancel what runs, give it half the time to end, and stop."""
-        asyncio = self._asyncio
-
-        async def end() -> None:
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=timeout_s / 2)
-            await self._loop.shutdown_asyncgens()
-            self._loop.stop()
-
-        ending: list[Any] = []  # a task that nobody holds may be collected before it has run
-        self._soon(lambda: ending.append(self._loop.create_task(end())))
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout_s)

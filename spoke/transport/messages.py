@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from spoke.errors import ActorError, MalformedData, NotSerializable, SpokeError, from_code
+from spoke.transport.credit import Window, read_window
 from spoke.transport.frames import Frame
 from spoke.transport.values import Buffers, encode, lower, pack, unpack
 
 _TEXT_MAX: Final = 64 * 1024
+_FOUR: Final = b"\x94"  # the msgpack of a list of four, where a call is one of three
 
 
 def pack_call(method: str, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[bytes, Buffers]:
@@ -27,13 +29,45 @@ def pack_call(method: str, args: Sequence[object], kwargs: Mapping[str, object])
 
 def unpack_call(frame: Frame) -> tuple[str, list[Any], dict[str, Any]]:
     """Method, args and kwargs; raises MalformedData."""
-    found = unpack(frame.header, frame.buffers)
+    return _checked_call(unpack(frame.header, frame.buffers))
+
+
+def _checked_call(found: Any) -> tuple[str, list[Any], dict[str, Any]]:
     if not isinstance(found, list) or [type(part) for part in found] != [str, list, dict]:
         raise MalformedData("a call must hold a method, a list and a dict")
     method, args, kwargs = found
     if not all(type(name) is str for name in kwargs):
         raise MalformedData("the names of a call's keyword arguments must be text")
     return method, args, kwargs
+
+
+def pack_stream(
+    method: str, args: Sequence[object], kwargs: Mapping[str, object], window: Window
+) -> tuple[bytes, Buffers]:
+    """A streamed call's header and buffers: those of a call, and then the window."""
+    header, far = pack_call(method, args, kwargs)
+    return _FOUR + header[1:] + pack(window.as_data()), far
+
+
+def unpack_stream(frame: Frame) -> tuple[str, list[Any], dict[str, Any], Window]:
+    """Method, args, kwargs and window; raises MalformedData."""
+    found = unpack(frame.header, frame.buffers)
+    if not isinstance(found, list) or len(found) != 4:
+        raise MalformedData("a streamed call must hold a method, a list, a dict and a window")
+    return *_checked_call(found[:3]), read_window(found[3])
+
+
+def pack_count(count: int) -> bytes:
+    """A number of items."""
+    return pack(count)
+
+
+def read_count(frame: Frame) -> int:
+    """The number of items that a frame tells of; raises MalformedData."""
+    found = unpack(frame.header, frame.buffers)
+    if type(found) is not int or found < 0:
+        raise MalformedData("a frame should hold a number of items")
+    return found
 
 
 def pack_error(error: SpokeError) -> bytes:

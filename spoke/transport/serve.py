@@ -9,25 +9,28 @@ one event loop in a thread of its own.
 from __future__ import annotations
 
 import contextlib
-import inspect
+import logging
 import os
 import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Final
 
 from spoke.errors import InvalidRequest, LimitExceeded, MalformedData, SpokeError
 from spoke.transport.auth import check_secret
+from spoke.transport.credit import SenderCredit
 from spoke.transport.door import Door
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import FRAME_BYTES_MAX, Frame, Incoming, Kind
-from spoke.transport.job import Caller, Job, LoopThread, Methods
-from spoke.transport.messages import pack_error, remote_error, unpack_call
+from spoke.transport.job import Caller, Job, StreamJob
+from spoke.transport.messages import read_count, unpack_call, unpack_stream
+from spoke.transport.methods import Methods
+from spoke.transport.running import Runner
 from spoke.transport.tcp import TcpEndpoint
-from spoke.transport.values import pack_apart
+
+log = logging.getLogger("spoke.actor")
 
 OUTSTANDING_MAX: Final = 100_000
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
@@ -61,7 +64,7 @@ class CallServer:
         self._busy = 0
         self._threads: set[threading.Thread] = set()
         self._callers: dict[int, tuple[Caller, bool]] = {}  # by descriptor; True: it is the one for flushing
-        self._loop: LoopThread | None = None
+        self._runner = Runner(self._lock, self._settle)
         self._door: Door | None = None
         self._closing = False
 
@@ -90,7 +93,6 @@ class CallServer:
                 return
             self._closing = True
             self._jobs.clear()
-            loop = self._loop
         deadline = time.monotonic() + timeout_s
         self._door.close(timeout_s)
         with self._lock:
@@ -99,8 +101,7 @@ class CallServer:
         for caller in callers:
             caller.endpoint.shutdown()
         os.eventfd_write(self._stop, 1)
-        if loop is not None:
-            loop.close(max(0.1, deadline - time.monotonic()))
+        self._runner.close(max(0.1, deadline - time.monotonic()))
         for thread in threads - {threading.current_thread()}:
             thread.join(max(0.0, deadline - time.monotonic()))
         for caller in callers:
@@ -146,12 +147,13 @@ class CallServer:
             caller.gone = True
             jobs = list(caller.jobs.values())
             caller.jobs.clear()
+            for job in jobs:
+                if job.kind is not Kind.TELL:  # what was told is done, also when its sender has left
+                    job.cancel()
             for fd in (caller.fd, caller.flush_fd):
                 self._callers.pop(fd, None)
                 with contextlib.suppress(OSError, ValueError):
                     self._epoll.unregister(fd)
-        for job in jobs:
-            job.cancel()
         caller.endpoint.close()
 
     # The workers.
@@ -171,7 +173,7 @@ class CallServer:
 
     def _run_jobs(self) -> None:
         while (job := self._begin()) is not None:
-            self._execute(job)
+            self._runner.execute(job)
             with self._lock:
                 self._busy -= 1
 
@@ -236,69 +238,66 @@ class CallServer:
     # Calls.
 
     def _take(self, caller: Caller, incoming: Incoming) -> None:
+        kind = incoming.kind
         if not isinstance(incoming, Frame):
-            if incoming.kind is Kind.CALL:
-                self._send_error(caller, incoming.call_id, LimitExceeded(f"the call was not made: {incoming}"))
-            return
-        if incoming.kind is Kind.CANCEL:
+            if kind in (Kind.CALL, Kind.STREAM, Kind.ASK):
+                error = LimitExceeded(f"the call was not made: {incoming}")
+                self._runner.send_error(caller, incoming.call_id, error)
+            elif kind is Kind.TELL:
+                log.error("a call that %s told was not made: %s", caller.endpoint.peer, incoming)
+        elif kind is Kind.CALL or kind is Kind.STREAM or kind is Kind.TELL:
+            self._take_call(caller, incoming)
+        elif kind is Kind.CREDIT:
+            items = read_count(incoming)
+            with self._lock:
+                job = caller.jobs.get(incoming.call_id)
+                if job is not None:
+                    job.granted(items)
+        elif kind is Kind.CANCEL:
             job = self._settle(caller, incoming.call_id)
             if job is not None:
-                job.cancel()
-            return
-        if incoming.kind is not Kind.CALL:
-            return
+                with self._lock:
+                    job.cancel()
+
+    def _take_call(self, caller: Caller, incoming: Frame) -> None:
+        kind, call_id = incoming.kind, incoming.call_id
+        window = None
         try:
-            name, args, kwargs = unpack_call(incoming)
+            if kind is Kind.STREAM:
+                name, args, kwargs, window = unpack_stream(incoming)
+            else:
+                name, args, kwargs = unpack_call(incoming)
             function, is_async = self._methods.find(name)
         except SpokeError as error:
-            self._send_error(caller, incoming.call_id, error)
+            if kind is Kind.TELL:
+                log.error("a call that %s told was not made: %s", caller.endpoint.peer, error)
+            else:
+                self._runner.send_error(caller, call_id, error)
             return
-        job = Job(caller, incoming.call_id, self._methods.full_name(name), function, args, kwargs, incoming.nbytes)
+        full_name = self._methods.full_name(name)
+        job: Job
+        if window is None:
+            job = Job(caller, call_id, kind, full_name, function, args, kwargs, incoming.nbytes)
+        else:
+            credit = SenderCredit(window)
+            job = StreamJob(
+                caller, call_id, kind, full_name, function, args, kwargs, incoming.nbytes, credit, self._resume_job
+            )
         with self._lock:
-            if incoming.call_id in caller.jobs:
+            if call_id in caller.jobs:
                 raise MalformedData("a call's id is in use")
-            caller.jobs[job.call_id] = job
+            caller.jobs[call_id] = job
             caller.held_bytes += job.nbytes
             if not is_async:
                 self._jobs.append(job)
         if is_async:
-            self._start_async(job, lambda: function(*args, **kwargs))
+            self._runner.start_async(job, lambda: function(*args, **kwargs))
 
-    def _execute(self, job: Job) -> None:
-        if job.cancelled:
-            return
-        try:
-            result = job.function(*job.args, **job.kwargs)
-        except BaseException as error:
-            self._answer_error(job, error, may_wait=True)
-            return
-        if inspect.iscoroutine(result):  # a plain function that hands one on, such as a decorator's
-            self._start_async(job, lambda: result)
-            return
-        self._answer(job, result, may_wait=True)
-
-    def _start_async(self, job: Job, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        with self._lock:
-            if self._closing:
-                return
-            if self._loop is None:
-                self._loop = LoopThread()
-            loop = self._loop
-        job.task_canceller = loop.submit(self._run_async(job, make))
-        if job.cancelled:
-            job.cancel()
-
-    async def _run_async(self, job: Job, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        try:
-            work = make()
-            if job.cancelled:
-                work.close()
-                return
-            result = await work
-        except BaseException as error:
-            self._answer_error(job, error, may_wait=False)
-        else:
-            self._answer(job, result, may_wait=False)
+    def _resume_job(self, job: Job) -> None:
+        """Under the lock: a stream that was parked goes on."""
+        if not self._closing:
+            self._jobs.append(job)
+            os.eventfd_write(self._wake, 1)
 
     def _settle(self, caller: Caller, call_id: int) -> Job | None:
         """Take a call off the outstanding ones; None if it was already: then nobody waits for an answer."""
@@ -309,28 +308,3 @@ class CallServer:
         if caller.paused:
             self._resume(caller)
         return job
-
-    def _answer(self, job: Job, result: object, *, may_wait: bool) -> None:
-        if self._settle(job.caller, job.call_id) is None:
-            return
-        try:
-            header, buffers = pack_apart(result, f"the result of {job.name}")
-            job.caller.endpoint.send(Kind.RESULT, job.call_id, header, buffers, may_wait=may_wait, must=True)
-        except EndpointClosed:
-            job.caller.endpoint.shutdown()
-        except SpokeError as error:
-            self._send_error(job.caller, job.call_id, error)
-        except Exception as error:
-            self._send_error(job.caller, job.call_id, remote_error(f"sending the result of {job.name}", error))
-
-    def _answer_error(self, job: Job, error: BaseException, *, may_wait: bool) -> None:
-        if self._settle(job.caller, job.call_id) is not None:
-            if error.__traceback__ is not None:
-                error.__traceback__ = error.__traceback__.tb_next  # not our own line
-            self._send_error(job.caller, job.call_id, remote_error(job.name, error), may_wait=may_wait)
-
-    def _send_error(self, caller: Caller, call_id: int, error: SpokeError, *, may_wait: bool = False) -> None:
-        try:
-            caller.endpoint.send(Kind.ERROR, call_id, pack_error(error), (), may_wait=may_wait, must=True)
-        except (EndpointClosed, LimitExceeded):
-            caller.endpoint.shutdown()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,25 @@ class Base:
         return "must not be callable"
 
 
+class Log(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 class Target(Base):
     def __init__(self) -> None:
         self.seen: list[int] = []
         self.cancelled = threading.Event()
         self.entered = threading.Event()
+        self.made = 0
+        self.ends: list[str] = []
+        self.held: Any = None
+        self.log = Log()
+        logging.getLogger("spoke.actor").addHandler(self.log)
 
     @property
     def trap(self) -> str:
@@ -90,6 +106,80 @@ class Target(Base):
 
     def fds(self) -> int:
         return len(os.listdir("/proc/self/fd"))
+
+    # Streams.
+
+    def count(self, end: int) -> Iterator[int]:
+        try:
+            for number in range(end):
+                self.made = number + 1
+                yield number
+            self.ends.append("ended")
+        except GeneratorExit:
+            self.ends.append("closed")
+            print("count closed", flush=True)
+            raise
+
+    async def async_count(self, end: int) -> AsyncIterator[int]:
+        try:
+            for number in range(end):
+                self.made = number + 1
+                yield number
+                if number % 100 == 0:
+                    await asyncio.sleep(0)
+            self.ends.append("ended")
+        except (GeneratorExit, asyncio.CancelledError):
+            self.ends.append("closed")
+            print("count closed", flush=True)
+            raise
+
+    def produced(self) -> int:
+        return self.made
+
+    def outcomes(self) -> list[str]:
+        return self.ends
+
+    def blocks(self, count: int, nbytes: int) -> Iterator[Any]:
+        for number in range(count):
+            self.made = number + 1
+            yield np.full(nbytes, number, "u1")
+
+    def fail_after(self, count: int) -> Iterator[int]:
+        yield from range(count)
+        raise KeyError(f"after {count}")
+
+    async def async_fail_after(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+        raise KeyError(f"after {count}")
+
+    def yield_unsendable(self) -> Iterator[Any]:
+        yield 1
+        yield {2}
+
+    def slow_items(self) -> Iterator[int]:
+        yield 0
+        time.sleep(1.0)
+        yield 1
+
+    # What is told.
+
+    def append(self, number: int) -> None:
+        self.seen.append(number)
+
+    async def noted_later(self) -> list[int]:
+        return self.seen
+
+    def logged(self) -> list[str]:
+        return self.log.messages
+
+    def keep(self, value: Any) -> None:
+        self.held = value
+        self.entered.set()
+
+    def kept(self) -> Any:
+        self.entered.wait(10)
+        return self.held
 
     def _private(self) -> None:
         raise AssertionError
