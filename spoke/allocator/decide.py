@@ -54,6 +54,15 @@ def expire(state: PoolState, holder: str) -> list[e.Event]:
     return []
 
 
+def end_session(state: PoolState, client_id: str, limit: int) -> list[e.Event]:
+    """The end of a client that floods the pool: as if its lease had run out, with the reason."""
+    client = state.clients.get(client_id)
+    if client is None:
+        return []
+    reason = f"it sent more than {limit} requests without waiting for answers, which is this pool's limit"
+    return [e.ClientLost(client_id, reason), *tickets.release_all_of(state, client, "its client flooded the pool")]
+
+
 def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
     request = asked.request
     if asked.node_id:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from spoke.allocator.placement.assign import assign
 from spoke.allocator.placement.pack import POLICY, NoFit, never_fits, place
-from spoke.errors import InvalidRequest, LimitExceeded
+from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.model import GangSpec
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
 
-QUEUE_LENGTH_MAX = 10_000
 TIMEOUT_MS_MAX = 10 * 365 * 24 * 3600 * 1000
 
 
@@ -37,8 +36,6 @@ def allocate(state: PoolState, client_id: str, seq: int, request: r.AllocateGang
         reason = f"cannot fit the pool as it is registered: {never}"
     if timeout_ms == 0:
         return [e.GangRefused("", client_id, seq, spec, "refused", f"{reason} (timeout=0: it did not wait)")]
-    if len(state.queue) >= QUEUE_LENGTH_MAX:
-        raise LimitExceeded(f"{len(state.queue)} gangs are waiting, the limit is {QUEUE_LENGTH_MAX}: ask again later")
     deadline_ms = 0 if timeout_ms is None else now_ms + timeout_ms
     return [e.GangQueued(f"t-{state.next_ticket}", client_id, seq, spec, deadline_ms, reason)]
 

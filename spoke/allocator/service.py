@@ -19,6 +19,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
+from spoke.allocator.limits import Limits
 from spoke.allocator.term import Term
 from spoke.allocator.wire import Wire
 from spoke.errors import Fenced, SpokeError
@@ -46,6 +47,7 @@ class AllocatorConfig:
     snapshot_every: int = 20_000
     keep_events: int = 2_000_000
     masters: tuple[bytes, ...] = field(default=(), repr=False)
+    limits: Limits = field(default_factory=Limits)
 
 
 class Allocator:
@@ -110,6 +112,7 @@ class Allocator:
                 snapshot_every=config.snapshot_every,
                 keep=config.keep_events,
                 gate=Gate(config.pool, config.masters),
+                limits=config.limits,
             )
             self.leading.set()
             log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import cast
 
 from spoke.allocator import decide as core
 from spoke.allocator.commit import Batch
 from spoke.allocator.gate import Gate
+from spoke.allocator.intake import Intake, size_of
 from spoke.allocator.leader import Elected, resign
+from spoke.allocator.limits import Limits
 from spoke.allocator.outbox import Blobs, effects
 from spoke.allocator.views import Views
-from spoke.allocator.wire import RawRequests, Wire
+from spoke.allocator.wire import Wire
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.fold import fold
@@ -49,6 +50,7 @@ class Term:
         snapshot_every: int,
         keep: int,
         gate: Gate,
+        limits: Limits,
     ) -> None:
         self._client, self._wire, self._keys, self._holder, self._gate = client, wire, keys, holder, gate
         self._epoch, self._cursor = elected.epoch, elected.cursor
@@ -61,8 +63,8 @@ class Term:
         self._since_snapshot = 0
         self._expired: list[str] = []
         self._views = Views(keys)
-        self._backlog: deque[tuple[str, dict[bytes, bytes]]] = deque()
-        self._read_to = self._cursor
+        self._limits = limits
+        self._intake = Intake(self._cursor, outstanding_max=limits.client_outstanding)
         self._committing = 0
         self._reading = False
         self._last_size = 0
@@ -87,9 +89,11 @@ class Term:
             self._record_all(batch, core.expire(self.state, holder))
             batch.add("ZREM", self._keys.leases, holder)
         self._expired = []
-        for entry_id, raw in chunk:
-            self._decide(batch, self._gate.admit(raw))
-            self._cursor = entry_id
+        for client_id in self._intake.take_flooders():
+            self._record_all(batch, core.end_session(self.state, client_id, self._limits.client_outstanding))
+        for asked in chunk:
+            self._decide(batch, self._limits.apply(self.state, asked))
+        self._cursor = self._intake.cursor
         if self.state.queue:
             self._advance_line(batch)
         if chunk:
@@ -101,7 +105,7 @@ class Term:
             batch = Batch(self._keys)
             self._views.write(batch, self.state, self._now_ms())
             self._begin_commit(batch)
-        if busy:
+        if busy and self._intake.has_room:
             self._begin_read(None)
         else:
             self._settle()
@@ -148,17 +152,17 @@ class Term:
         self._last = (now_ms, 0) if now_ms > ms else (ms, seq + 1)
         return f"{self._last[0]}-{self._last[1]}"
 
-    def _next_requests(self) -> RawRequests:
-        """The next requests in order, no more than one commit can take; waits for them if there are none."""
-        if not self._backlog:
+    def _next_requests(self) -> list[core.Asked]:
+        """The next requests, no more than one commit can take; waits for them if there are none."""
+        if not self._intake:
             self._settle()
-        if not self._backlog:
+        if not self._intake:
             self._begin_read(self._block_ms())
             self._settle()
-        return [self._backlog.popleft() for _ in range(min(len(self._backlog), CHUNK))]
+        return self._intake.take(CHUNK)
 
     def _begin_read(self, block_ms: int | None) -> None:
-        self._wire.send_read(self._keys.requests, self._read_to, block_ms=block_ms, count=READ_MAX)
+        self._wire.send_read(self._keys.requests, self._intake.read_to, block_ms=block_ms, count=READ_MAX)
         self._reading = True
 
     def _begin_commit(self, batch: Batch) -> None:
@@ -181,10 +185,8 @@ class Term:
             self._set_clock(now_ms)
         if self._reading:
             self._reading = False
-            found = self._wire.take_read()
-            if found:
-                self._backlog.extend(found)
-                self._read_to = found[-1][0]
+            for entry_id, raw in self._wire.take_read():
+                self._intake.put(entry_id, self._gate.admit(raw), size_of(raw.values()))
 
     def _add_snapshot(self, batch: Batch) -> None:
         """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base."""

@@ -42,18 +42,28 @@ def allocator(
         Path | None,
         typer.Option("--keys", metavar="FILE", help="The master key: decide only requests that are signed."),
     ] = None,
+    max_queue: Annotated[int, typer.Option(metavar="N", help="Gangs that may wait in line.")] = 10_000,
+    max_waiting: Annotated[int, typer.Option(metavar="N", help="Gangs of one client that may wait.")] = 10_000,
+    max_outstanding: Annotated[
+        int, typer.Option(metavar="N", help="Undecided requests of one client; with more its session is ended.")
+    ] = 20_000,
+    max_gang: Annotated[int, typer.Option(metavar="N", help="Actors of one gang.")] = 16_384,
+    max_args: Annotated[str, typer.Option(metavar="SIZE", help="Arguments of one launch.")] = "16MiB",
     url: Url = None,
     pool: Pool = None,
 ) -> None:
     """Decide for a pool, until SIGTERM or Ctrl-C. Start two, and the second is the standby."""
+    from spoke.allocator.limits import Limits
     from spoke.allocator.service import Allocator, AllocatorConfig
+    from spoke.events.model import parse_bytes
     from spoke.protocol.identity import read_masters
     from spoke.protocol.url import resolve_pool, resolve_url
 
     log_to_stderr()
     _warn_of_password(url)
     masters = () if keys is None else read_masters(keys)
-    service = Allocator(AllocatorConfig(resolve_url(url), resolve_pool(pool), masters=masters))
+    limits = Limits(max_queue, max_waiting, max_outstanding, max_gang, args_bytes=parse_bytes(max_args))
+    service = Allocator(AllocatorConfig(resolve_url(url), resolve_pool(pool), masters=masters, limits=limits))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     service.run()

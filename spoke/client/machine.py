@@ -24,7 +24,7 @@ from spoke.events.model import GangSpec
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 
-OUTSTANDING_MAX = 100_000
+OUTSTANDING_MAX = 10_000
 """Requests that may wait for their answer at once, per client."""
 ALLOCATE_GRACE_S = 30.0
 """How much longer than its own timeout an allocation is waited for, before the client gives it up by itself."""

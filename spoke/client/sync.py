@@ -59,7 +59,7 @@ class Client:
         lease_s: float = 10.0,
         retry_s: float = 30.0,
         allocator_timeout_s: float = 10.0,
-        outstanding_max: int = 100_000,
+        outstanding_max: int = 10_000,
         key: str | None = None,
         _direct: bool = True,
     ) -> None:

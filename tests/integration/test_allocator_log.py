@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import orjson
 
+from spoke.allocator.limits import Limits
 from spoke.allocator.service import Allocator, AllocatorConfig
 from spoke.cli.embedded import EmbeddedServer
 from spoke.events import types as e
@@ -166,4 +167,28 @@ def test_the_view_of_an_ended_ticket_tells_how_its_actors_ended(shared_server: E
         until(lambda: redis.hget(keys.ticket(ticket), "state") == b"ended")
         assert orjson.loads(redis.hget(keys.ticket(ticket), "rank.0"))["signal"] == 15  # type: ignore[arg-type]
         assert not redis.hexists(keys.tickets, ticket)
+    redis.close()
+
+
+def test_a_flooding_client_does_not_stop_the_others(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    with allocator(shared_server.url, pool, limits=Limits(client_outstanding=500)):  # type: ignore[arg-type]
+        register(redis, keys, "n1")
+        asker = Asker(redis, keys)
+        flood = [r.Envelope(r.ConnectClient(60_000), "loud", 1)]
+        flood += [r.Envelope(r.ReleaseGang("t-1"), "loud", seq) for seq in range(2, 20_000)]
+        with redis.pipeline(transaction=False) as pipe:
+            for asked in flood:
+                pipe.xadd(keys.requests, r.encode_request(asked))  # type: ignore[arg-type]
+            pipe.execute()
+        granted = asker.ask(r.AllocateGang(gang(), 0))
+        assert isinstance(granted, p.Granted)
+        assert asker.ask(r.ReleaseGang(granted.ticket_id)) == p.Done(True)
+        until(lambda: redis.xlen(keys.requests) <= 1)
+        found = [event.event for event in EventLog(redis, keys.events, keys.snapshot).read()]
+        lost = [event for event in found if isinstance(event, e.ClientLost)]
+        assert [event.client_id for event in lost] == ["loud"]
+        assert "without waiting for answers" in lost[0].reason
+        assert len(found) < 5_000, "what is dropped leaves no event each"
+    assert verify(EventLog(redis, keys.events, keys.snapshot)).problems == []
     redis.close()
