@@ -8,7 +8,7 @@ tells that they were decided.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from spoke.protocol.requests import Envelope, Garbage
 
@@ -115,6 +115,6 @@ def _sender(asked: Admitted) -> str:
     return asked.client_id or f"node:{asked.node_id}"
 
 
-def size_of(raw: Iterable[bytes]) -> int:
-    """The bytes of a request, about."""
-    return sum(map(len, raw)) + 200
+def size_of(raw: Mapping[bytes, bytes]) -> int:
+    """The bytes of a request's large fields."""
+    return len(raw.get(b"body", b"")) + len(raw.get(b"blobs", b""))

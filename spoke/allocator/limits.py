@@ -31,7 +31,7 @@ class Limits:
 
     def apply(self, state: PoolState, asked: r.Envelope | r.Garbage) -> r.Envelope | r.Garbage:
         """The request; or, in its place, the refusal of one that goes beyond a limit."""
-        if isinstance(asked, r.Garbage):
+        if isinstance(asked, r.Garbage) or (type(asked.request) is not r.AllocateGang and not asked.blobs):
             return asked
         try:
             self._check(state, asked)

@@ -186,7 +186,7 @@ class Term:
         if self._reading:
             self._reading = False
             for entry_id, raw in self._wire.take_read():
-                self._intake.put(entry_id, self._gate.admit(raw), size_of(raw.values()))
+                self._intake.put(entry_id, self._gate.admit(raw), size_of(raw))
 
     def _add_snapshot(self, batch: Batch) -> None:
         """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base."""
