@@ -8,6 +8,7 @@ import msgpack
 
 from spoke.allocator import outbox
 from spoke.events import types as e
+from spoke.events.chain import Chain
 from spoke.events.codec import event_args
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import encode_order
@@ -36,10 +37,11 @@ class Batch:
         number = self._key_numbers.setdefault(key, len(self._key_numbers) + 1)
         self._commands.append([command, number, *args])
 
-    def event(self, recorded: e.Recorded, effects: list[outbox.Effect]) -> None:
-        """An event, and what follows from it."""
+    def event(self, recorded: e.Recorded, effects: list[outbox.Effect], chain: Chain) -> None:
+        """An event, chained to the one before, and what follows from it."""
         self.events += 1
-        self.add("XADD", self._keys.events, recorded.id, *event_args(recorded.event))
+        args = event_args(recorded.event)
+        self.add("XADD", self._keys.events, recorded.id, *args, "h", chain.link(recorded.id, args))
         for effect in effects:
             self._effect(effect)
 

@@ -16,6 +16,7 @@ from spoke.allocator.views import Views
 from spoke.allocator.wire import Wire
 from spoke.events import snapshot
 from spoke.events import types as e
+from spoke.events.chain import Chain
 from spoke.events.fold import fold
 from spoke.events.log import EventLog, order_of
 from spoke.events.state import PoolState
@@ -58,6 +59,7 @@ class Term:
         self._set_clock(elected.now_ms)
         log = EventLog(client, keys.events, keys.snapshot)
         self.state: PoolState = log.recover()
+        self._chain = Chain(log.last_hash())
         self._committed_id = self.state.last_id
         self._last = order_of(self.state.last_id)
         self._since_snapshot = 0
@@ -141,7 +143,7 @@ class Term:
 
     def _record(self, batch: Batch, event: e.Event, blobs: Blobs | None = None) -> None:
         recorded = e.Recorded(self._next_id(), event)
-        batch.event(recorded, effects(self.state, recorded, blobs or {}))
+        batch.event(recorded, effects(self.state, recorded, blobs or {}), self._chain)
         self._views.touch(event, self.state)
         fold(self.state, recorded)
 
@@ -189,13 +191,19 @@ class Term:
                 self._intake.put(entry_id, self._gate.admit(raw), size_of(raw))
 
     def _add_snapshot(self, batch: Batch) -> None:
-        """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base."""
+        """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base.
+
+        A pool whose log is archived (``archived``: up to where) is trimmed no further than that.
+        """
         key, events = self._keys.snapshot, self._keys.events
-        previous = cast(bytes | None, self._client.hget(key, "state"))
+        found = cast(list[bytes | None], self._client.hmget(key, ["state", "h", "archived"]))
+        previous, base_hash, archived = found
         if previous and self._client.xlen(events) > self._keep:
-            batch.add("HSET", key, "base", previous)
-            batch.add("XTRIM", events, "MINID", _after(snapshot.decode(previous).last_id))
-        batch.add("HSET", key, "id", self.state.last_id, "state", snapshot.encode(self.state))
+            base_id = snapshot.decode(previous).last_id
+            if archived is None or order_of(archived.decode()) >= order_of(base_id):
+                batch.add("HSET", key, "base", previous, "base_h", base_hash or b"")
+                batch.add("XTRIM", events, "MINID", _after(base_id))
+        batch.add("HSET", key, "id", self.state.last_id, "state", snapshot.encode(self.state), "h", self._chain.last)
         self._since_snapshot = 0
 
     def _set_clock(self, server_ms: int) -> None:

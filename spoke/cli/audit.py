@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,11 +12,21 @@ from spoke.cli.output import clean, count, iso_time, local_time, say, table, wri
 
 if TYPE_CHECKING:
     from spoke.events.audit import Report
+    from spoke.events.log import EventLog
     from spoke.events.state import PoolState
+
+Anchor = Annotated[
+    str | None, typer.Option(metavar="HASH", help="A hash that `verify` told before: some event must still carry it.")
+]
+ArchiveDir = Annotated[
+    Path | None,
+    typer.Option("--archive", metavar="DIR", help="Begin with the segments that `spoke audit archive` wrote."),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Check the log, and look at the past.")
 
 CHECKED = (
+    ("chain", "every event's hash follows from the one before: nothing was changed, removed or put in"),
     ("readable", "every event is of a known type and version, and may follow the one before it"),
     ("I1", "no GPU belongs to two tickets"),
     ("I2", "a ticket has all its slots or none"),
@@ -28,18 +39,50 @@ CHECKED = (
 
 
 @app.command("verify")
-def verify(url: Url = None, pool: Pool = None, json: Json = False) -> None:
+def verify(
+    anchor: Anchor = None, archive: ArchiveDir = None, url: Url = None, pool: Pool = None, json: Json = False
+) -> None:
     """Fold the log from its beginning and check every invariant after every event. Exit code 1 if one is broken."""
     from spoke.events.audit import verify as check
 
     with opened(url, pool) as place:
-        report = check(place.log)
+        report = check(_log_of(place, archive), anchor=anchor or "")
     if json:
         write_json(report_document(report, place.keys.pool))
     else:
         _show_report(report, place.keys.pool)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("archive")
+def archive(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of this pool's segments.")],
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Write what is not archived yet into compressed, checksummed files.
+
+    From then on the log is trimmed behind them only.
+
+    Run it from time to time (a systemd timer, cron) with the allocator's user of the server.
+    """
+    from spoke.events.archive import Archive
+
+    with opened(url, pool) as place:
+        segments = Archive(directory, place.keys.pool)
+        written = segments.write(place.log)
+        if segments.segments():
+            place.log.mark_archived(segments.last_id())
+    size = sum(path.stat().st_size for path in written)
+    new = f"{count(len(written), 'new segment')} of {size:,} bytes"
+    say(f"pool {place.keys.pool}: {new}; archived up to event {segments.last_id()}")
+
+
+def _log_of(place: Opened, directory: Path | None) -> EventLog:
+    from spoke.events.archive import Archive, ArchivedLog
+
+    return place.log if directory is None else ArchivedLog(place.log, Archive(directory, place.keys.pool))
 
 
 def report_document(report: Report, pool: str) -> dict[str, Any]:
@@ -50,6 +93,8 @@ def report_document(report: Report, pool: str) -> dict[str, Any]:
         "events": report.events,
         "first_id": report.first_id,
         "last_id": report.last_id,
+        "last_hash": report.last_hash,
+        "first_bad": report.first_bad,
         "counts": dict(sorted(report.counts.items())),
         "checked": [name for name, _ in CHECKED],
         "problems": report.problems,
@@ -74,10 +119,13 @@ def _show_report(report: Report, pool: str) -> None:
         say(f"  {name:8}  {words}" + (f": BROKEN {count(broken, 'time')}" if broken else ""))
     for problem in report.problems:
         say(clean(problem), style="red")
+    if report.last_hash:
+        say(f"the chain ends with {report.last_hash} at event {report.last_id}: note it elsewhere, for --anchor")
     if report.ok:
         say("ok: every invariant holds", style="green")
     else:
-        say(f"not ok: {count(len(report.problems), 'problem')}", style="red")
+        first = f", first at event {report.first_bad}" if report.first_bad else ""
+        say(f"not ok: {count(len(report.problems), 'problem')}{first}", style="red")
 
 
 def _span(report: Report) -> str:
@@ -91,6 +139,7 @@ def replay(
         str | None,
         typer.Option(metavar="ID|TIME", help="The last event to take in, or an ISO time (local, if it names no zone)."),
     ] = None,
+    archive: ArchiveDir = None,
     url: Url = None,
     pool: Pool = None,
     json: Json = False,
@@ -99,24 +148,24 @@ def replay(
     from spoke.cli.moments import last_id_at
 
     with opened(url, pool) as place:
-        state = state_at(place, "+" if until is None else last_id_at(until))
+        state = state_at(_log_of(place, archive), "+" if until is None else last_id_at(until))
     if json:
         write_json(state_document(state, place.keys.pool))
     else:
         _show_state(state, place.keys.pool)
 
 
-def state_at(place: Opened, until: str) -> PoolState:
+def state_at(log: EventLog, until: str) -> PoolState:
     """The state after the last event up to ``until``; raises LogError if the log does not reach back so far."""
     from spoke.events.log import TrimmedLog, order_of
 
-    base = place.log.base().last_id
+    base = log.base().last_id
     if until != "+" and order_of(until) < order_of(base):
         raise TrimmedLog(
             f"the state at {until} was asked for, but the log was trimmed and reaches back to {base} only: ask for a "
             f"later moment"
         )
-    return place.log.replay(until)
+    return log.replay(until)
 
 
 def state_document(state: PoolState, pool: str) -> dict[str, Any]:

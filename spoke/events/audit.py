@@ -1,8 +1,9 @@
 """Checking a log against the invariants, and walking through it.
 
-``verify`` folds the log from its base and checks after every event what that event touched: that it can be read,
-that it may follow (the life cycles), that I1 to I4 hold, that no request was decided twice (I5). At the end: that
-nothing was left to a client that is gone (I6), and that the snapshot agrees with the log (I8).
+``verify`` walks along the hash chain, folds the log from its base and checks after every event what that event
+touched: that it can be read, that it may follow (the life cycles), that I1 to I4 hold, that no request was decided
+twice (I5). At the end: that nothing was left to a client that is gone (I6), and that the snapshot agrees with the log
+(I8).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 from spoke.errors import LogError
 from spoke.events import types as e
+from spoke.events.chain import Checker, hash_of
 from spoke.events.codec import decode_event
 from spoke.events.fold import fold
 from spoke.events.invariants import node_violations, queue_violations, ticket_violations, violations
@@ -24,11 +26,16 @@ PROBLEMS_MAX = 100
 
 @dataclass(slots=True)
 class Report:
-    """What ``verify`` found. ``problems`` name the event after which something did not hold; empty is good."""
+    """What ``verify`` found. ``problems`` name the event after which something did not hold; empty is good.
+
+    ``first_bad`` is the first of these events; ``last_hash`` the hash of the last one, to note elsewhere.
+    """
 
     events: int = 0
     first_id: str = ""
     last_id: str = ""
+    last_hash: str = ""
+    first_bad: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     state: PoolState = field(default_factory=PoolState)
@@ -39,12 +46,20 @@ class Report:
         return not self.problems
 
 
-def verify(log: EventLog, until: str = "+") -> Report:
-    """Check the whole log (or up to an id). Stops at the first event that cannot be read or folded."""
+def verify(log: EventLog, until: str = "+", *, anchor: str = "") -> Report:
+    """Check the whole log (or up to an id). Stops at the first event that cannot be read or folded.
+
+    ``anchor`` is a hash that was noted before: an event must carry it, else the whole chain was made anew.
+    """
     report = Report(state=log.base())
     state = report.state
     previous: e.Event | None = None
+    chain = Checker(log.base_hash())
     for event_id, raw in log.raw(state.last_id, until):
+        broken = chain.problem(event_id, raw)
+        if broken:
+            report.problems.append(broken)
+            report.first_bad = report.first_bad or event_id
         try:
             recorded = decode_event(event_id, raw)
             problems = list(_decided_twice(state, recorded, previous))
@@ -52,17 +67,24 @@ def verify(log: EventLog, until: str = "+") -> Report:
             fold(state, recorded)
         except LogError as error:
             report.problems.append(str(error))
+            report.first_bad = report.first_bad or event_id
             break
         problems += _violations_near(state, recorded.event, before_nodes)
         report.problems += [f"after event {event_id} ({recorded.event.TYPE}): {problem}" for problem in problems]
         report.first_id = report.first_id or event_id
-        report.last_id = event_id
+        report.last_id, report.last_hash = event_id, hash_of(raw)
+        if problems:
+            report.first_bad = report.first_bad or event_id
         report.events += 1
         report.counts[recorded.event.TYPE] += 1
         previous = recorded.event
         if len(report.problems) >= PROBLEMS_MAX:
             break
+        if anchor and report.last_hash == anchor:
+            anchor = ""
     else:
+        if anchor:
+            report.problems.append(f"chain: no event has the hash {anchor}: the log was made anew, or is trimmed")
         report.problems += [f"at the end: {problem}" for problem in violations(state)]
         if until == "+":
             report.problems += [f"at the end: {problem}" for problem in _at_the_end(log, state)]

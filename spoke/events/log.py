@@ -7,6 +7,7 @@ from typing import Any
 
 from spoke.errors import LogError
 from spoke.events import snapshot
+from spoke.events.chain import BEGIN, hash_of
 from spoke.events.codec import Fields, decode_event
 from spoke.events.fold import fold
 from spoke.events.state import PoolState
@@ -34,14 +35,14 @@ class EventLog:
     """The events of one pool. ``client`` is a redis client; the two keys are the pool's stream and snapshot."""
 
     def __init__(self, client: Any, events_key: str, snapshot_key: str) -> None:
-        self._client = client
-        self._key = events_key
-        self._snapshot_key = snapshot_key
+        self.client = client
+        self.key = events_key
+        self.snapshot_key = snapshot_key
 
     def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
         """The entries after an id, up to and including ``until``, as they stand."""
         while True:
-            chunk = self._client.xrange(self._key, min=f"({after}", max=until, count=READ_COUNT)
+            chunk = self.client.xrange(self.key, min=f"({after}", max=until, count=READ_COUNT)
             for entry_id, fields in chunk:
                 yield entry_id.decode(), fields
             if len(chunk) < READ_COUNT:
@@ -50,7 +51,7 @@ class EventLog:
 
     def tail(self, count: int) -> list[RawEntry]:
         """The newest entries, oldest of them first."""
-        found = self._client.xrevrange(self._key, count=count)
+        found = self.client.xrevrange(self.key, count=count)
         return [(entry_id.decode(), fields) for entry_id, fields in reversed(found)]
 
     def read(self, after: str = "0-0", until: str = "+") -> Iterator[Recorded]:
@@ -66,7 +67,7 @@ class EventLog:
         if after == "$":
             after = self.last_id()
         while True:
-            found = self._client.xread({self._key: after}, count=READ_COUNT, block=FOLLOW_BLOCK_MS)
+            found = self.client.xread({self.key: after}, count=READ_COUNT, block=FOLLOW_BLOCK_MS)
             entries = [entry for chunk in next(iter(found.values())) for entry in chunk] if found else []
             if not entries:
                 yield None
@@ -76,22 +77,39 @@ class EventLog:
 
     def last_id(self) -> str:
         """The id of the newest event; ``0-0`` for an empty log."""
-        newest = self._client.xrevrange(self._key, count=1)
+        newest = self.client.xrevrange(self.key, count=1)
         return newest[0][0].decode() if newest else "0-0"
 
     def first_id(self) -> str:
         """The id of the oldest event that is still there; ``0-0`` for an empty log."""
-        oldest = self._client.xrange(self._key, count=1)
+        oldest = self.client.xrange(self.key, count=1)
         return oldest[0][0].decode() if oldest else "0-0"
+
+    def last_hash(self) -> str:
+        """The hash of the newest event (see ``chain.py``)."""
+        newest = self.tail(1)
+        if newest:
+            return hash_of(newest[0][1])
+        raw = self.client.hget(self.snapshot_key, "h")
+        return raw.decode() if raw else BEGIN
+
+    def mark_archived(self, event_id: str) -> None:
+        """Note up to where the log is archived: the allocator trims no further."""
+        self.client.hset(self.snapshot_key, "archived", event_id)
+
+    def base_hash(self) -> str:
+        """The hash of the event before the oldest that is still there."""
+        raw = self.client.hget(self.snapshot_key, "base_h")
+        return raw.decode() if raw else BEGIN
 
     def base(self) -> PoolState:
         """The state just before the oldest event that is still there: empty, unless the log was trimmed."""
-        raw = self._client.hget(self._snapshot_key, "base")
+        raw = self.client.hget(self.snapshot_key, "base")
         return snapshot.decode(raw) if raw else PoolState()
 
     def recover(self, until: str = "+") -> PoolState:
         """The present state, from the newest snapshot and the events after it."""
-        raw = self._client.hget(self._snapshot_key, "state")
+        raw = self.client.hget(self.snapshot_key, "state")
         state = snapshot.decode(raw) if raw else PoolState()
         if until != "+" and order_of(state.last_id) > order_of(until):
             return self.replay(until)  # the snapshot is newer than that

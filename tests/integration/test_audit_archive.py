@@ -1,0 +1,182 @@
+"""The hash chain and the archive on a real log: what was tampered with is named, what is archived can be replayed."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoke.cli.embedded import EmbeddedServer
+from spoke.events.archive import BASE, Archive, ArchivedLog, BadSegment
+from spoke.events.audit import verify
+from spoke.events.log import EventLog
+from spoke.protocol import replies as p
+from spoke.protocol import requests as r
+from spoke.protocol.keys import Keys
+from spoke.protocol.server import Redis, connect
+from tests.builders import gang
+from tests.integration.test_allocator_log import Asker, allocator, register
+
+
+class Pool:
+    """A pool with a log of some length."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url, self.name, self.keys, self.redis = url, name, Keys(name), connect(url)
+        self.log = EventLog(self.redis, self.keys.events, self.keys.snapshot)
+        self._asker: Asker | None = None
+
+    def live(self, rounds: int, **options: Any) -> None:
+        """A term of an allocator, in which gangs come and go."""
+        with allocator(self.url, self.name, **options):
+            if self._asker is None:
+                register(self.redis, self.keys, "n1")
+                self._asker = Asker(self.redis, self.keys)
+            for _ in range(rounds):
+                granted = self._asker.ask(r.AllocateGang(gang(), 0))
+                assert isinstance(granted, p.Granted)
+                assert self._asker.ask(r.ReleaseGang(granted.ticket_id)) == p.Done(True)
+
+
+@pytest.fixture
+def made(shared_server: EmbeddedServer, pool: str) -> Pool:
+    return Pool(shared_server.url, pool)
+
+
+# --- the chain ---------------------------------------------------------------------------------------------------
+
+
+def _rewrite(redis: Redis, key: str, change: Callable[[list[Any]], None]) -> None:
+    entries: Any = redis.xrange(key)
+    change(entries)
+    redis.delete(key)
+    for entry_id, fields in entries:
+        redis.xadd(key, fields, id=entry_id)
+
+
+def _alter(entries: list[Any]) -> None:
+    entries[10][1][b"client_id"] = b"somebody-else"
+
+
+def _remove(entries: list[Any]) -> None:
+    del entries[10]
+
+
+def _insert(entries: list[Any]) -> None:
+    entry_id, fields = entries[9]
+    entries.insert(10, (entry_id.split(b"-")[0] + b"-99", dict(fields)))
+
+
+def _strip(entries: list[Any]) -> None:
+    del entries[10][1][b"h"]
+
+
+@pytest.mark.parametrize("change", [_alter, _remove, _insert, _strip])
+def test_the_first_event_that_was_tampered_with_is_named(made: Pool, change: Callable[[list[Any]], None]) -> None:
+    made.live(10)
+    clean = verify(made.log)
+    assert clean.problems == []
+    assert len(clean.last_hash) == 32
+    _rewrite(made.redis, made.keys.events, change)
+    report = verify(made.log)
+    first_bad = made.redis.xrange(made.keys.events)[10][0].decode()  # type: ignore[index]
+    assert report.first_bad == first_bad
+    assert first_bad in report.problems[0]
+    assert "chain" in report.problems[0] or "no hash" in report.problems[0]
+
+
+def test_a_chain_made_anew_is_found_by_a_hash_noted_before(made: Pool) -> None:
+    made.live(3)
+    noted = verify(made.log).last_hash
+    made.live(3)
+    assert verify(made.log, anchor=noted).problems == [], "it stands in the middle now"
+    made.redis.delete(made.keys.events, made.keys.snapshot, made.keys.leader)
+    made.live(0)
+    assert any("made anew" in problem for problem in verify(made.log, anchor=noted).problems)
+
+
+def test_the_chain_goes_on_over_terms_snapshots_and_trimming(made: Pool) -> None:
+    for _ in range(3):
+        made.live(60, snapshot_every=40, keep_events=80)
+    assert made.log.base().last_id != "0-0", "it was trimmed"
+    assert verify(made.log).problems == []
+
+
+# --- the archive -------------------------------------------------------------------------------------------------
+
+
+def test_the_log_is_trimmed_behind_the_archive_only_and_nothing_is_lost(made: Pool, tmp_path: Path) -> None:
+    archive, options = Archive(tmp_path / "archive", made.name), {"snapshot_every": 40, "keep_events": 80}
+    made.live(20)
+    assert len(archive.write(made.log)) == 1
+    made.log.mark_archived(archive.last_id())
+    whole = ArchivedLog(made.log, archive)
+    for _ in range(3):
+        made.live(60, **options)
+        assert made.redis.xlen(made.keys.events) > 80, "what is not archived is kept"
+        assert len(archive.write(made.log)) == 1
+        made.log.mark_archived(archive.last_id())
+        report = verify(whole)
+        assert report.problems == []
+        assert report.first_id != ""
+    made.live(60, **options)
+    assert made.log.base().last_id != "0-0", "what is archived is trimmed"
+    assert made.redis.xlen(made.keys.events) < report.events
+    report = verify(whole)
+    assert report.problems == []
+    assert report.counts["gang.allocated"] == 20 + 4 * 60
+    assert whole.replay() == made.log.recover()
+    middle = archive.segments()[1].name.partition("_")[0]
+    assert whole.replay(middle).last_id == middle, "the past is still there"
+    assert archive.write(made.log), "and it goes on"
+    assert archive.write(made.log) == []
+
+
+def test_an_archive_may_begin_on_a_log_that_was_trimmed(made: Pool, tmp_path: Path) -> None:
+    made.live(150, snapshot_every=40, keep_events=80)
+    archive = Archive(tmp_path, made.name)
+    archive.write(made.log)
+    assert (tmp_path / BASE).exists()
+    assert verify(ArchivedLog(made.log, archive)).problems == []
+
+
+def test_a_segment_that_was_changed_cut_or_lost_is_named(made: Pool, tmp_path: Path) -> None:
+    archive = Archive(tmp_path, made.name)
+    for _ in range(3):
+        made.live(5)
+        archive.write(made.log)
+    whole, (first, second, third) = ArchivedLog(made.log, archive), archive.segments()
+    assert verify(whole).problems == []
+    good = second.read_bytes()
+    plain = gzip.decompress(good)
+    for bad in (
+        gzip.compress(plain.replace(b"asker", b"other", 1)),
+        good[: len(good) // 2],
+        b"no gzip",
+        b"",
+        gzip.compress(plain + b"{}\n"),
+        gzip.compress(plain.replace(b'"version":1', b'"version":9')),
+        gzip.compress(b"[]\n" * 3),
+    ):
+        second.write_bytes(bad)
+        with pytest.raises(BadSegment, match=second.name):
+            list(archive.raw())
+    second.unlink()
+    report = verify(whole)
+    assert report.first_bad == third.name.partition("_")[0]
+    first.unlink()
+    third.unlink()
+
+
+def test_an_archive_of_another_log_is_not_continued(made: Pool, tmp_path: Path) -> None:
+    made.live(5)
+    archive = Archive(tmp_path, made.name)
+    archive.write(made.log)
+    made.redis.delete(made.keys.events)
+    with pytest.raises(BadSegment, match="another log"):
+        archive.write(made.log)
+    with pytest.raises(BadSegment, match="no segment of pool"):
+        list(Archive(tmp_path, "another").raw())
