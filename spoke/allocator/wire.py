@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any, Final
 
+from hiredis import pack_command
 from redis.exceptions import ResponseError
 
 from spoke.errors import Fenced
@@ -29,7 +30,7 @@ class Wire:
 
     def send_commit(self, keys: list[str], args: list[str | bytes | int]) -> None:
         """Begin a commit; see ``commit.lua`` for the arguments."""
-        self._connection.send_command("EVALSHA", self._sha, len(keys), *keys, *args, check_health=False)
+        self._send("EVALSHA", self._sha, len(keys), *keys, *args)
 
     def take_commit(self) -> tuple[int, list[str]]:
         """The end of a commit: the server's time in ms, and the lease holders that have run out.
@@ -47,7 +48,11 @@ class Wire:
     def send_read(self, stream: str, after: str, *, block_ms: int | None, count: int) -> None:
         """Begin to read on in a stream, and wait up to ``block_ms`` for the first entry (None: not at all)."""
         wait = () if block_ms is None else ("BLOCK", block_ms)
-        self._connection.send_command("XREAD", "COUNT", count, *wait, "STREAMS", stream, after, check_health=False)
+        self._send("XREAD", "COUNT", count, *wait, "STREAMS", stream, after)
+
+    def _send(self, *words: str | bytes | int) -> None:
+        # Without the redis client's own packer, which takes five times as long to come to this call.
+        self._connection.send_packed_command([pack_command(words)], check_health=False)  # type: ignore[arg-type]
 
     def take_read(self) -> RawRequests:
         """The entries that were read, by their ids."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from hiredis import pack_command
 from redis.exceptions import RedisError
 
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
@@ -89,9 +90,8 @@ class Reader:
 
     def _read(self) -> Replies:
         # On the bare connection: this is on the way of every reply, and half as long as through the redis client.
-        self._connection.send_command(
-            "XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS_MAX, "STREAMS", self._stream, self._after
-        )
+        words = ("XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS_MAX, "STREAMS", self._stream, self._after)
+        self._connection.send_packed_command([pack_command(words)], check_health=False)  # type: ignore[arg-type]
         found = self._connection.read_response()
         if not found:
             return []
