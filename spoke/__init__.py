@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from spoke.errors import WaitTimeout as WaitTimeout
     from spoke.events.model import Resources as Resources
     from spoke.events.model import Slot as Slot
+    from spoke.transport.handles import BufferHandle as BufferHandle
+    from spoke.transport.mailbox import Mailbox as Mailbox
+    from spoke.transport.regions import Buffer as Buffer
+    from spoke.transport.stream import Stream as Stream
 
     __version__: str
 
@@ -87,6 +91,10 @@ _HOMES = {
         "WaitTimeout",
     ),
     "spoke.events.model": ("Resources", "Slot"),
+    "spoke.transport.handles": ("BufferHandle",),
+    "spoke.transport.mailbox": ("Mailbox",),
+    "spoke.transport.regions": ("Buffer",),
+    "spoke.transport.stream": ("Stream",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

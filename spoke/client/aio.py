@@ -21,6 +21,7 @@ from spoke.client.tracking import ActorExit
 from spoke.errors import ClientClosed
 from spoke.events.model import OnFailure, Resources, Slot
 from spoke.transport import Stream
+from spoke.transport.mailbox import CAPACITY, Mailbox
 
 T = TypeVar("T")
 _NO_NEED = Resources()
@@ -89,6 +90,10 @@ class AsyncActorHandle:
     async def tell(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Call a method and wait for nothing; see ``ActorHandle.tell``."""
         await asyncio.to_thread(self.sync.tell, method, *args, **kwargs)
+
+    async def mailbox(self, capacity: int = CAPACITY) -> Mailbox:
+        """What this actor pushes from now on: ``async for push in mailbox``; see ``ActorHandle.mailbox``."""
+        return await asyncio.to_thread(self.sync.mailbox, capacity)
 
     async def stop(self) -> bool:
         """Ask the actor to stop; see ``ActorHandle.stop``."""
@@ -205,6 +210,10 @@ class AsyncGang:
     async def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> list[ActorExit]:
         """Wait for the ends of the actors; see ``Gang.wait``."""
         return await asyncio.wrap_future(self.sync.wait(timeout, ranks=ranks))
+
+    async def mailbox(self, capacity: int = CAPACITY) -> Mailbox:
+        """What the gang's actors push from now on: ``async for push in mailbox``; see ``Gang.mailbox``."""
+        return await asyncio.to_thread(self.sync.mailbox, capacity)
 
     async def release(self) -> bool:
         """Give everything back; see ``Client.gang_release``."""

@@ -9,11 +9,14 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from spoke.client.handle import ActorHandle, Line
+from spoke.client.handle import ActorHandle, Line, open_mailbox
+from spoke.client.memory import MEMORY, GangMemory
 from spoke.client.tracking import ENDED, ActorExit, Ticket
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events.model import Slot
 from spoke.protocol.replies import ActorInfo
+from spoke.transport import CallServer
+from spoke.transport.mailbox import CAPACITY, Mailbox
 
 if TYPE_CHECKING:
     from spoke.client.sync import Client
@@ -38,7 +41,9 @@ class Gang:
         self.ticket = ticket
         self.ticket_id = ticket.ticket_id
         self.slots: tuple[Slot, ...] = ticket.slots
-        self._lines: dict[str, Line] = {}  # refers to no gang: a cycle would keep the ticket until the next collection
+        self._lines: dict[
+            str, Line | GangMemory
+        ] = {}  # refers to no gang: a cycle would keep the ticket until the next collection
         self._lines_lock = threading.Lock()
         if ticket.owned and not ticket.spec.detached:
             weakref.finalize(self, client.dropped, ticket, self._lines).atexit = False
@@ -124,9 +129,28 @@ class Gang:
         """The connection to one of its actors, which all handles on it share."""
         with self._lines_lock:
             line = self._lines.get(actor.launch_id)
-            if line is None:
+            if not isinstance(line, Line):
                 line = self._lines[actor.launch_id] = Line(self.client, self.ticket, actor)
             return line
+
+    def memory_home(self) -> CallServer:
+        """Where this client's buffers for the gang live; see ``spoke.Buffer``."""
+        with self._lines_lock:
+            memory = self._lines.get(MEMORY)
+            if not isinstance(memory, GangMemory):
+                memory = self._lines[MEMORY] = GangMemory(self.client.secret_of(self.ticket), self.master_addr)
+            return memory.server
+
+    def mailbox(self, capacity: int = CAPACITY) -> Mailbox:
+        """A mailbox for what the gang's running actors push from now on (``ctx.push``); see ``spoke.Mailbox``.
+
+        Raises ActorUnreachable when one of them cannot be reached, InvalidRequest when none runs. Close it, or use it
+        in a ``with`` block.
+        """
+        handles = [handle for handle in self.actors if handle.address]
+        if not handles:
+            raise InvalidRequest(f"no actor of ticket {self.ticket_id} runs that could push: launch before you listen")
+        return open_mailbox(self, handles, capacity)
 
     @property
     def has_lines(self) -> bool:
@@ -157,7 +181,7 @@ class Gang:
         return f"<Gang {self.ticket_id} {len(self)} slots on {nodes}>"
 
 
-def close_all(lines: dict[str, Line]) -> None:
+def close_all(lines: dict[str, Line | GangMemory]) -> None:
     """Close all of these connections, also while others add to them."""
     while lines:
         try:

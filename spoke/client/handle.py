@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from spoke.errors import ActorUnreachable, InvalidRequest, SpokeError
 from spoke.events.model import Slot
 from spoke.protocol.replies import ActorInfo
 from spoke.transport import Stream
+from spoke.transport.credit import ITEMS_MAX
+from spoke.transport.mailbox import CAPACITY, Mailbox
+from spoke.transport.memory import Scope, join, leave
 
 if TYPE_CHECKING:
     from spoke.client.gang import Gang
@@ -30,6 +34,7 @@ class Line:
         self._actor = actor
         self._lock = threading.Lock()
         self._connection: transport.Connection | None = None
+        self._scope: Scope | None = None
 
     @property
     def is_open(self) -> bool:
@@ -49,14 +54,19 @@ class Line:
                     self._connection = None
                 secret = self._client.secret_of(self._ticket)
                 self._connection = transport.connect(self._actor.address, secret, timeout_s=CONNECT_TIMEOUT_S)
+                if self._scope is None:
+                    self._scope = join(secret)  # handles of buffers that its answers hold work here
             return self._connection
 
     def close(self) -> None:
         """Close the connection; calls under way fail with ActorUnreachable."""
         with self._lock:
             connection, self._connection = self._connection, None
+            scope, self._scope = self._scope, None
         if connection is not None:
             connection.close()
+        if scope is not None:
+            leave(scope)
 
 
 class ActorHandle:
@@ -155,6 +165,14 @@ class ActorHandle:
         """
         self._connection(method).tell(method, args, kwargs)
 
+    def mailbox(self, capacity: int = CAPACITY) -> Mailbox:
+        """A mailbox for what this actor pushes from now on (``ctx.push``); see ``spoke.Mailbox`` and ``Gang.mailbox``."""
+        return open_mailbox(self._gang, [self], capacity)
+
+    def connection(self, what: str) -> transport.Connection:
+        """The connection to the actor; raises ActorUnreachable, InvalidRequest for a command. ``what`` it is for."""
+        return self._connection(what)
+
     def _connection(self, method: str) -> transport.Connection:
         self._gang.client.check_process()
         if not self._actor.address:
@@ -198,3 +216,12 @@ class ActorHandle:
 
     def __repr__(self) -> str:
         return f"<ActorHandle {self.id} rank={self.rank} ticket={self._gang.ticket_id} node={self.node_id}>"
+
+
+def open_mailbox(gang: Gang, handles: Sequence[ActorHandle], capacity: int) -> Mailbox:
+    """A mailbox at these actors; it keeps the gang."""
+    if type(capacity) is not int or not 1 <= capacity <= ITEMS_MAX:
+        raise InvalidRequest(f"a mailbox's capacity is from 1 to {ITEMS_MAX} messages, not {capacity!r}")
+    mailbox = Mailbox({handle.rank: handle.connection("mailbox") for handle in handles}, capacity)
+    mailbox.gang = gang  # type: ignore[attr-defined]
+    return mailbox

@@ -14,6 +14,7 @@ from spoke.client import launching
 from spoke.client.futures import Chain, failed
 from spoke.client.gang import Args, Env, Gang, Ids, close_all
 from spoke.client.handle import ActorHandle, Line
+from spoke.client.memory import GangMemory
 from spoke.client.session import Session
 from spoke.client.status import PoolStatus, read_status
 from spoke.client.tracking import Ticket
@@ -326,7 +327,7 @@ class Client:
         """A wait for the ends of actors; use ``Gang.wait``."""
         return self._session.wait_for_exits(gang.ticket, ranks, convert, _check_timeout(timeout))
 
-    def dropped(self, ticket: Ticket, lines: dict[str, Line]) -> None:
+    def dropped(self, ticket: Ticket, lines: dict[str, Line | GangMemory]) -> None:
         """A gang's last reference is gone. Called by a finalizer: takes no lock, does no I/O."""
         session = self._session
         if not session.forked:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from spoke.errors import ActorUnreachable, InvalidRequest, NotSerializable
+from spoke.transport.bell import Bell
 from spoke.transport.channel import Channel
 from spoke.transport.credit import Window
 from spoke.transport.frames import FRAME_BYTES_MAX, Kind
 from spoke.transport.future import CallFuture, StreamFuture
-from spoke.transport.messages import pack_call, pack_stream
+from spoke.transport.messages import pack_call, pack_mailbox, pack_stream
 from spoke.transport.stream import Stream
 from spoke.transport.tcp import dial
 
@@ -44,7 +44,7 @@ class Connection(Channel):
         kwargs: Mapping[str, object] | None = None,
         *,
         timeout_s: float | None = None,
-    ) -> Future[Any]:
+    ) -> CallFuture:
         """Call a method; the future has its result, or fails with ActorError, ActorUnreachable, CallTimeout or
         NotSerializable.
 
@@ -82,6 +82,24 @@ class Connection(Channel):
         else:
             self.send_for(future, Kind.STREAM, header, buffers)
         return Stream(future, timeout_s)
+
+    def ask(self, name: str, args: Sequence[object] = (), *, timeout_s: float | None = None) -> CallFuture:
+        """Ask the server itself for something that is no method: memory, mail, who it is."""
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        future = CallFuture(self, name, deadline)
+        try:
+            header, buffers = pack_call(name, args, {})
+        except NotSerializable as error:
+            future.set_exception(error)
+        else:
+            self.send_for(future, Kind.ASK, header, buffers)
+        return future
+
+    def open_mailbox(self, window: Window, bell: Bell) -> StreamFuture:
+        """Let the actor push to this side; ``bell`` rings when something has come."""
+        future = StreamFuture(self, "mailbox", window, bell)
+        self.send_for(future, Kind.MAILBOX, pack_mailbox(window), [])
+        return future
 
     def tell(self, method: str, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None) -> None:
         """Call a method and wait for nothing: it starts after all that was called before; its errors are logged there.

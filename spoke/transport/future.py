@@ -65,6 +65,11 @@ class StreamFuture(CallFuture):
         """Whether an item is here, or the end."""
         return bool(self._items) or self.done()
 
+    @property
+    def has_items(self) -> bool:
+        """Whether an item is here."""
+        return bool(self._items)
+
     def add(self, item: Frame) -> None:
         """One more item has come."""
         self._items.append(item)

@@ -70,6 +70,16 @@ def read_count(frame: Frame) -> int:
     return found
 
 
+def pack_mailbox(window: Window) -> bytes:
+    """The header that opens a mailbox."""
+    return pack(window.as_data())
+
+
+def read_mailbox(frame: Frame) -> Window:
+    """The window of a mailbox; raises MalformedData."""
+    return read_window(unpack(frame.header, frame.buffers))
+
+
 def pack_error(error: SpokeError) -> bytes:
     """An error as it crosses."""
     return pack([error.code, _encodable(str(error)), getattr(error, "remote_type", "")])

@@ -134,7 +134,7 @@ class Runner:
         try:
             work = make()
             if hasattr(work, "__anext__"):
-                self._answer_failure(job, _must_be_streamed(job))
+                self.fail(job, _must_be_streamed(job))
                 return
             if job.cancelled:
                 work.close()
@@ -238,7 +238,8 @@ class Runner:
             error.__traceback__ = error.__traceback__.tb_next  # not our own line
         self._report(job, remote_error(job.name, error), may_wait=may_wait)
 
-    def _answer_failure(self, job: Job, error: SpokeError) -> None:
+    def fail(self, job: Job, error: SpokeError) -> None:
+        """Send an error as it is, unless nobody waits."""
         if self._settle(job.caller, job.call_id) is not None:
             self._report(job, error, may_wait=False)
 

@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from spoke.errors import InvalidRequest, LimitExceeded, MalformedData, SpokeError
 from spoke.transport.auth import check_secret
@@ -24,13 +25,17 @@ from spoke.transport.credit import SenderCredit
 from spoke.transport.door import Door
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import FRAME_BYTES_MAX, Frame, Incoming, Kind
+from spoke.transport.handles import scope_id
 from spoke.transport.job import Caller, Job, StreamJob
-from spoke.transport.messages import read_count, unpack_call, unpack_stream
+from spoke.transport.mailboxes import Mailboxes, MailboxJob
+from spoke.transport.messages import read_count, read_mailbox, unpack_call, unpack_stream
 from spoke.transport.methods import Methods
+from spoke.transport.regions import MemoryTable
 from spoke.transport.running import Runner
 from spoke.transport.tcp import TcpEndpoint
 
 log = logging.getLogger("spoke.actor")
+_J = TypeVar("_J", bound=Job)
 
 OUTSTANDING_MAX: Final = 100_000
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
@@ -65,6 +70,10 @@ class CallServer:
         self._threads: set[threading.Thread] = set()
         self._callers: dict[int, tuple[Caller, bool]] = {}  # by descriptor; True: it is the one for flushing
         self._runner = Runner(self._lock, self._settle)
+        self._mailboxes = Mailboxes(self._lock)
+        self.memory = MemoryTable(self._runner)
+        self.scope = scope_id(secret)
+        self._services = self.memory.services()
         self._door: Door | None = None
         self._closing = False
 
@@ -81,6 +90,22 @@ class CallServer:
         with self._lock:
             self._spawn()
         self._door.start()
+
+    def offer(self, name: str, service: Callable[[Job], None]) -> None:
+        """Let callers ask for something that is no method of the target. ``service`` must not block."""
+        self._services[name] = service
+
+    def answer(self, job: Job, result: object) -> None:
+        """Answer what was asked of a service."""
+        self._runner.answer(job, result, may_wait=False)
+
+    def fail(self, job: Job, error: SpokeError) -> None:
+        """Refuse what was asked of a service."""
+        self._runner.fail(job, error)
+
+    def push(self, value: object, to: Caller | None = None, *, timeout_s: float = 0.0) -> int:
+        """Put a value into the mailboxes that callers have opened, or into those of one; how many took it."""
+        return self._mailboxes.push(value, to, timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop serving and free everything within ``timeout_s``; outstanding calls fail at their callers.
@@ -102,6 +127,8 @@ class CallServer:
             caller.endpoint.shutdown()
         os.eventfd_write(self._stop, 1)
         self._runner.close(max(0.1, deadline - time.monotonic()))
+        self._mailboxes.close()
+        self.memory.close(max(0.1, deadline - time.monotonic()))
         for thread in threads - {threading.current_thread()}:
             thread.join(max(0.0, deadline - time.monotonic()))
         for caller in callers:
@@ -247,6 +274,10 @@ class CallServer:
                 log.error("a call that %s told was not made: %s", caller.endpoint.peer, incoming)
         elif kind is Kind.CALL or kind is Kind.STREAM or kind is Kind.TELL:
             self._take_call(caller, incoming)
+        elif kind is Kind.ASK:
+            self._take_ask(caller, incoming)
+        elif kind is Kind.MAILBOX:
+            self._mailboxes.open(self._enter(MailboxJob(caller, incoming.call_id, read_mailbox(incoming))))
         elif kind is Kind.CREDIT:
             items = read_count(incoming)
             with self._lock:
@@ -283,15 +314,33 @@ class CallServer:
             job = StreamJob(
                 caller, call_id, kind, full_name, function, args, kwargs, incoming.nbytes, credit, self._resume_job
             )
-        with self._lock:
-            if call_id in caller.jobs:
-                raise MalformedData("a call's id is in use")
-            caller.jobs[call_id] = job
-            caller.held_bytes += job.nbytes
-            if not is_async:
-                self._jobs.append(job)
+        self._enter(job, queued=not is_async)
         if is_async:
             self._runner.start_async(job, lambda: function(*args, **kwargs))
+
+    def _take_ask(self, caller: Caller, incoming: Frame) -> None:
+        try:
+            name, args, kwargs = unpack_call(incoming)
+            service = self._services.get(name)
+            if service is None:
+                raise InvalidRequest(f"there is nothing called {name[:100]!r} to ask for; are both of one release?")
+        except SpokeError as error:
+            self._runner.send_error(caller, incoming.call_id, error)
+            return
+        job = Job(caller, incoming.call_id, Kind.ASK, name, service, args, kwargs, incoming.nbytes)
+        service(self._enter(job))
+
+    def _enter(self, job: _J, *, queued: bool = False) -> _J:
+        """Put a job among the outstanding ones of its caller."""
+        caller = job.caller
+        with self._lock:
+            if job.call_id in caller.jobs:
+                raise MalformedData("a call's id is in use")
+            caller.jobs[job.call_id] = job
+            caller.held_bytes += job.nbytes
+            if queued:
+                self._jobs.append(job)
+        return job
 
     def _resume_job(self, job: Job) -> None:
         """Under the lock: a stream that was parked goes on."""

@@ -1,12 +1,14 @@
 """Values as msgpack, with numpy arrays and scalars; large buffers may stay outside.
 
 What crosses is data: None, bool, int (64 bits), float, str, bytes, lists, dicts with plain keys, numpy arrays and
-scalars. Anything else is refused with its path inside the value, since guessing would change it silently, and
-pickle would make data into code. Tuples arrive as lists; bytearray and memoryview arrive as bytes.
+scalars, torch tensors on the CPU, buffers, handles of buffers. Anything else is refused with its path inside the
+value, since guessing would change it silently, and pickle would make data into code. Tuples arrive as lists; what
+offers DLPack arrives as a numpy array; bytearray, memoryview and what else offers a buffer arrive as a memoryview.
 
 A value is first *lowered*: what msgpack does not know becomes an extension, and (when asked) buffers of at least
-``FAR_BYTES_MIN`` are put on a list and leave a reference behind. Arrays that travelled this way are views of the
-buffer they were received into: nobody copies them. Homogeneous lists are checked at the speed of C.
+``FAR_BYTES_MIN`` are put on a list and leave a reference behind. Arrays, tensors and memoryviews that travelled this
+way are views of the buffer they were received into: nobody copies them (``bytes`` are copied once, as they must be).
+Homogeneous lists are checked at the speed of C.
 """
 
 from __future__ import annotations
@@ -23,15 +25,26 @@ from typing import Any, Final, NoReturn
 import msgpack
 
 from spoke.errors import LimitExceeded, MalformedData, NotSerializable
+from spoke.transport.buffers import (
+    Refused,
+    array_of_dlpack,
+    is_tensor,
+    lower_tensor,
+    lower_view,
+    read_tensor,
+    read_view,
+)
+from spoke.transport.handles import BufferHandle, read_handle
 
 FAR_BYTES_MIN: Final = 16 * 1024
 VALUE_BYTES_MAX: Final = 1 << 30
 DEPTH_MAX: Final = 128
 
 _EXT_ARRAY, _EXT_SCALAR, _EXT_FAR_BYTES, _EXT_FAR_ARRAY = 1, 2, 3, 4
+_EXT_VIEW, _EXT_FAR_VIEW, _EXT_TENSOR, _EXT_FAR_TENSOR, _EXT_HANDLE = 5, 6, 7, 8, 9
 _LEAVES: Final = frozenset({NoneType, bool, int, float, str})
 _KEYS: Final = frozenset({NoneType, bool, int, float, str, bytes})
-_BYTES: Final = frozenset({bytes, bytearray, memoryview})
+_BUFFERS: Final = frozenset({bytearray, memoryview})
 _DTYPE_KINDS: Final = "biufcSUmM"
 _DTYPE: Final = re.compile(r"[<>|=][biufcSUmM][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
 _INDEX: Final = struct.Struct("<I")
@@ -55,27 +68,28 @@ def unpack(data: bytes | bytearray | memoryview, buffers: Sequence[memoryview] =
     if len(data) > VALUE_BYTES_MAX:
         raise LimitExceeded(f"a value of {len(data)} bytes was received; the limit is {VALUE_BYTES_MAX}")
     try:
-        return msgpack.unpackb(data, ext_hook=_extension_reader(buffers), strict_map_key=False)
+        return msgpack.unpackb(
+            data,
+            ext_hook=_extension_reader(buffers),
+            strict_map_key=False,
+            # Nothing can be longer than the bytes that hold it: a length beyond is refused before memory is reserved.
+            max_str_len=len(data),
+            max_bin_len=len(data),
+            max_ext_len=len(data),
+            max_array_len=len(data),
+            max_map_len=len(data) // 2,
+        )
     except MalformedData:
         raise
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise MalformedData(f"the bytes are no value: {type(error).__name__}: {error}"[:500]) from error
-
-
-class _Refused(Exception):
-    """Carries the path upwards while the recursion unwinds, so that the good path pays nothing for it."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.trail: list[str] = []
 
 
 def lower(value: object, far: Buffers | None, name: str) -> Any:
     """The value in what msgpack knows; large buffers go to ``far``, or stay inside where it is None."""
     try:
         return _lower(value, far, 0)
-    except _Refused as refused:
+    except Refused as refused:
         _refuse(name, refused)
 
 
@@ -86,16 +100,16 @@ def encode(lowered: object, name: str) -> bytes:
     except (OverflowError, ValueError, TypeError, RuntimeError) as error:
         try:
             _find_unencodable(lowered)
-        except _Refused as refused:
+        except Refused as refused:
             _refuse(name, refused)
         raise NotSerializable(f"{name} cannot be sent: {error}") from error
 
 
-def _refuse(name: str, refused: _Refused) -> NoReturn:
+def _refuse(name: str, refused: Refused) -> NoReturn:
     path = name + "".join(reversed(refused.trail))
     raise NotSerializable(
         f"{path} cannot be sent: it is {refused.reason}. Send None, bool, int, float, str, bytes, list, tuple, dict, "
-        "numpy arrays or numpy scalars"
+        "numpy arrays or scalars, torch tensors on the CPU, buffers, or handles of buffers"
     ) from None
 
 
@@ -107,8 +121,10 @@ def _lower(value: object, far: Buffers | None, depth: int) -> Any:
         return _lower_items(value, far, depth)  # type: ignore[arg-type]
     if kind is dict:
         return _lower_dict(value, far, depth)  # type: ignore[arg-type]
-    if kind in _BYTES:
+    if kind is bytes:
         return _lower_bytes(value, far)  # type: ignore[arg-type]
+    if kind in _BUFFERS:
+        return _lower_apart(_EXT_VIEW, *lower_view(memoryview(value)), far)  # type: ignore[arg-type]
     return _lower_rarer(value, far, depth)
 
 
@@ -120,7 +136,7 @@ def _lower_items(items: Sequence[object], far: Buffers | None, depth: int) -> Se
     for position, item in enumerate(items):
         try:
             lowered = _lower(item, far, depth + 1)
-        except _Refused as refused:
+        except Refused as refused:
             refused.trail.append(f"[{position}]")
             raise
         if lowered is not item:
@@ -140,7 +156,7 @@ def _lower_dict(items: dict[Any, object], far: Buffers | None, depth: int) -> di
     for key, item in items.items():
         try:
             lowered = _lower(item, far, depth + 1)
-        except _Refused as refused:
+        except Refused as refused:
             refused.trail.append(f"[{key!r:.80}]")
             raise
         if lowered is not item:
@@ -157,22 +173,26 @@ def _lower_key(key: object) -> object:
     for plain in (int, float, str, bytes):
         if isinstance(key, plain):
             return plain(key)
-    raise _Refused(f"a dict with a key of type {_type_name(key)} ({key!r:.80})")
+    raise Refused(f"a dict with a key of type {_type_name(key)} ({key!r:.80})")
 
 
-def _lower_bytes(value: bytes | bytearray | memoryview, far: Buffers | None) -> Any:
-    if isinstance(value, memoryview):
-        if not value.c_contiguous or not value.nbytes:
-            return value.tobytes()
-        value = value.cast("B")
+def _lower_bytes(value: bytes, far: Buffers | None) -> Any:
     if far is None or len(value) < FAR_BYTES_MIN:
         return value
     far.append(memoryview(value))
     return msgpack.ExtType(_EXT_FAR_BYTES, _INDEX.pack(len(far) - 1))
 
 
+def _lower_apart(near_code: int, raw: memoryview, kind: str, shape: list[int], far: Buffers | None) -> Any:
+    """Memory with its kind and shape: inside, or on ``far``."""
+    if far is None or len(raw) < FAR_BYTES_MIN:
+        return msgpack.ExtType(near_code, msgpack.packb([bytes(raw), kind, shape]))
+    far.append(raw)
+    return msgpack.ExtType(near_code + 1, msgpack.packb([len(far) - 1, kind, shape]))
+
+
 def _lower_rarer(value: object, far: Buffers | None, depth: int) -> Any:
-    """Numpy, and subclasses of the plain types (enums, named tuples, ordered dicts), sent as these."""
+    """Arrays and tensors, subclasses of the plain types (enums, named tuples, ordered dicts), and other memory."""
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if isinstance(value, numpy.ndarray):
@@ -180,6 +200,11 @@ def _lower_rarer(value: object, far: Buffers | None, depth: int) -> Any:
         if isinstance(value, numpy.generic):
             _check_dtype(value.dtype, _type_name(value))
             return msgpack.ExtType(_EXT_SCALAR, msgpack.packb([value.dtype.str, value.tobytes()]))
+    torch = is_tensor(value)
+    if torch is not None:
+        return _lower_apart(_EXT_TENSOR, *lower_tensor(torch, value), far)
+    if type(value) is BufferHandle:
+        return msgpack.ExtType(_EXT_HANDLE, msgpack.packb(value.as_data()))
     if isinstance(value, dict):
         return _lower_dict(dict(value), far, depth)
     if isinstance(value, list | tuple):
@@ -188,12 +213,19 @@ def _lower_rarer(value: object, far: Buffers | None, depth: int) -> Any:
     for plain in (int, float, str, bytes):
         if isinstance(value, plain):
             return _lower(plain(value), far, depth)
-    raise _Refused(f"of type {_type_name(value)}")
+    if hasattr(type(value), "__dlpack__"):
+        array = array_of_dlpack(value, _type_name(value))
+        return _lower_array(sys.modules["numpy"], array, far)
+    try:
+        view = memoryview(value)  # type: ignore[arg-type]
+    except (TypeError, BufferError, ValueError):
+        raise Refused(f"of type {_type_name(value)}") from None
+    return _lower_apart(_EXT_VIEW, *lower_view(view), far)
 
 
 def _lower_array(numpy: ModuleType, value: Any, far: Buffers | None) -> Any:
     if type(value) not in (numpy.ndarray, numpy.memmap):
-        raise _Refused(f"of type {_type_name(value)}, a subclass whose own data would be lost")
+        raise Refused(f"of type {_type_name(value)}, a subclass whose own data would be lost")
     _check_dtype(value.dtype, "numpy.ndarray")
     shape = list(value.shape)
     if far is None or value.nbytes < FAR_BYTES_MIN:
@@ -206,12 +238,12 @@ def _lower_array(numpy: ModuleType, value: Any, far: Buffers | None) -> Any:
 
 def _check_dtype(dtype: Any, holder: str) -> None:
     if dtype.kind not in _DTYPE_KINDS or not dtype.itemsize:
-        raise _Refused(f"of type {holder} with dtype {dtype!s:.80}, which is not plain numbers, dates or text")
+        raise Refused(f"of type {holder} with dtype {dtype!s:.80}, which is not plain numbers, dates or text")
 
 
 def _check_depth(depth: int) -> None:
     if depth >= DEPTH_MAX:
-        raise _Refused(f"nested deeper than {DEPTH_MAX} levels, or it contains itself")
+        raise Refused(f"nested deeper than {DEPTH_MAX} levels, or it contains itself")
 
 
 def _type_name(value: object) -> str:
@@ -220,23 +252,23 @@ def _type_name(value: object) -> str:
 
 
 def _find_unencodable(value: object) -> None:
-    """Raise _Refused at the first int or text that msgpack refuses."""
+    """Raise Refused at the first int or text that msgpack refuses."""
     pairs: list[tuple[str, object]] = []
     if isinstance(value, dict):
         pairs = [(f"[{key!r:.80}]", item) for pair in value.items() for key, item in ((pair[0], pair[0]), pair)]
     elif isinstance(value, list | tuple) and not isinstance(value, msgpack.ExtType):
         pairs = [(f"[{position}]", item) for position, item in enumerate(value)]
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        raise _Refused(f"an int of {value.bit_length()} bits (64 can be sent)")
+        raise Refused(f"an int of {value.bit_length()} bits (64 can be sent)")
     elif isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise _Refused(f"text that is not Unicode ({error.reason})") from None
+            raise Refused(f"text that is not Unicode ({error.reason})") from None
     for step, item in pairs:
         try:
             _find_unencodable(item)
-        except _Refused as refused:
+        except Refused as refused:
             refused.trail.append(step)
             raise
 
@@ -254,6 +286,14 @@ def _extension_reader(buffers: Sequence[memoryview]) -> Callable[[int, bytes], A
         if code == _EXT_FAR_ARRAY:
             index, dtype, shape = _fields(data, (int, str, list))
             return _array(dtype, shape, _far(buffers, index))
+        if code in (_EXT_VIEW, _EXT_TENSOR):
+            raw, kind, shape = _fields(data, (bytes, str, list))
+            return (read_view if code == _EXT_VIEW else read_tensor)(bytearray(raw), kind, shape)
+        if code in (_EXT_FAR_VIEW, _EXT_FAR_TENSOR):
+            index, kind, shape = _fields(data, (int, str, list))
+            return (read_view if code == _EXT_FAR_VIEW else read_tensor)(_far(buffers, index), kind, shape)
+        if code == _EXT_HANDLE:
+            return read_handle(msgpack.unpackb(data))
         raise MalformedData(f"extension {code} with {len(data)} bytes is not known; are both sides the same release?")
 
     return read

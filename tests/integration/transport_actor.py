@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 
 from spoke.transport import CallServer
+from spoke.transport.job import CALLER
+from spoke.transport.memory import join, leave
+from spoke.transport.regions import Buffer, set_home
 
 SECRET = b"transport-tests!" * 2
+SERVERS: list[CallServer] = []
 
 
 class Base:
@@ -181,6 +185,37 @@ class Target(Base):
         self.entered.wait(10)
         return self.held
 
+    # Memory and mailboxes.
+
+    def make_buffer(self, nbytes: int, writable: bool) -> Any:
+        self.array = np.arange(nbytes, dtype="u1")
+        self.buffer = Buffer(self.array, writable=writable)
+        return {"nested": [self.buffer.handle]}
+
+    def array_now(self) -> Any:
+        return self.array
+
+    def close_buffer(self) -> None:
+        self.buffer.close()
+
+    def drop_buffer(self) -> None:
+        del self.buffer
+
+    def add_one(self, handle: Any) -> int:
+        here = np.empty(handle.nbytes, "u1")
+        handle.read_into(here).result(20)
+        handle.write_from(here + np.uint8(1)).result(20)
+        return int(here.sum())
+
+    async def add_one_async(self, handle: Any) -> None:
+        here = bytearray(handle.nbytes)
+        await handle.read_into(here)
+        await handle.write_from(bytes(byte + 1 for byte in here))
+
+    def push(self, values: list[Any], only_me: bool = False, wait_s: float = 0.0) -> list[int]:
+        to = CALLER.get() if only_me else None
+        return [SERVERS[0].push(value, to, timeout_s=wait_s) for value in values]
+
     def _private(self) -> None:
         raise AssertionError
 
@@ -191,9 +226,13 @@ def main() -> None:
         Target(), secret=SECRET, host="127.0.0.1", advertise="127.0.0.1", limit_bytes=limit_bytes, workers=workers
     )
     server.start()
+    SERVERS.append(server)
+    set_home(server)
+    scope = join(SECRET)
     print(server.address, flush=True)
     sys.stdin.read()
     server.close()
+    leave(scope)
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("spoke")]
     print(f"left {left}", flush=True)
 
