@@ -166,7 +166,7 @@ class ActorHandle:
         self._connection(method).tell(method, args, kwargs)
 
     def mailbox(self, capacity: int = CAPACITY) -> Mailbox:
-        """A mailbox for what this actor pushes from now on (``ctx.push``); see ``spoke.Mailbox`` and ``Gang.mailbox``."""
+        """A mailbox for what this actor pushes from now on (``ctx.push``); see ``Gang.mailbox``."""
         return open_mailbox(self._gang, [self], capacity)
 
     def connection(self, what: str) -> transport.Connection:

@@ -35,6 +35,8 @@ class Refused(Exception):
 def lower_view(view: memoryview) -> tuple[memoryview, str, list[int]]:
     """A memoryview as bytes, with its format and shape; a view of foreign structures becomes plain bytes."""
     kind = view.format.removeprefix("@")
+    if "O" in kind:
+        raise Refused("memory that holds Python objects")
     if not view.c_contiguous:
         flat = memoryview(bytearray(view.tobytes()))
     else:
@@ -142,6 +144,8 @@ def view_of(value: object, *, writable: bool = False) -> memoryview:
             view = memoryview(value.reshape(-1).view(numpy.uint8))  # type: ignore[attr-defined]
         else:
             view = memoryview(value)  # type: ignore[arg-type]
+            if "O" in view.format:
+                raise TypeError("it holds Python objects")
             view = view.cast("B") if view.nbytes else memoryview(bytearray())
     except (Refused, ValueError) as error:
         raise TypeError(str(error)) from error
