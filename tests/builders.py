@@ -6,7 +6,7 @@ so that a test can ask what invariants I4 and I7 ask: is anything still running 
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from spoke.allocator import decide as core
@@ -16,7 +16,7 @@ from spoke.events import types as e
 from spoke.events.codec import decode_event, encode_event
 from spoke.events.fold import fold
 from spoke.events.invariants import violations
-from spoke.events.model import ActorSpec, GangSpec, Gpu, Member, NodeSpec, PortRange, Resources
+from spoke.events.model import GPU_MILLI, ActorSpec, GangSpec, Gpu, Member, NodeSpec, PortRange, Resources
 from spoke.events.state import PoolState
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
@@ -26,7 +26,14 @@ from spoke.protocol.launch import unpack_blobs
 
 
 def node_spec(
-    node_id: str, gpus: int = 4, *, cpus: float = 64, memory: int = 1 << 36, ports: int = 16, machine: str = "m"
+    node_id: str,
+    gpus: int = 4,
+    *,
+    cpus: float = 64,
+    memory: int = 1 << 36,
+    ports: int = 16,
+    machine: str = "m",
+    gpu_memory: int = 80 << 30,
 ) -> NodeSpec:
     """A node with logical GPUs."""
     return NodeSpec(
@@ -34,7 +41,7 @@ def node_spec(
         host=f"host-{node_id}",
         address="127.0.0.1",
         machine=machine,
-        gpus=tuple(Gpu(index, f"{node_id}-gpu-{index}") for index in range(gpus)),
+        gpus=tuple(Gpu(index, f"{node_id}-gpu-{index}", "H100", gpu_memory) for index in range(gpus)),
         cpu_milli=round(cpus * 1000),
         memory=memory,
         ports=PortRange(20_000, ports),
@@ -42,10 +49,17 @@ def node_spec(
 
 
 def gang(
-    num_nodes: int = 1, actors_per_node: int = 1, gpus: int = 1, *, cpus: float = 0.0, **options: object
+    num_nodes: int = 1,
+    actors_per_node: int = 1,
+    gpus: float = 1,
+    *,
+    cpus: float = 0.0,
+    gpu_memory: int | str = 0,
+    **options: object,
 ) -> GangSpec:
     """What to ask for."""
-    return GangSpec(num_nodes, actors_per_node, Resources(gpus=gpus, cpus=cpus), **options)  # type: ignore[arg-type]
+    resources = Resources(gpus=gpus, cpus=cpus, gpu_memory=gpu_memory)
+    return GangSpec(num_nodes, actors_per_node, resources, **options)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -59,8 +73,13 @@ class FakeAgent:
     orders: deque[o.Delivery] = field(default_factory=deque)
     rejected: bool = False
 
-    def running_gpus(self) -> set[int]:
-        return {index for order in self.processes.values() for index in order.gpu_ids}
+    def running_milli(self) -> Counter[int]:
+        """How much of each GPU the running processes were given, in thousandths."""
+        found: Counter[int] = Counter()
+        for order in self.processes.values():
+            for index in order.gpu_ids:
+                found[index] += order.gpu_milli or GPU_MILLI
+        return found
 
 
 class MemoryPool:
@@ -223,9 +242,12 @@ class MemoryPool:
     def _check_nothing_runs_where(self, event: e.Event) -> None:
         """I4: a GPU that is handed out has no process of an old ticket on it."""
         if isinstance(event, e.GangAllocated):
+            given = {slot.node_id: self.agents[slot.node_id].running_milli() for slot in event.slots}
             for slot in event.slots:
-                busy = self.agents[slot.node_id].running_gpus() & set(slot.gpu_ids)
-                assert not busy, f"I4: {event.ticket_id} gets GPUs {busy} of {slot.node_id}, where processes run"
+                for index in slot.gpu_ids:
+                    given[slot.node_id][index] += slot.gpu_milli or GPU_MILLI
+                    milli = given[slot.node_id][index]
+                    assert milli <= GPU_MILLI, f"I4: {event.ticket_id} gets GPU {index} of {slot.node_id}: {milli}"
 
     def _effect(self, effect: outbox.Effect) -> None:
         match effect:

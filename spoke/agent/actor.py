@@ -27,6 +27,8 @@ _REGISTERED: dict[str, type[Actor]] = {}
 class ActorContext:
     """Where, and as whom, an actor runs. ``gpu_ids`` are physical indices; inside the process GPUs count from 0.
 
+    ``gpu_milli`` is 0 for whole GPUs; else the actor has that many thousandths of its one GPU.
+
     ``stopping`` is set when the actor is told to stop (SIGTERM); what is left then is the ticket's grace time.
     """
 
@@ -44,6 +46,7 @@ class ActorContext:
     pool: str
     master_addr: str
     master_port: int
+    gpu_milli: int = 0
     stopping: threading.Event = field(default_factory=threading.Event, compare=False)
 
 

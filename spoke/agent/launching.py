@@ -13,6 +13,7 @@ import msgspec
 
 from spoke.agent.procfs import LAUNCH_MARK
 from spoke.errors import InvalidRequest
+from spoke.events.model import GPU_MILLI
 from spoke.protocol.launch import LaunchBlob, decode_blob
 from spoke.protocol.orders import StartActor
 
@@ -92,6 +93,8 @@ def environment(order: StartActor, added: Mapping[str, str], site: Site, base: M
         "SPOKE_NODE": site.node_id,
         LAUNCH_MARK: site.mark + order.launch_id,
     }
+    if order.gpu_milli:
+        ours["SPOKE_GPU_SHARE"] = f"{order.gpu_milli / GPU_MILLI:g}"
     inherited = {name: value for name, value in base.items() if name not in AGENTS_OWN}
     return {"PYTHONUNBUFFERED": "1", **inherited, **added, **ours}
 
@@ -116,6 +119,7 @@ def _document(order: StartActor, launch: LaunchBlob, site: Site) -> bytes:
                 "num_nodes": order.num_nodes,
                 "gpu_ids": order.gpu_ids,
                 "gpu_uuids": order.gpu_uuids,
+                "gpu_milli": order.gpu_milli,
                 "ticket_id": order.ticket_id,
                 "actor_id": order.actor_id,
                 "node_id": site.node_id,

@@ -8,7 +8,8 @@ aside and holds nobody up.
 from __future__ import annotations
 
 from spoke.allocator.placement.assign import assign
-from spoke.allocator.placement.pack import POLICY, NoFit, never_fits, place
+from spoke.allocator.placement.choose import never_fits, place, policy_of
+from spoke.allocator.placement.pack import NoFit
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.model import GangSpec
@@ -68,4 +69,5 @@ def _grant(state: PoolState, ticket_id: str, client_id: str, seq: int, spec: Gan
     if isinstance(found, NoFit):
         return found
     got = assign(state, spec, found)
-    return e.GangAllocated(ticket_id, client_id, seq, spec, got.slots, got.master_addr, got.master_port, POLICY)
+    policy = policy_of(spec)
+    return e.GangAllocated(ticket_id, client_id, seq, spec, got.slots, got.master_addr, got.master_port, policy)

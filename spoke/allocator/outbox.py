@@ -201,6 +201,7 @@ def _launch_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> I
         master_addr=ticket.master_addr,
         master_port=ticket.master_port,
         grace_s=ticket.spec.grace_s,
+        gpu_milli=slot.gpu_milli,
     )
     yield from _command(state, event.node_id, start, blobs.get(event.rank, b""))
 

@@ -12,6 +12,7 @@ import orjson
 
 from spoke.allocator.commit import Batch, flat
 from spoke.events import types as e
+from spoke.events.model import GPU_MILLI
 from spoke.events.state import NodeState, PoolState, TicketState, indices_of
 from spoke.protocol.keys import Keys
 
@@ -101,6 +102,7 @@ def node_line(node: NodeState) -> bytes:
             "state": node.phase,
             "gpus": len(spec.gpus),
             "gpus_free": indices_of(node.free_gpus),
+            "gpus_shared": {str(index): (GPU_MILLI - used) / GPU_MILLI for index, used in sorted(node.shared.items())},
             "gpu_model": spec.gpus[0].model if spec.gpus else "",
             "cpus": spec.cpu_milli / 1000,
             "cpus_free": node.free_cpu_milli / 1000,
@@ -131,6 +133,7 @@ def _summary(ticket: TicketState) -> dict[str, Any]:
         "gpus_per_actor": resources.gpus,
         "cpus_per_actor": resources.cpus,
         "memory_per_actor": resources.memory_bytes,
+        "gpu_memory_per_actor": int(resources.gpu_memory),
         "detached": spec.detached,
         "nodes": list(dict.fromkeys(slot.node_id for slot in ticket.slots)),
         "since_ms": int(ticket.since.partition("-")[0]),
@@ -148,6 +151,8 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
         fields["master"] = f"{ticket.master_addr}:{ticket.master_port}"
     for slot in ticket.slots:
         rank: dict[str, Any] = {"node": slot.node_id, "host": slot.host, "gpus": slot.gpu_ids}
+        if slot.gpu_milli:
+            rank["gpu_share"] = slot.gpu_milli / GPU_MILLI
         actor = ticket.actor(slot.global_rank)
         if actor is not None:
             rank |= {"actor": actor.actor_id, "runs": actor.spec.title[:200], "state": actor.phase, "pid": actor.pid}

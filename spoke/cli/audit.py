@@ -109,10 +109,10 @@ def _show_report(report: Report, pool: str) -> None:
     if report.counts:
         table(("event", ">count"), ((name, f"{number:,}") for name, number in sorted(report.counts.items())))
     state = report.state
-    held = sum(len(slot.gpu_ids) for ticket in state.tickets.values() for slot in ticket.slots)
+    held = sum(len(node.spec.gpus) - node.free.gpus for node in state.nodes.values())
     say(
         f"now: {count(len(state.nodes), 'node')}, {count(len(state.tickets), 'ticket')} "
-        f"({len(state.queue)} waiting), {count(held, 'GPU')} held, {count(len(state.clients), 'client')}"
+        f"({len(state.queue)} waiting), {count(held, 'GPU')} in use, {count(len(state.clients), 'client')}"
     )
     for name, words in CHECKED:
         broken = sum(name in problem for problem in report.problems)

@@ -60,7 +60,7 @@ def generic(event: e.Event) -> str:
 
 def _gang(spec: GangSpec) -> str:
     resources = spec.resources
-    need = needs(resources.gpus, resources.cpus, resources.memory_bytes)
+    need = needs(resources.gpus, resources.cpus, resources.memory_bytes, int(resources.gpu_memory))
     name = f"{spec.name!r} " if spec.name else ""
     size = f"{spec.num_nodes}x{spec.actors_per_node} actors" + (f" with {need}" if need != "nothing" else "")
     extras = [word for word, holds in (("dense", not spec.strict_pack), ("detached", spec.detached)) if holds]
@@ -72,7 +72,7 @@ def _places(slots: Iterable[Slot]) -> str:
     for slot in slots:
         ranks, gpus = nodes.setdefault(slot.node_id, ([], []))
         ranks.append(slot.global_rank)
-        gpus += slot.gpu_ids
+        gpus += [gpu for gpu in slot.gpu_ids if gpu not in gpus]
     return "; ".join(
         f"{node_id}: ranks {numbers(ranks)}" + (f", GPUs {numbers(gpus)}" if gpus else "")
         for node_id, (ranks, gpus) in nodes.items()

@@ -51,7 +51,12 @@ def run(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run at every rank.")],
     nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="On how many different nodes.")] = 1,
     actors_per_node: Annotated[int, typer.Option(metavar="N", help="How many processes on each.")] = 1,
-    gpus_per_actor: Annotated[int, typer.Option(metavar="N", help="GPUs for each process.")] = 0,
+    gpus_per_actor: Annotated[
+        float, typer.Option(metavar="N", help="GPUs for each process; below 1 it is a share of one, like 0.25.")
+    ] = 0,
+    gpu_memory_per_actor: Annotated[
+        str, typer.Option(metavar="SIZE", help="GPU memory for each process, like 10GiB; alone it makes a share.")
+    ] = "0",
     cpus_per_actor: Annotated[float, typer.Option(metavar="CORES", help="CPU cores for each process.")] = 0.0,
     memory_per_actor: Annotated[str, typer.Option(metavar="SIZE", help="Memory for each process, like 16GiB.")] = "0",
     timeout: Annotated[
@@ -87,7 +92,9 @@ def run(
     # what the client logs would stand between the ranks' lines
     logging.basicConfig(level=logging.ERROR, format="spoke: %(message)s")
     variables = parse_pairs("--env", env or [])
-    resources = spoke.Resources(gpus=gpus_per_actor, cpus=cpus_per_actor, memory=memory_per_actor)
+    resources = spoke.Resources(
+        gpus=gpus_per_actor, cpus=cpus_per_actor, memory=memory_per_actor, gpu_memory=gpu_memory_per_actor
+    )
     inbox = Inbox()
     with inbox.signals():
         client = spoke.Client(url, pool=pool)

@@ -23,7 +23,7 @@ def node_table(nodes: Iterable[NodeStatus]) -> None:
                 node.node_id,
                 node.state,
                 str(node.gpus),
-                f"{len(node.gpus_free)} ({numbers(node.gpus_free)})" if node.gpus_free else "0",
+                free_gpus(node),
                 f"{node.cpus_free:g} of {node.cpus:g}",
                 f"{size(node.memory_free)} of {size(node.memory)}",
                 " ".join(node.tickets) or "-",
@@ -46,7 +46,12 @@ def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) ->
                 ticket.state,
                 ticket.name or "-",
                 ticket.gang,
-                needs(ticket.gpus_per_actor, ticket.cpus_per_actor, ticket.memory_per_actor),
+                needs(
+                    ticket.gpus_per_actor,
+                    ticket.cpus_per_actor,
+                    ticket.memory_per_actor,
+                    ticket.gpu_memory_per_actor,
+                ),
                 " ".join(ticket.nodes) or "-",
                 age(now_s - ticket.since_ms / 1000),
                 ticket.client + (" (detached)" if ticket.detached else ""),
@@ -57,9 +62,18 @@ def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) ->
     )
 
 
-def needs(gpus: int, cpus: float, memory: int) -> str:
+def free_gpus(node: NodeStatus) -> str:
+    """The free GPUs by their indices, then what is left of the shared ones."""
+    whole = f"{len(node.gpus_free)} ({numbers(node.gpus_free)})" if node.gpus_free else "0"
+    return whole + "".join(f" + {share:g} of {index}" for index, share in node.gpus_shared.items() if share)
+
+
+def needs(gpus: float, cpus: float, memory: int, gpu_memory: int = 0) -> str:
     """What one actor needs, in words."""
-    parts = [count(gpus, "GPU")] if gpus else []
+    whole = isinstance(gpus, int) or gpus.is_integer()
+    parts = [count(int(gpus), "GPU") if whole else f"{gpus:g} GPU"] if gpus else []
+    if gpu_memory:
+        parts.append(f"{size(gpu_memory)} of a GPU's memory")
     if cpus:
         parts.append(f"{cpus:g} CPU")
     if memory:
@@ -87,13 +101,13 @@ def show_tickets(tickets: Iterable[TicketStatus], pool: str, now_s: float | None
 
 def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
     """All of one ticket: its own fields, then its ranks."""
-    per_actor = ("gpus_per_actor", "cpus_per_actor", "memory_per_actor")
-    gpus, cpus, memory = (fields.get(name) or 0 for name in per_actor)
+    per_actor = ("gpus_per_actor", "cpus_per_actor", "memory_per_actor", "gpu_memory_per_actor")
+    gpus, cpus, memory, gpu_memory = (fields.get(name) or 0 for name in per_actor)
     lines = {
         "ticket": ticket_id,
         "state": fields.get("state"),
         "name": fields.get("name"),
-        "gang": f"{fields.get('gang')}, each with {needs(gpus, cpus, memory)}",
+        "gang": f"{fields.get('gang')}, each with {needs(gpus, cpus, memory, gpu_memory)}",
         "client": f"{fields.get('client')}{' (detached)' if fields.get('detached') else ''}",
         "master": fields.get("master"),
         "since": local_time(int(fields.get("since_ms") or 0)),
@@ -109,7 +123,7 @@ def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
                 (
                     str(rank["rank"]),
                     str(rank.get("node", "")),
-                    numbers(rank.get("gpus") or ()),
+                    (f"{rank['gpu_share']:g} of " if rank.get("gpu_share") else "") + numbers(rank.get("gpus") or ()),
                     str(rank.get("state", "not launched")),
                     str(rank.get("actor", "-")),
                     str(rank.get("pid") or "-"),

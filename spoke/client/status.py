@@ -18,12 +18,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """A node. ``state`` is up, draining, drained or lost; ``memory`` in bytes; ``gpus_free`` are physical indices."""
+    """A node. ``state`` is up, draining, drained or lost; ``memory`` in bytes; ``gpus_free`` are physical indices.
+
+    ``gpus_shared`` says of each GPU that is shared, by its index, what fraction of it is free.
+    """
 
     node_id: str = ""
     state: str = ""
     gpus: int = 0
     gpus_free: tuple[int, ...] = ()
+    gpus_shared: Mapping[str, float] = field(default_factory=dict)
     gpu_model: str = ""
     cpus: float = 0.0
     cpus_free: float = 0.0
@@ -46,9 +50,10 @@ class TicketStatus:
     client: str = ""
     gang: str = ""
     actors: int = 0
-    gpus_per_actor: int = 0
+    gpus_per_actor: int | float = 0
     cpus_per_actor: float = 0.0
     memory_per_actor: int = 0
+    gpu_memory_per_actor: int = 0
     detached: bool = False
     nodes: tuple[str, ...] = ()
     since_ms: int = 0
@@ -71,7 +76,7 @@ class PoolStatus:
 
     @property
     def gpus_free(self) -> int:
-        """The number of free GPUs of the nodes that are up."""
+        """The number of GPUs, of the nodes that are up, of which nobody has even a share."""
         return sum(len(node.gpus_free) for node in self.nodes if node.state == "up")
 
 

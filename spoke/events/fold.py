@@ -220,10 +220,11 @@ def _book(node: NodeState, ticket: TicketState, event_id: str) -> None:
     for slot in ticket.slots:
         if slot.node_id == node.spec.node_id and not node.take(ticket, slot):
             raise InvalidTransition(
-                f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids}, "
+                f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids}"
+                f"{f' (a share of {slot.gpu_milli} thousandths)' if slot.gpu_milli else ''}, "
                 f"{ticket.need.cpu_milli} mCPU and {ticket.need.memory} bytes of node {slot.node_id}, where GPUs "
-                f"{indices_of(node.free_gpus)}, {node.free_cpu_milli} mCPU and {node.free_memory} bytes are free: "
-                f"something was handed out twice"
+                f"{indices_of(node.free_gpus)} (and of {node.shared} the rest), {node.free_cpu_milli} mCPU and "
+                f"{node.free_memory} bytes are free: something was handed out twice"
             )
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from spoke.events.lifecycle import TICKET_HOLDS_GPUS
+from spoke.events.model import GPU_MILLI, Slot
 from spoke.events.state import NodeState, PoolState, TicketState, indices_of, mask_of
 
 
@@ -32,8 +33,7 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
     if [slot.global_rank for slot in ticket.slots] != list(range(len(ticket.slots))):
         yield f"I2: ticket {ticket_id} has ranks that are not 0..{len(ticket.slots) - 1}"
     for slot in ticket.slots:
-        if len(slot.gpu_ids) != ticket.spec.resources.gpus:
-            yield f"I2: rank {slot.global_rank} of ticket {ticket_id} has {len(slot.gpu_ids)} GPUs"
+        yield from _slot_violations(ticket, slot)
     for node_id in ticket.held:
         if ticket_id not in state.nodes[node_id].tickets:
             yield f"I3: ticket {ticket_id} holds node {node_id}, which does not know it"
@@ -49,9 +49,21 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
         yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
 
 
+def _slot_violations(ticket: TicketState, slot: Slot) -> Iterator[str]:
+    resources, whose = ticket.spec.resources, f"rank {slot.global_rank} of ticket {ticket.ticket_id}"
+    if len(slot.gpu_ids) != (1 if resources.is_share else resources.gpu_count):
+        yield f"I2: {whose} has {len(slot.gpu_ids)} GPUs"
+    if resources.is_share:
+        if not max(1, resources.gpu_milli) <= slot.gpu_milli <= GPU_MILLI:
+            yield f"I2: {whose} has {slot.gpu_milli} thousandths of a GPU, and asked for {resources.gpu_milli}"
+    elif slot.gpu_milli:
+        yield f"I2: {whose} has a share of {slot.gpu_milli} thousandths, and asked for none"
+
+
 def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
     """What is wrong with one node."""
     node_id, need_cpu, need_memory, held = node.spec.node_id, 0, 0, 0
+    shares: Counter[int] = Counter()
     for ticket_id in node.tickets:
         ticket = state.tickets.get(ticket_id)
         if ticket is None or node_id not in ticket.held:
@@ -59,13 +71,23 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
             continue
         for slot in ticket.slots:
             if slot.node_id == node_id:
-                gpus = mask_of(slot.gpu_ids)
+                gpus = 0 if slot.gpu_milli else mask_of(slot.gpu_ids)
+                if slot.gpu_milli:
+                    shares[slot.gpu_ids[0]] += slot.gpu_milli
                 if held & gpus:
                     yield f"I1: GPUs {indices_of(held & gpus)} of node {node_id} belong to {ticket_id} and another"
                 held |= gpus
                 need_cpu += ticket.need.cpu_milli
                 need_memory += ticket.need.memory
     total = mask_of(tuple(gpu.index for gpu in node.spec.gpus))
+    for index, milli in shares.items():
+        if milli > GPU_MILLI or held >> index & 1:
+            yield f"I1: GPU {index} of node {node_id} is shared out to {milli} thousandths" + " and held" * (
+                held >> index & 1
+            )
+    if node.shared != shares:
+        yield f"I3: node {node_id} counts shares {node.shared}, but its tickets have {dict(shares)}"
+    held |= mask_of(tuple(shares))
     if held & node.free_gpus or held | node.free_gpus != total:
         yield f"I3: node {node_id}: GPUs used {held:b} + free {node.free_gpus:b} is not total {total:b}"
     if need_cpu + node.free_cpu_milli != node.spec.cpu_milli or node.free_cpu_milli < 0:

@@ -16,6 +16,8 @@ from spoke.events import names
 
 GANG_SIZE_MAX = 16_384
 GPUS_PER_NODE_MAX = 1_024
+GPU_MILLI = 1_000
+"""A whole GPU, in the thousandths in which shares are counted."""
 
 check_name = names.check_name
 NAME_LENGTH_MAX = names.NAME_LENGTH_MAX
@@ -109,23 +111,61 @@ def parse_bytes(text: str | int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one actor needs: whole GPUs, CPU cores (fractions allowed) and memory (bytes, or ``"10GiB"``).
+    """What one actor needs: GPUs, CPU cores (fractions allowed) and memory (bytes, or ``"10GiB"``).
+
+    ``gpus`` is a whole number, or a fraction below 1: then the actor has a share of one GPU, rounded down to
+    thousandths (so that six sixths fit). ``gpu_memory`` (bytes, or text) is what it needs of a GPU's memory: without
+    ``gpus`` that is its share, beside a fraction the share is the larger of the two.
 
     >>> Resources(gpus=2, cpus=1.5, memory="1GiB").memory
     1073741824
+    >>> Resources(gpus=0.25).gpu_milli, Resources(gpu_memory="10GiB").share_of(40 << 30)
+    (250, 250)
     """
 
-    gpus: int = 0
+    gpus: int | float = 0
     cpus: float = 0.0
     memory: int | str = 0
+    gpu_memory: int | str = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.memory, str):
-            object.__setattr__(self, "memory", parse_bytes(self.memory))
-        _check_count("gpus", self.gpus, 0, GPUS_PER_NODE_MAX)
-        _check_count("memory", self.memory, 0, 2**60)  # type: ignore[arg-type]
+        for name in ("memory", "gpu_memory"):
+            size = getattr(self, name)
+            if isinstance(size, str):
+                object.__setattr__(self, name, parse_bytes(size))
+            _check_count(name, getattr(self, name), 0, 2**60)
+        if type(self.gpus) is not int:
+            object.__setattr__(self, "gpus", _gpus(self.gpus))
+        _check_count("gpus", self.gpu_count, 0, GPUS_PER_NODE_MAX)
+        if self.gpu_memory and self.gpu_count:
+            raise InvalidRequest(
+                f"{self.gpu_count} whole GPUs and gpu_memory were asked for: gpu_memory makes a share of one GPU, so "
+                f"give it alone or with a fraction"
+            )
         if isinstance(self.cpus, bool) or not isinstance(self.cpus, (int, float)) or not 0 <= self.cpus <= 2**20:
             raise InvalidRequest(f"cpus must be a number of cores from 0 to {2**20}, not {self.cpus!r}")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the actor has a share of one GPU, instead of whole ones."""
+        return type(self.gpus) is float or (self.gpus == 0 and self.gpu_memory != 0)
+
+    @property
+    def gpu_count(self) -> int:
+        """The number of whole GPUs; 0 for a share."""
+        return self.gpus if type(self.gpus) is int else 0
+
+    @property
+    def gpu_milli(self) -> int:
+        """The share that ``gpus`` asks for, in thousandths of a GPU; 0 if the share follows from ``gpu_memory``."""
+        return round(self.gpus * GPU_MILLI) if type(self.gpus) is float else 0
+
+    def share_of(self, gpu_memory: int) -> int:
+        """The share of a GPU that has so much memory (bytes), in thousandths; 0 if the need does not go into it."""
+        wanted = int(self.gpu_memory)
+        if wanted > gpu_memory:
+            return 0
+        return max(self.gpu_milli, -(-wanted * GPU_MILLI // gpu_memory)) if wanted else self.gpu_milli
 
     @property
     def cpu_milli(self) -> int:
@@ -136,6 +176,20 @@ class Resources:
     def memory_bytes(self) -> int:
         """The memory need in bytes."""
         return int(self.memory)
+
+
+def _gpus(asked: float) -> int | float:
+    """A number of GPUs as it is counted: whole, or a share in thousandths."""
+    if isinstance(asked, bool) or not isinstance(asked, float) or not 0 <= asked <= GPUS_PER_NODE_MAX:
+        raise InvalidRequest(f"gpus must be a whole number or a fraction below 1, not {asked!r}")
+    if asked.is_integer():
+        return int(asked)
+    milli = int(asked * GPU_MILLI + 1e-6)
+    if not 1 <= milli < GPU_MILLI:
+        raise InvalidRequest(
+            f"{asked!r} GPUs were asked for: a share is from 0.001 to 0.999 of one GPU; above that, ask for whole GPUs"
+        )
+    return milli / GPU_MILLI
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +230,11 @@ class GangSpec:
             self._check_gpu_ids(self.gpu_ids)
 
     def _check_gpu_ids(self, gpu_ids: tuple[int, ...]) -> None:
-        per_node = self.actors_per_node * self.resources.gpus
         if not self.strict_pack:
             raise InvalidRequest("gpu_ids was given with strict_pack=False: specific GPUs need strict_pack=True")
+        if self.resources.is_share:
+            raise InvalidRequest("gpu_ids was given for shares of a GPU: name GPUs for whole ones only")
+        per_node = self.actors_per_node * self.resources.gpu_count
         if len(set(gpu_ids)) != len(gpu_ids) or len(gpu_ids) != per_node:
             raise InvalidRequest(
                 f"gpu_ids has {len(set(gpu_ids))} different ids, but a node of this gang uses {per_node} "
@@ -195,7 +251,10 @@ class GangSpec:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One member's place. ``gpu_ids`` are physical indices on ``node_id``, ``gpu_uuids`` the same GPUs by UUID."""
+    """One member's place. ``gpu_ids`` are physical indices on ``node_id``, ``gpu_uuids`` the same GPUs by UUID.
+
+    ``gpu_milli`` is 0 for whole GPUs; else the member has that many thousandths of the one GPU it names.
+    """
 
     global_rank: int
     local_rank: int
@@ -204,6 +263,7 @@ class Slot:
     host: str
     gpu_ids: tuple[int, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
+    gpu_milli: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from spoke.events.capacity import Amount, CapacityIndex
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
-from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
+from spoke.events.model import GPU_MILLI, ActorSpec, GangSpec, NodeSpec, Slot
 
 SEQ_WINDOW = 1_024
 GONE_CLIENTS_KEPT = 1_000
@@ -18,7 +18,11 @@ GONE_CLIENTS_KEPT = 1_000
 
 @dataclass(slots=True)
 class NodeState:
-    """A node and what is free on it. ``free_gpus`` and ``free_ports`` are bit sets (GPU index, offset of the port)."""
+    """A node and what is free on it. ``free_gpus`` and ``free_ports`` are bit sets (GPU index, offset of the port).
+
+    ``free_gpus`` are the GPUs that nobody uses. ``shared`` holds the ones that are shared: GPU index -> how many
+    thousandths of it are taken (at least 1, at most 1000).
+    """
 
     spec: NodeSpec
     phase: NodePhase
@@ -28,6 +32,7 @@ class NodeState:
     free_cpu_milli: int
     free_memory: int
     tickets: set[str] = field(default_factory=set)
+    shared: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, spec: NodeSpec, phase: NodePhase, incarnation: str) -> NodeState:
@@ -45,10 +50,14 @@ class NodeState:
     def take(self, ticket: TicketState, slot: Slot) -> bool:
         """Book a slot of a ticket on this node; False (and nothing booked) if any of it is not free: I1 and I3."""
         gpus, port, need = mask_of(slot.gpu_ids), self._port_bit(ticket, slot), ticket.need
-        free = self.free_gpus & gpus == gpus and self.free_ports & port == port
+        share = slot.gpu_milli
+        free = self.free_milli(slot.gpu_ids[0]) >= share if share else self.free_gpus & gpus == gpus
+        free = free and self.free_ports & port == port
         if not free or self.free_cpu_milli < need.cpu_milli or self.free_memory < need.memory:
             return False
-        self.free_gpus ^= gpus
+        if share:
+            self.shared[slot.gpu_ids[0]] = self.shared.get(slot.gpu_ids[0], 0) + share
+        self.free_gpus &= ~gpus
         self.free_ports ^= port
         self.free_cpu_milli -= need.cpu_milli
         self.free_memory -= need.memory
@@ -58,11 +67,29 @@ class NodeState:
     def give_back(self, ticket: TicketState, slot: Slot) -> None:
         """Free what ``take`` booked."""
         need = ticket.need
-        self.free_gpus |= mask_of(slot.gpu_ids)
+        if slot.gpu_milli:
+            self._give_back_share(slot.gpu_ids[0], slot.gpu_milli)
+        else:
+            self.free_gpus |= mask_of(slot.gpu_ids)
         self.free_ports |= self._port_bit(ticket, slot)
         self.free_cpu_milli += need.cpu_milli
         self.free_memory += need.memory
         self.tickets.discard(ticket.ticket_id)
+
+    def _give_back_share(self, index: int, milli: int) -> None:
+        left = self.shared[index] - milli
+        if left:
+            self.shared[index] = left
+        else:
+            del self.shared[index]
+            self.free_gpus |= 1 << index
+
+    def free_milli(self, index: int) -> int:
+        """How many thousandths of a GPU are free."""
+        if self.free_gpus >> index & 1:
+            return GPU_MILLI
+        used = self.shared.get(index)
+        return 0 if used is None else GPU_MILLI - used
 
     def _port_bit(self, ticket: TicketState, slot: Slot) -> int:
         offset = ticket.master_port - self.spec.ports.first
@@ -187,9 +214,9 @@ class PoolState:
 
 
 def need_of(spec: GangSpec) -> Amount:
-    """What one member of the gang needs."""
+    """What one member of the gang needs, except for its share of a GPU."""
     resources = spec.resources
-    return Amount(resources.gpus, resources.cpu_milli, resources.memory_bytes)
+    return Amount(resources.gpu_count, resources.cpu_milli, resources.memory_bytes)
 
 
 def mask_of(indices: tuple[int, ...]) -> int:

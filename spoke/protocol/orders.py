@@ -58,6 +58,7 @@ class StartActor(Order):
     master_addr: str
     master_port: int
     grace_s: float
+    gpu_milli: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         target=tickets,
         client=st.sampled_from(CLIENTS),
-        shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2)),
+        shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([0, 1, 2, 0.25, 0.4, 0.999])),
+        gpu_memory=st.sampled_from([0, 0, "10GiB", "33GiB"]),
         cpus=st.sampled_from([0.0, 1.5]),
         strict=st.booleans(),
         timeout=st.sampled_from([0, 500, None]),
@@ -63,9 +64,15 @@ class PoolMachine(RuleBasedStateMachine):
         on_failure=st.sampled_from(["release", "report"]),
         preferred=st.sampled_from([None, *NODES]),
     )
-    def allocate(self, client, shape, cpus, strict, timeout, detached, on_failure, preferred):  # type: ignore[no-untyped-def]
+    def allocate(self, client, shape, gpu_memory, cpus, strict, timeout, detached, on_failure, preferred):  # type: ignore[no-untyped-def]
         spec = gang(
-            *shape, cpus=cpus, strict_pack=strict, detached=detached, on_failure=on_failure, preferred_node=preferred
+            *shape,
+            gpu_memory=0 if shape[2] in (1, 2) else gpu_memory,
+            cpus=cpus,
+            strict_pack=strict,
+            detached=detached,
+            on_failure=on_failure,
+            preferred_node=preferred,
         )
         before = self.pool.state.next_ticket
         self._ask(client, r.AllocateGang(spec, timeout))

@@ -1,1 +1,1 @@
-"""Where a gang goes: pure functions of the state. ``pack`` finds nodes, ``assign`` hands out GPUs by identity."""
+"""Where a gang goes: pure functions of the state. ``choose`` picks the policy, ``assign`` hands out the GPUs."""

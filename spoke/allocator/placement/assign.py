@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spoke.allocator.placement.pack import Placement
+from spoke.allocator.placement.shares import share_out
 from spoke.events.model import GangSpec, Slot
 from spoke.events.state import PoolState
 
@@ -19,15 +20,20 @@ class Assignment:
 
 
 def assign(state: PoolState, spec: GangSpec, placement: Placement) -> Assignment:
-    """The slots of a placed gang: on each node the lowest free GPUs, or the ones that were asked for."""
+    """The slots of a placed gang: on each node the lowest free GPUs, those that were asked for, or shares."""
     slots: list[Slot] = []
-    per_actor = spec.resources.gpus
+    per_actor = spec.resources.gpu_count
     for group_rank, (node_id, count) in enumerate(placement.parts):
         node = state.nodes[node_id]
         uuids = {gpu.index: gpu.uuid for gpu in node.spec.gpus}
+        shares = share_out(node, spec.resources, count) if spec.resources.is_share else None
         gpus = spec.gpu_ids or _lowest(node.free_gpus, count * per_actor)
         for local_rank in range(count):
-            mine = tuple(gpus[local_rank * per_actor : (local_rank + 1) * per_actor])
+            milli = 0
+            if shares is None:
+                mine = tuple(gpus[local_rank * per_actor : (local_rank + 1) * per_actor])
+            else:
+                mine, milli = (shares[local_rank][0],), shares[local_rank][1]
             slots.append(
                 Slot(
                     global_rank=len(slots),
@@ -37,6 +43,7 @@ def assign(state: PoolState, spec: GangSpec, placement: Placement) -> Assignment
                     host=node.spec.address,
                     gpu_ids=mine,
                     gpu_uuids=tuple(uuids[index] for index in mine),
+                    gpu_milli=milli,
                 )
             )
     first = state.nodes[placement.parts[0][0]]

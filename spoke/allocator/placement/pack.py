@@ -40,7 +40,7 @@ def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     chosen: list[str] = []
     host_of_rank_0 = False
     preferred = spec.preferred_node
-    if preferred and _fits(state, preferred, per_node, wanted) and _has_port(state.nodes[preferred]):
+    if preferred and _fits(state, preferred, per_node, wanted) and has_port(state.nodes[preferred]):
         chosen.append(preferred)
         host_of_rank_0 = True
     fitting = 0
@@ -50,14 +50,14 @@ def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
         if (chosen and node_id == chosen[0]) or (wanted and state.nodes[node_id].free_gpus & wanted != wanted):
             continue
         fitting += 1
-        if not host_of_rank_0 and _has_port(state.nodes[node_id]):
+        if not host_of_rank_0 and has_port(state.nodes[node_id]):
             host_of_rank_0 = True
             chosen = [node_id, *chosen[: spec.num_nodes - 1]]
         elif len(chosen) < spec.num_nodes:
             chosen.append(node_id)
     if len(chosen) == spec.num_nodes and host_of_rank_0:
         return Placement(tuple((node_id, spec.actors_per_node) for node_id in chosen))
-    needs = f"needs {_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)} free"
+    needs = f"needs {count_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)} free"
     if len(chosen) == spec.num_nodes:
         return NoFit(f"{needs}, one of them with a free port for rank 0; {fitting} fit but have no port left")
     return NoFit(f"{needs}; {_qualify(chosen, len(state.capacity))}")
@@ -74,7 +74,7 @@ def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 
     preferred = spec.preferred_node
     free = state.capacity.free(preferred) if preferred else None
-    if preferred and free is not None and _has_port(state.nodes[preferred]):
+    if preferred and free is not None and has_port(state.nodes[preferred]):
         count = min(free.holds(need), left)
         if count:
             use(preferred, count)
@@ -89,11 +89,11 @@ def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
         if not count:
             return NoFit(
                 f"needs room for {spec.size} actors with {describe(need)} each; there is room for {spec.size - left} "
-                f"on {_nodes(len(state.capacity))} that can take work"
+                f"on {count_nodes(len(state.capacity))} that can take work"
             )
         use(node_id, count)
         left -= count
-    first = next((at for at, (node_id, _) in enumerate(parts) if _has_port(state.nodes[node_id])), None)
+    first = next((at for at, (node_id, _) in enumerate(parts) if has_port(state.nodes[node_id])), None)
     if first is None:
         return NoFit(f"needs a free port for rank 0; no port is left on {', '.join(sorted(used))[:200]}")
     return Placement((parts[first], *parts[:first], *parts[first + 1 :]))
@@ -107,15 +107,15 @@ def never_fits(state: PoolState, spec: GangSpec) -> str:
         fit = sum(count for total, count in state.capacity.shapes() if total.holds(per_node))
         if fit < spec.num_nodes:
             return (
-                f"needs {_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)}; even with everything free, "
-                f"{fit} of the {_nodes(len(state.capacity))} registered qualify"
+                f"needs {count_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)}; even with everything "
+                f"free, {fit} of the {count_nodes(len(state.capacity))} registered qualify"
             )
         return _never_fits_ids(state, spec)
     room = sum(count * total.holds(need) for total, count in state.capacity.shapes())
     if room < spec.size:
         return (
             f"needs room for {spec.size} actors with {describe(need)} each; even with everything free there is room "
-            f"for {room} on the {_nodes(len(state.capacity))} registered"
+            f"for {room} on the {count_nodes(len(state.capacity))} registered"
         )
     return ""
 
@@ -130,7 +130,7 @@ def _never_fits_ids(state: PoolState, spec: GangSpec) -> str:
     )
     if having >= spec.num_nodes:
         return ""
-    return f"needs {_nodes(spec.num_nodes)} with GPUs {list(spec.gpu_ids)}; {having} have GPUs of these ids"
+    return f"needs {count_nodes(spec.num_nodes)} with GPUs {list(spec.gpu_ids)}; {having} have GPUs of these ids"
 
 
 def _fits(state: PoolState, node_id: str, need: Amount, wanted_gpus: int) -> bool:
@@ -138,7 +138,7 @@ def _fits(state: PoolState, node_id: str, need: Amount, wanted_gpus: int) -> boo
     return bool(free and free.holds(need) and state.nodes[node_id].free_gpus & wanted_gpus == wanted_gpus)
 
 
-def _has_port(node: NodeState) -> bool:
+def has_port(node: NodeState) -> bool:
     """Whether rank 0 can be here. An agent that keeps no ports leaves the choice to rank 0."""
     return node.free_ports != 0 or node.spec.ports.count == 0
 
@@ -157,11 +157,12 @@ def describe(need: Amount, gpu_ids: tuple[int, ...] | None = None) -> str:
     return ", ".join(words) or "nothing in particular"
 
 
-def _nodes(count: int) -> str:
+def count_nodes(count: int) -> str:
+    """A number of nodes in words."""
     return f"{count} node{'' if count == 1 else 's'}"
 
 
 def _qualify(chosen: list[str], of: int) -> str:
     verb = "qualifies" if len(chosen) == 1 else "qualify"
     names = ": " + ", ".join(chosen[:5]) + (", …" if len(chosen) > 5 else "") if chosen else ""
-    return f"{len(chosen)} of {_nodes(of)} {verb}{names}"
+    return f"{len(chosen)} of {count_nodes(of)} {verb}{names}"
