@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack
 
 from spoke.allocator import outbox
+from spoke.allocator.leases import LEASE_MS_MAX
 from spoke.events import types as e
 from spoke.events.chain import Chain
 from spoke.events.codec import event_args
-from spoke.protocol.keys import Keys
+from spoke.events.state import ClientState
+from spoke.protocol.keys import Keys, client_lease
 from spoke.protocol.orders import encode_order
 from spoke.protocol.replies import encode_message
 
 REPLIES_KEPT = 20_000
-REPLY_TTL_S = 3_600
+KEPT_BY_TIME_MS_MAX = 600_000
+REPLIES_MARGIN_MS = 20_000
+REPLY_TTL_S = LEASE_MS_MAX // 1000 + 3_600
+"""Replies outlive every lease: a client that was away and still has its session finds them."""
+REPLY_TTL_GONE_S = 3_600
+"""Those of a client whose session is over are kept for so long, so that it can learn why."""
 ORDERS_KEPT = 20_000
 
 
@@ -27,6 +35,7 @@ class Batch:
         self._key_numbers: dict[str, int] = {keys.leader: 1, keys.events: 2, keys.leases: 3}
         self._commands: list[list[Any]] = []
         self._told: dict[str, list[Any]] = {}  # per client: seq, message, seq, message ...
+        self._gone: set[str] = set()
         self.events = 0
 
     def __len__(self) -> int:
@@ -57,15 +66,21 @@ class Batch:
                 self.add("LEASE", keys.leases, holder, lease_ms)
             case outbox.DropLease(holder):
                 self.add("ZREM", keys.leases, holder)
+                self._gone.add(holder)
             case outbox.ForgetTicket(ticket_id, owner):
                 self.add("DEL", keys.secret(ticket_id, owner))
 
-    def sealed(self) -> tuple[list[str], bytes]:
+    def sealed(self, clients: Mapping[str, ClientState], now_ms: int) -> tuple[list[str], bytes]:
         """The keys and the packed commands, as the commit script takes them. Nothing can be added any more."""
         for client_id, told in self._told.items():
             key = self._keys.reply(client_id)
-            self.add("XADD", key, "MAXLEN", "~", REPLIES_KEPT, "*", *told)
-            self.add("EXPIRE", key, REPLY_TTL_S)
+            client = clients.get(client_id)
+            lease_ms = client.lease_ms if client is not None else 0
+            if lease_ms <= KEPT_BY_TIME_MS_MAX:  # who does not read for longer has lost its session
+                self.add("XADD", key, "MINID", "~", now_ms - lease_ms - REPLIES_MARGIN_MS, "*", *told)
+            else:
+                self.add("XADD", key, "MAXLEN", "~", REPLIES_KEPT, "*", *told)
+            self.add("EXPIRE", key, REPLY_TTL_GONE_S if client_lease(client_id) in self._gone else REPLY_TTL_S)
         # the old format of msgpack is the one that cmsgpack in Lua reads
         return list(self._key_numbers), msgpack.packb(self._commands, use_bin_type=False)
 

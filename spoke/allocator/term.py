@@ -171,7 +171,7 @@ class Term:
         self._since_snapshot += batch.events
         if self._since_snapshot >= self._snapshot_every:
             self._add_snapshot(batch)
-        keys, packed = batch.sealed()
+        keys, packed = batch.sealed(self.state.clients, self._now_ms())
         self._wire.send_commit(
             keys, [self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id, packed]
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import orjson
 
+from spoke.allocator.leases import LEASE_MS_MAX
 from spoke.allocator.limits import Limits
 from spoke.allocator.service import Allocator, AllocatorConfig
 from spoke.cli.embedded import EmbeddedServer
@@ -43,30 +44,35 @@ def allocator(url: str, pool: str, **options: int) -> Iterator[Allocator]:
 class Asker:
     """A client by hand: requests in, answers out."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis, self._keys, self._seq, self._last = redis, keys, 0, "0-0"
+    def __init__(self, redis: Redis, keys: Keys, client_id: str = "asker") -> None:
+        self._redis, self._keys, self._client_id, self._seq, self._last = redis, keys, client_id, 0, "0-0"
         self.ask(r.ConnectClient(3_600_000))
 
     def next_seq(self) -> int:
         self._seq += 1
         return self._seq
 
-    def ask(self, request: r.Request, wait: bool = True) -> p.Message:
-        self._seq += 1
-        fields = r.encode_request(r.Envelope(request, "asker", self._seq))
+    def ask(self, request: r.Request) -> p.Message:
+        return self.answer_to(self.send(request))
+
+    def send(self, request: r.Request) -> int:
+        seq = self.next_seq()
+        fields = r.encode_request(r.Envelope(request, self._client_id, seq))
         for _ in range(2):  # twice, as a client that is not sure would
             self._redis.xadd(self._keys.requests, fields)  # type: ignore[arg-type]
-        deadline = time.monotonic() + WAIT_S
-        while wait:
-            for entry_id, raw in read_stream(self._redis, self._keys.reply("asker"), self._last, block_ms=500):
+        return seq
+
+    def answer_to(self, asked: int) -> p.Message:
+        deadline, key = time.monotonic() + WAIT_S, self._keys.reply(self._client_id)
+        while True:
+            for entry_id, raw in read_stream(self._redis, key, self._last, block_ms=500):
                 self._last = entry_id.decode()
                 for field, told in raw.items():
                     seq, message = int(field), p.decode_message(told)
-                    if seq == self._seq:
+                    if seq == asked:
                         return message
                     assert seq == 0, f"request {seq} was answered twice: {message}"
             assert time.monotonic() < deadline
-        return p.Done()
 
 
 def register(redis: Redis, keys: Keys, node_id: str) -> None:
@@ -160,7 +166,7 @@ def test_the_view_of_an_ended_ticket_tells_how_its_actors_ended(shared_server: E
         redis.xadd(keys.requests, r.encode_request(launch))  # type: ignore[arg-type]
         until(lambda: b"launching" in (redis.hget(keys.ticket(ticket), "rank.0") or b""))  # type: ignore[operator]
         launch_id = next(i.decode() for i, f in redis.xrange(keys.events) if f[b"type"] == b"actor.launch_requested")  # type: ignore[union-attr]
-        asker.ask(r.ReleaseGang(ticket), wait=False)
+        asker.send(r.ReleaseGang(ticket))
         for report in (r.ReportStarted(ticket, 0, launch_id, 7), r.ReportExited(ticket, 0, launch_id, -1, 15)):
             fields = r.encode_request(r.Envelope(report, node_id="n1", incarnation="i"))
             redis.xadd(keys.requests, fields)  # type: ignore[arg-type]
@@ -191,4 +197,31 @@ def test_a_flooding_client_does_not_stop_the_others(shared_server: EmbeddedServe
         assert "without waiting for answers" in lost[0].reason
         assert len(found) < 5_000, "what is dropped leaves no event each"
     assert verify(EventLog(redis, keys.events, keys.snapshot)).problems == []
+    redis.close()
+
+
+def test_replies_outlive_the_lease_and_go_when_the_session_is_over(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    with allocator(shared_server.url, pool):
+        asker = Asker(redis, keys)
+        ttl = redis.ttl(keys.reply("asker"))
+        assert isinstance(ttl, int)
+        assert ttl * 1000 > LEASE_MS_MAX, "a client that was away for as long as its lease allows finds its replies"
+        asker.ask(r.CloseClient())
+        assert 0 < redis.ttl(keys.reply("asker")) <= 3_600  # type: ignore[operator]
+    redis.close()
+
+
+def test_a_request_answered_while_its_client_was_away_is_found_later(shared_server: EmbeddedServer, pool: str) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+    with allocator(shared_server.url, pool, snapshot_every=20, keep_events=40):
+        register(redis, keys, "n1")
+        away = Asker(redis, keys, "away")
+        seq = away.send(r.AllocateGang(gang(), 0))
+        asker = Asker(redis, keys)
+        for _ in range(100):  # the log is trimmed far beyond that request
+            asker.ask(r.CancelGang(9_999))
+        log = EventLog(redis, keys.events, keys.snapshot)
+        until(lambda: log.base().last_id != "0-0")
+        assert isinstance(away.answer_to(seq), p.Granted)
     redis.close()
