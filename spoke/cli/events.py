@@ -113,11 +113,15 @@ def _exited(event: e.ActorExited) -> str:
     return f"{_actor(event)}: " + (f"signal {event.signal}" if event.signal else f"code {event.code}")
 
 
+def _refused(event: e.RequestRefused) -> str:
+    what = event.request or "something that is no request"
+    sender = event.client_id or event.node_id or "somebody who does not say who"
+    return f"{what}{f' {event.seq}' if event.seq else ''} of {sender} ({event.code}): {event.reason}"
+
+
 _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.AllocatorElected: lambda v: f"{v.holder}, epoch {v.epoch}",
-    e.RequestRefused: lambda v: (
-        f"{v.request or 'a request'} {v.seq} of {v.client_id or v.node_id or '?'} ({v.code}): {v.reason}"
-    ),
+    e.RequestRefused: _refused,
     e.RequestAnswered: lambda v: f"{v.request} {v.seq} of {v.client_id}: {v.reason}",
     e.ClientConnected: lambda v: f"{v.client_id} {v.user}@{v.host} pid {v.pid}, lease {v.lease_ms / 1000:g} s",
     e.ClientLost: lambda v: f"{v.client_id}{_because(v.reason)}",

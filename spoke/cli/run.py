@@ -34,6 +34,8 @@ LOOK_EVERY_S = 2.0
 """How often a gang that waits in line looks for the reason."""
 RELEASE_MORE_S = 30.0
 """How much longer than the grace time a release may take before we stop waiting for it."""
+PATIENCE_S = 2.0
+"""How long a release may take without a word."""
 HURRY_CLOSE_S = 1.0
 
 
@@ -235,6 +237,9 @@ class Job:
         with suppress(Interrupted):
             self.inbox.expect(released)
             deadline_s = time.monotonic() + grace_s + RELEASE_MORE_S
+            self.inbox.next(PATIENCE_S)
+            if not released.done():
+                complain(f"ticket {gang.ticket_id} is being given back; Ctrl-C to leave without waiting for it")
             while not released.done() and time.monotonic() < deadline_s:
                 self.inbox.next(max(0.0, deadline_s - time.monotonic()))
             if not released.done():

@@ -140,3 +140,8 @@ def test_options_that_cannot_be_read_are_refused() -> None:
     for pair in ("a", "=b"):
         with pytest.raises(InvalidRequest, match="NAME=VALUE"):
             parse_pairs("--label", [pair])
+
+
+def test_garbage_in_the_inbox_reads_as_what_it_is() -> None:
+    line = event_line("5-0", raw(e.RequestRefused("", 0, "", "unknown_request", "there is no request ''")))
+    assert "something that is no request of somebody who does not say who (unknown_request)" in line
