@@ -15,11 +15,18 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from spoke.errors import InvalidRequest
 from spoke.events.names import check_name
 
+if TYPE_CHECKING:
+    from spoke.agent.inbox import Expected
+    from spoke.agent.peers import Peer
+    from spoke.agent.runtime import Runtime
+    from spoke.transport import CallFuture
+
+MAIL_S: Final = 300.0
 _REGISTERED: dict[str, type[Actor]] = {}
 
 
@@ -48,6 +55,43 @@ class ActorContext:
     master_port: int
     gpu_milli: int = 0
     stopping: threading.Event = field(default_factory=threading.Event, compare=False)
+    _runtime: list[Runtime] = field(default_factory=list, compare=False, repr=False)
+
+    def peer(self, rank: int) -> Peer:
+        """Another member of the gang: ``ctx.peer(1).call("method", ...)``, ``.stream``, ``.tell``, directly between the
+        two actors. Raises RankOutOfRange.
+        """
+        return self._running().peer(rank)
+
+    def send(self, rank: int, value: Any, tag: int = 0, *, timeout_s: float | None = MAIL_S) -> CallFuture:
+        """Send a value to another member, which gets it by ``recv``. It may be changed when ``send`` has returned.
+
+        The future, which can be awaited, is done when the value has arrived; when more than 64 MiB of this actor wait
+        there, only when it is received. It fails with ActorUnreachable, or CallTimeout after ``timeout_s`` seconds.
+        Raises ActorUnreachable when the member has ended, or does not run within 30 s.
+        """
+        return self._running().send(rank, value, tag, timeout_s)
+
+    def recv(self, rank: int, tag: int = 0, *, timeout_s: float | None = MAIL_S) -> Expected:
+        """The future, which can be awaited, of the next value that a member sends with this tag, in order of sending.
+
+        It fails with WaitTimeout after ``timeout_s`` seconds (None: never), also when the member has ended meanwhile.
+        """
+        return self._running().recv(rank, tag, timeout_s)
+
+    def push(self, value: Any, *, to_caller: bool = False, timeout_s: float = 0.0) -> int:
+        """Put a value into the mailboxes that clients have opened at this actor; how many took it.
+
+        With ``to_caller``, only into those of whoever called the method that runs. A mailbox that is full does not take
+        it: that is counted as lost there, unless there is room within ``timeout_s`` seconds. Clients that are gone are
+        passed over.
+        """
+        return self._running().push(value, to_caller, timeout_s)
+
+    def _running(self) -> Runtime:
+        if not self._runtime:
+            raise InvalidRequest("this context is not that of a running actor: only its own process has its peers")
+        return self._runtime[0]
 
 
 class Actor:
@@ -55,13 +99,17 @@ class Actor:
 
     ``ctx`` and ``args`` (the launch's arguments) are there before ``__init__`` runs; an ``__init__`` that takes
     arguments is given ``args`` as keywords. Public methods, plain or ``async``, can be called from outside while
-    ``run`` goes on in the main thread.
+    ``run`` goes on in the main thread. Calls of one caller start in the order in which they were made: plain methods in
+    up to ``max_concurrency`` threads, async ones on one event loop, of which each runs until it first awaits before the
+    next one starts. With ``max_concurrency = 1`` plain methods run one at a time, strictly in order.
     """
+
+    max_concurrency: ClassVar[int] = 16
 
     ctx: ActorContext
     args: Mapping[str, Any]
 
-    _reserved: ClassVar[tuple[str, ...]] = ("ctx", "args", "run")
+    _reserved: ClassVar[tuple[str, ...]] = ("ctx", "args", "run", "max_concurrency")
 
     def run(self) -> Any:
         """The actor's main body: when it returns, the actor exits with code 0; when it raises, with code 1.

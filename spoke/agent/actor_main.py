@@ -18,6 +18,8 @@ from typing import Any, Final
 import msgpack
 
 from spoke.agent.actor import Actor, ActorContext, registered_actors
+from spoke.agent.peers import Peers
+from spoke.agent.runtime import Runtime
 from spoke.errors import SpokeError
 from spoke.transport import CallServer, unpack
 
@@ -40,7 +42,7 @@ def main() -> None:
     with open(DOCUMENT_FD, "rb") as file:
         document = msgpack.unpackb(file.read())
     try:
-        actor, server = _start(document)
+        actor, server, runtime = _start(document)
     except BaseException as error:  # SystemExit too: an import that ends the process is no start
         traceback.print_exc()
         _say({"failed": _words(error)})
@@ -49,21 +51,27 @@ def main() -> None:
     try:
         _run(actor)
     finally:
-        server.close(CLOSE_S)
+        runtime.close(CLOSE_S)
 
 
-def _start(document: dict[str, Any]) -> tuple[Actor, CallServer]:
+def _start(document: dict[str, Any]) -> tuple[Actor, CallServer, Runtime]:
     context = document["context"]
     tuples = {name: tuple(context[name]) for name in ("gpu_ids", "gpu_uuids")}
     ctx = ActorContext(**{**context, **tuples})
+    secret = document["secret"]
+    peers = Peers(ctx.rank, ctx.actor_id, ctx.ticket_id, document["directory"], secret)
+    runtime = Runtime(ctx.rank, ctx.world_size, peers, secret)
+    ctx._runtime.append(runtime)
     _stop_on_sigterm(ctx)
     _import_all(document["imports"], document["cwd"])
     actor = _build(document["type_name"], ctx, document["args"])
     advertise = document["advertise"]
     host = advertise if advertise in ("127.0.0.1", "::1") else "::" if ":" in advertise else "0.0.0.0"
-    server = CallServer(actor, secret=document["secret"], host=host, advertise=advertise)
+    workers = actor.max_concurrency
+    server = CallServer(actor, secret=secret, host=host, advertise=advertise, workers=workers)
+    runtime.serve(server)
     server.start()
-    return actor, server
+    return actor, server, runtime
 
 
 def _stop_on_sigterm(ctx: ActorContext) -> None:

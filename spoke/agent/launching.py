@@ -27,7 +27,10 @@ AGENTS_OWN = frozenset({"SPOKE_URL", "SPOKE_KEY", "SPOKE_KEY_FILE"})
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What all launches on a node have in common. ``mark`` is the launch mark's part before the launch id."""
+    """What all launches on a node have in common. ``mark`` is the launch mark's part before the launch id.
+
+    ``directory`` is where actors ask for the other members of their gang.
+    """
 
     pool: str
     node_id: str
@@ -36,6 +39,7 @@ class Site:
     imports: tuple[str, ...]
     log_dir: Path
     cwd: str
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ def _document(order: StartActor, launch: LaunchBlob, site: Site) -> bytes:
             "secret": launch.secret,
             "args": launch.args,
             "advertise": site.address,
+            "directory": site.directory,
             "context": {
                 "rank": order.rank,
                 "local_rank": order.local_rank,

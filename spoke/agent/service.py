@@ -23,6 +23,7 @@ from spoke.agent import instructions as i
 from spoke.agent import inventory
 from spoke.agent.claim import NodeClaim, mark_prefix
 from spoke.agent.config import AgentConfig
+from spoke.agent.directory import Directory
 from spoke.agent.keeper import clock_s
 from spoke.agent.launching import Site, prepare
 from spoke.agent.link import KeeperLink
@@ -130,7 +131,10 @@ class Agent:
         self._machine = AgentMachine(settings)
         cwd = os.getcwd()
         log_dir = config.log_dir.absolute()
-        self._site = Site(config.pool, config.node_id, mark, spec.address, config.imports, log_dir, cwd)
+        self._directory = Directory(config.url, keys)
+        self._closers.append(self._directory.stop)
+        address, directory = spec.address, self._directory.name
+        self._site = Site(config.pool, config.node_id, mark, address, config.imports, log_dir, cwd, directory)
         self._base_env = dict(os.environ)
         self._keeper = KeeperLink(self._heard, (claim.fd,), mark + "keeper")
         self._closers.append(self._keeper.close)
@@ -154,6 +158,7 @@ class Agent:
         """Serve until asked to stop; raises SpokeError if the node cannot be served any more."""
         with explained(self._config.url):
             self._reader.start()
+        self._directory.start()
         self._sender.start()
         self._renewer.start()
         former = self._take_signals()

@@ -156,6 +156,7 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
         actor = ticket.actor(slot.global_rank)
         if actor is not None:
             rank |= {"actor": actor.actor_id, "runs": actor.spec.title[:200], "state": actor.phase, "pid": actor.pid}
+            rank |= {"address": actor.address} if actor.address else {}
             if actor.phase in ("exited", "start_failed", "lost"):
                 rank |= {"code": actor.code, "signal": actor.signal, "reason": actor.reason}
         fields[f"rank.{slot.global_rank}"] = orjson.dumps(rank)
