@@ -72,8 +72,6 @@ class DiesInInit(spoke.Actor):
 class Member(spoke.Actor):
     """A member of a gang that talks with the others."""
 
-    max_concurrency = 4
-
     def rank(self) -> int:
         return self.ctx.rank
 

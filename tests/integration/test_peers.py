@@ -68,7 +68,7 @@ def test_a_rank_that_is_launched_later_and_again_is_found(client: spoke.Client) 
     assert waiting.result(40) == 1
     os.kill(second.pid, signal.SIGKILL)
     assert second.wait(20).result(30).signal == signal.SIGKILL
-    with pytest.raises(spoke.ActorError, match="rank 1 .*has ended"):
+    with pytest.raises(spoke.ActorError, match="has ended"):
         first.call("ask", 1).result(40)
     client.launch_actor(gang.ticket_id, 1, "Member", "c").result(40)
     assert first.call("ask", 1).result(40) == 1
