@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Run tests, or any command, on real verbs: a soft-RoCE device in a virtual machine. Installs what it needs, with apt.
+#
+#   run.sh                    the RDMA suite
+#   run.sh COMMAND [ARG...]   COMMAND in the guest, with PYTHON set to an interpreter that has the suite's packages
+#
+# It fails where it cannot do that; it never skips.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+here=tests/rdma
+
+packages=(qemu-system-x86 busybox-static kmod cpio iproute2 util-linux rdma-core ibverbs-utils perftest python3-pyverbs)
+missing=()
+for package in "${packages[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+sudo=()
+if [ "$(id -u)" != 0 ]; then sudo=(sudo -n --preserve-env=PATH,HOME,OUT,SOFTROCE_CACHE,SOFTROCE_ACCEL,XDG_CACHE_HOME); fi
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "run.sh: installing ${missing[*]}"
+  log=$(mktemp)
+  { "${sudo[@]}" apt-get update -qq &&
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
+    > "$log" 2>&1 || { tail -n 30 "$log"; echo "run.sh: FAILED: apt could not install ${missing[*]}" >&2; exit 1; }
+  rm -f "$log"
+fi
+
+# pyverbs is built for the distribution's Python. Another build of the same version can load it, too (spoke looks
+# there by itself); for any other one a second environment is made with the distribution's.
+has_verbs='import sys; from spoke.transport.rdma import verbs; sys.exit(verbs.problem() is not None)'
+python=$PWD/.venv/bin/python
+if ! "$python" -c "$has_verbs"; then
+  echo "run.sh: .venv's Python cannot load the distribution's pyverbs; an environment of the distribution's is made"
+  python=$PWD/.venv-rdma/bin/python
+  if ! [ -x "$python" ]; then
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
+    /usr/bin/python3 -m venv .venv-rdma
+  fi
+  "$python" -m pip install --quiet --editable '.[dev]'
+  "$python" -c "$has_verbs" || { echo "run.sh: FAILED: pyverbs cannot be loaded: spoke doctor" >&2; exit 1; }
+fi
+
+vm=("${sudo[@]}" "$here/softroce-vm.sh")
+if [ $# -gt 0 ]; then exec "${vm[@]}" -- env PYTHON="$python" "$@"; fi
+
+# The guest's word must count: a command that fails there has to fail here.
+rc=0
+"${vm[@]}" --timeout 120 -- bash -c 'ibv_devices | grep -q rxe0 && exit 7' || rc=$?
+[ "$rc" = 7 ] || { echo "run.sh: FAILED: the guest's exit status was to be 7, and $rc arrived" >&2; exit 1; }
+exec "${vm[@]}" --mem 3072 --timeout 540 -- \
+  env SPOKE_TEST_RDMA=1 PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest --color=no -q -p no:cacheprovider "$here"
