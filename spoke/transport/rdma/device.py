@@ -1,0 +1,120 @@
+"""The opened device: one context, protection domain and set of pools for all connections of the process.
+
+It is opened with the first user and closed with the last one, in the order that verbs demand: queue pairs before
+completion queues before channels (their owner does that), then memory regions, protection domain, context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import Any, Final
+
+from spoke.transport.rdma.pool import Pool
+from spoke.transport.rdma.ports import Choice, choose, ports
+from spoke.transport.rdma.verbs import VerbsMissing, load
+
+READS_MAX: Final = 16
+_MTU_BYTES: Final = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
+_MTU_CODES: Final = {nbytes: code for code, nbytes in _MTU_BYTES.items()}
+
+
+class Device:
+    """One opened port. Users come by :func:`acquire` and leave by ``release``."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.verbs = load()
+        e = self.verbs.e
+        self.choice = choice
+        self.users = 0
+        try:
+            self.context: Any = self.verbs.Context(name=choice.port.device)
+        except Exception as error:
+            raise VerbsMissing(
+                f"{choice.port.device} cannot be opened ({error}); the process needs /dev/infiniband/uverbs* "
+                "(in a container: pass the devices on)"
+            ) from error
+        try:
+            port = self.context.query_port(choice.port.port)
+            limit = choice.mtu_bytes_max or 4096
+            self.mtu_bytes: int = min(_MTU_BYTES[port.active_mtu], limit)
+            attributes = self.context.query_device()
+            self.reads_max: int = max(1, min(READS_MAX, attributes.max_qp_rd_atom, attributes.max_qp_init_rd_atom))
+            self.pd: Any = self.verbs.PD(self.context)
+        except Exception as error:
+            self.context.close()
+            raise VerbsMissing(f"{choice.port.name} cannot be used ({error})") from error
+        self.staging = Pool(lambda address, nbytes: self.register(address, nbytes, e.IBV_ACCESS_REMOTE_READ))
+        self.landing = Pool(lambda address, nbytes: self.register(address, nbytes, e.IBV_ACCESS_LOCAL_WRITE))
+
+    def register(self, address: int, nbytes: int, access: int) -> Any:
+        """A memory region over existing memory; raises pyverbs' error."""
+        return self.verbs.MR(self.pd, nbytes, access, address=address)
+
+    def release(self) -> None:
+        """One user less; the last one closes the device."""
+        with _lock:
+            self.users -= 1
+            if self.users:
+                return
+            _open.pop(_key(self.choice), None)
+            self._close()
+
+    def _close(self) -> None:
+        self.staging.close()
+        self.landing.close()
+        self.pd.close()
+        self.context.close()
+
+
+_lock = threading.Lock()
+_open: dict[tuple[str, int, int, int | None], Device] = {}
+
+
+def _key(choice: Choice) -> tuple[str, int, int, int | None]:
+    return (choice.port.device, choice.port.port, choice.gid.index, choice.mtu_bytes_max)
+
+
+def usable() -> Choice | str:
+    """The port that would be used, or why RDMA cannot be used here. Loads pyverbs only where there is a device."""
+    choice = choose(ports())
+    if isinstance(choice, str):
+        return choice
+    try:
+        load()
+    except VerbsMissing as missing:
+        return str(missing)
+    return choice
+
+
+def acquire(choice: Choice | None = None) -> Device:
+    """The opened device for one more user; raises VerbsMissing with a remedy."""
+    if choice is None:
+        found = choose(ports())
+        if isinstance(found, str):
+            raise VerbsMissing(found)
+        choice = found
+    with _lock:
+        device = _open.get(_key(choice))
+        if device is None:
+            device = _open[_key(choice)] = Device(choice)
+        device.users += 1
+        return device
+
+
+def mtu_code(nbytes: int) -> int:
+    """The verbs' number for a path MTU."""
+    return _MTU_CODES[nbytes]
+
+
+def _abandon() -> None:
+    """In a forked child: the devices are the parent's. Nothing here may ever be finalized, which would destroy them."""
+    global _lock
+    _lock = threading.Lock()
+    for device in _open.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(device))
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_abandon)
