@@ -102,7 +102,8 @@ class QueuePair:
 
     def _make(self, device: Device) -> None:
         verbs, e = self._verbs, self._verbs.e
-        cap = verbs.QPCap(max_send_wr=SLOTS + 2 * device.reads_max + 8, max_recv_wr=SLOTS, max_send_sge=1, max_recv_sge=1)
+        sends = SLOTS + 2 * device.reads_max + 8
+        cap = verbs.QPCap(max_send_wr=sends, max_recv_wr=SLOTS, max_send_sge=1, max_recv_sge=1)
         # No QPAttr here: given one, the queue pair goes to INIT at once without remote access rights.
         kind = verbs.QPInitAttr(
             qp_type=e.IBV_QPT_RC, scq=self.send_queue.queue, rcq=self.recv_queue.queue, cap=cap, sq_sig_all=0
@@ -187,7 +188,9 @@ class QueuePair:
         """Write our memory into the peer's; completes with the id READ + ``number``."""
         self._post_rdma(self._verbs.e.IBV_WR_RDMA_WRITE, number, address, lkey, nbytes, remote, rkey)
 
-    def _post_rdma(self, opcode: int, number: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
+    def _post_rdma(
+        self, opcode: int, number: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int
+    ) -> None:
         verbs = self._verbs
         request = verbs.SendWR(
             wr_id=READ + number, opcode=opcode, num_sge=1, sg=[verbs.SGE(address, nbytes, lkey)],

@@ -1,0 +1,176 @@
+"""What comes in over a queue pair: slots in the order they arrived, and large frames, which are read from the peer.
+
+A large frame's memory is reserved after its length was checked, and each chunk is read straight to its place in it
+(one-sided, the peer's processor has no part in it). Frames come out in the order in which they were sent.
+Everything here runs under the endpoint's lock.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import Final
+
+from spoke.errors import MalformedData
+from spoke.transport.frames import BUFFERS_MAX, Frame, FrameReader, Incoming, Kind, Oversized
+from spoke.transport.rdma.outgoing import Outgoing
+from spoke.transport.rdma.pool import Block, Pool
+from spoke.transport.rdma.queue import QueuePair
+from spoke.transport.rdma.wire import BYE, CHUNK, CHUNK_HEAD, FIRST, FRAMES, HEAD, PAYLOAD_BYTES_MAX, UPDATE, layout
+
+_FRAME_HEAD: Final = struct.Struct("<4sBBHQI")  # as in frames.py
+READ_NUMBERS: Final = 1 << 20
+
+
+class _Open:
+    """A large frame whose chunks are coming."""
+
+    def __init__(self, frame: Frame, lengths: list[int], limit_bytes: int) -> None:
+        self.frame = frame
+        self.lengths = lengths
+        self.offsets, self.nbytes = layout(lengths)
+        self.skipped = sum(lengths) > limit_bytes
+        self.block: Block | None = None
+        self.offered = 0
+        self.read = 0
+
+    @property
+    def complete(self) -> bool:
+        return self.read == self.nbytes
+
+    def finish(self, landing: Pool, limit_bytes: int) -> Incoming:
+        frame = self.frame
+        if self.skipped or self.block is None:
+            return Oversized(frame.kind, frame.call_id, sum(self.lengths), limit_bytes)
+        block, self.block = self.block, None
+        view = landing.lend(block, self.nbytes)
+        frame.header = bytes(view[: self.lengths[0]])
+        frame.buffers = [view[at : at + nbytes] for at, nbytes in zip(self.offsets[1:], self.lengths[1:], strict=True)]
+        return frame
+
+
+class IncomingHalf:
+    """The receiving half of an endpoint."""
+
+    def __init__(self, queue: QueuePair, outgoing: Outgoing, landing: Pool, limit_bytes: int) -> None:
+        self._queue = queue
+        self._outgoing = outgoing
+        self._landing = landing
+        self._limit_bytes = limit_bytes
+        self._reader = FrameReader(limit_bytes)
+        self._arrived: deque[int] = deque()
+        self._frames: deque[Incoming | _Open] = deque()
+        self._open: _Open | None = None
+        self._reads: deque[tuple[_Open, int]] = deque()
+        self._number = 0
+        self.said_goodbye = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether ``take`` has something to do."""
+        first = self._frames[0] if self._frames else None
+        return bool(self._arrived) or (first is not None and (not isinstance(first, _Open) or first.complete))
+
+    @property
+    def reading(self) -> bool:
+        """Whether reads of the peer's memory are under way."""
+        return bool(self._reads)
+
+    def arrived(self, slot: int) -> None:
+        """A message is in the slot: take note of what it gives back; its content waits for ``take``."""
+        kind, flags, credits, done, nbytes = HEAD.unpack_from(self._queue.recv_slots[slot])
+        if nbytes > PAYLOAD_BYTES_MAX or kind not in (UPDATE, FRAMES, CHUNK):
+            raise MalformedData("the peer sent something that is no message of this release")
+        try:
+            self._outgoing.granted(credits, done)
+        except ValueError as error:
+            raise MalformedData(str(error)) from error
+        if kind == UPDATE:
+            self.said_goodbye = self.said_goodbye or bool(flags & BYE)
+            self._repost(slot)
+        else:
+            self._arrived.append(slot)
+
+    def was_read(self) -> None:
+        """The oldest read has completed."""
+        frame, nbytes = self._reads.popleft()
+        frame.read += nbytes
+        self._outgoing.done += 1
+
+    def take(self) -> list[Incoming]:
+        """The frames that are complete, in order; begins to read what was offered. Raises MalformedData."""
+        while self._arrived:
+            slot = self._arrived.popleft()
+            kind, flags, _, _, nbytes = HEAD.unpack_from(self._queue.recv_slots[slot])
+            payload = self._queue.recv_slots[slot][HEAD.size : HEAD.size + nbytes]
+            if kind == FRAMES:
+                space = self._reader.space()
+                space[:nbytes] = payload
+                self._frames.extend(self._reader.filled(nbytes))
+                if self._reader.mid_frame:
+                    raise MalformedData("the peer sent a frame that ends beyond its message")
+            else:
+                self._chunk(payload, bool(flags & FIRST))
+            self._repost(slot)
+        out: list[Incoming] = []
+        while self._frames:
+            first = self._frames[0]
+            if isinstance(first, _Open):
+                if not first.complete:
+                    break
+                first = first.finish(self._landing, self._limit_bytes)
+            self._frames.popleft()
+            out.append(first)
+        return out
+
+    def _repost(self, slot: int) -> None:
+        self._queue.post_recv(slot)
+        self._outgoing.returns += 1
+
+    def _chunk(self, payload: memoryview, first: bool) -> None:
+        if len(payload) < CHUNK_HEAD.size or first != (self._open is None):
+            raise MalformedData("the peer sent a chunk of no frame")
+        address, rkey, nbytes = CHUNK_HEAD.unpack_from(payload)
+        if first:
+            self._open = self._begin(payload[CHUNK_HEAD.size :])
+            self._frames.append(self._open)
+        frame = self._open
+        assert frame is not None
+        if not 0 < nbytes <= frame.nbytes - frame.offered:
+            raise MalformedData("the peer sent a chunk that is larger than its frame")
+        if frame.skipped:
+            frame.read += nbytes
+            self._outgoing.done += 1
+        else:
+            if frame.block is None:
+                frame.block = self._landing.take(frame.nbytes)
+            self._number = (self._number + 1) % READ_NUMBERS
+            target = frame.block.address + frame.offered
+            self._queue.post_read(self._number, target, frame.block.lkey, nbytes, address, rkey)
+            self._reads.append((frame, nbytes))
+        frame.offered += nbytes
+        if frame.offered == frame.nbytes:
+            self._open = None
+
+    def _begin(self, head: memoryview) -> _Open:
+        if len(head) < _FRAME_HEAD.size + 8 or (len(head) - _FRAME_HEAD.size) % 8:
+            raise MalformedData("the peer sent a frame without its lengths")
+        magic, kind, zero, count, call_id, header_bytes = _FRAME_HEAD.unpack_from(head)
+        lengths = list(struct.unpack_from(f"<{(len(head) - _FRAME_HEAD.size) // 8}Q", head, _FRAME_HEAD.size))
+        if magic != b"SPK1" or zero or count or header_bytes or len(lengths) > BUFFERS_MAX + 1:
+            raise MalformedData("the peer sent something that is no frame of this release")
+        try:
+            found = Kind(kind)
+        except ValueError as error:
+            raise MalformedData("the peer sent a frame of an unknown kind") from error
+        return _Open(Frame(found, call_id, b"", []), lengths, self._limit_bytes)
+
+    def drop(self) -> None:
+        """Give the memory of unfinished frames back; nothing reads into it any more."""
+        for frame in self._frames:
+            if isinstance(frame, _Open) and frame.block is not None:
+                self._landing.give_back(frame.block)
+                frame.block = None
+        self._frames.clear()
+        self._arrived.clear()
+        self._reads.clear()
