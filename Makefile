@@ -58,7 +58,7 @@ demo: $(DEMO_READY) ## two nodes, a gang of 2 x 2 actors, a model trained, every
 # --- test ------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint types imports docs tests ## everything that a change must pass
+test: lint types imports docs tests test-rdma ## everything that a change must pass
 
 .PHONY: tests
 tests: $(TEST_READY) ## every suite, in one run
@@ -72,6 +72,10 @@ chaos: ## kill -9 of everything, and what the log says then
 e2e: ## the command line and the examples, with real processes
 $(SUITES): $(TEST_READY)
 	$(PYTEST) tests/$@
+
+.PHONY: test-rdma
+test-rdma: $(TEST_READY) ## real RDMA, in a small virtual machine with a software device (root or sudo; installs it by apt)
+	tests/rdma/run.sh
 
 .PHONY: lint
 lint: $(TEST_READY) ## ruff: rules and format

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from spoke.errors import LimitExceeded, MalformedData
 from spoke.transport.endpoint import Endpoint, EndpointClosed
@@ -417,7 +417,7 @@ class RdmaEndpoint(Endpoint):
         except (QueueBroken, MalformedData, OSError, self._device.verbs.PyverbsError):
             return  # the peer is gone, which is what was to be found out
 
-    def _note_sent(self) -> list[object]:
+    def _note_sent(self) -> list[Any]:
         found = self._queue.send_queue.poll()
         for completion in found:
             if not completion.status and completion.wr_id < READ:
