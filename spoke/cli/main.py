@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spoke.cli import audit, daemons, history, keys, logs, pool, run, up
+from spoke.cli import audit, daemons, doctor, history, keys, logs, pool, run, up
 from spoke.cli.output import complain, forget_output
 from spoke.errors import SpokeError
 
@@ -82,6 +82,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="key")
 app.command("allocator")(daemons.allocator)
 app.command("agent")(daemons.agent)
+app.command("doctor")(doctor.doctor)
 
 if __name__ == "__main__":
     app(prog_name="spoke")

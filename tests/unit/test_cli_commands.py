@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from spoke.cli.embedded import EmbeddedServer, free_port
 from spoke.cli.main import app
 
-COMMANDS = ("up", "run", "status", "nodes", "tickets", "logs", "log", "release", "allocator", "agent")
+COMMANDS = ("up", "run", "status", "nodes", "tickets", "logs", "log", "release", "allocator", "agent", "doctor")
 
 
 def spoke(*words: str) -> Result:
