@@ -168,6 +168,7 @@ class RdmaEndpoint(Endpoint):
         if changed:
             if self._outgoing.backlog and not self._sending:
                 self._outgoing.push()
+                self._out.notify_all()
             if self._incoming.pending:
                 self._ring_readable()
             if self._waiting and not self._sender_rung:
@@ -282,7 +283,7 @@ class RdmaEndpoint(Endpoint):
                         f"{BACKLOG_BYTES_MAX}); wait for answers before sending more"
                     )
                 return
-            self._wait_for_peer(deadline)
+            self._out.wait(max(0.0, deadline - time.monotonic()))
             if self._outgoing.backlog_bytes < held:
                 deadline = time.monotonic() + STALL_S
 
