@@ -31,7 +31,8 @@ from spoke.transport.rdma.wire import SLOTS
 STALL_S: Final = 1.0
 BACKLOG_BYTES_MAX: Final = 64 << 20
 LINGER_S: Final = 1.0
-SPIN_S: Final = 300e-6
+SPIN_VARIABLE: Final = "SPOKE_RDMA_SPIN_US"
+SPIN_US: Final = 200
 _COPY_BYTES_MAX: Final = 64 * 1024
 _LAZY_IN_FLIGHT: Final = SLOTS // 2
 
@@ -59,7 +60,7 @@ class RdmaEndpoint(Endpoint):
         self._readable_rung = self._sender_rung = False
         self._idle_since = 0.0
         self._idle_s = 0.0  # how long it has lately taken until something came, smoothed
-        self._spins = len(os.sched_getaffinity(0)) > 1
+        self._spin_s = _spin_s()
         self._inbox = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable: come and receive
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable: senders, look again
         channels = (queue.recv_queue.fd, queue.send_queue.fd, sock.fileno())
@@ -95,8 +96,8 @@ class RdmaEndpoint(Endpoint):
                 return found
             if not self._idle_since:
                 self._idle_since = time.monotonic()
-        if self._spins and self._idle_s < SPIN_S:
-            until = self._idle_since + SPIN_S
+        if self._idle_s < self._spin_s:
+            until = self._idle_since + self._spin_s
             while time.monotonic() < until:
                 os.sched_yield()
                 with self._out:
@@ -119,7 +120,7 @@ class RdmaEndpoint(Endpoint):
             found = self._incoming.take()
             self._outgoing.update()
         if self._idle_since:
-            waited_s = min(time.monotonic() - self._idle_since, 4 * SPIN_S)
+            waited_s = min(time.monotonic() - self._idle_since, 4 * self._spin_s)
             self._idle_s += (waited_s - self._idle_s) / 4
             self._idle_since = 0.0
         self._ring_readable()
@@ -424,6 +425,14 @@ class RdmaEndpoint(Endpoint):
             if not completion.status and completion.wr_id < READ:
                 self._outgoing.sent(completion.wr_id)
         return found
+
+
+def _spin_s() -> float:
+    """How long a reader looks before it sleeps; on one processor not at all, since its peer may need that one."""
+    text = os.environ.get(SPIN_VARIABLE, "")
+    if text.isdecimal():
+        return min(int(text), 1_000_000) / 1e6
+    return SPIN_US / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
 
 
 def _epoll(*fds: int) -> select.epoll:
