@@ -201,7 +201,9 @@ def _pyverbs() -> Finding:
     text = problem + (f" (libibverbs is {library})" if library else " (there is no libibverbs, either)")
     if not ports():
         return Finding("pyverbs", ABSENT, text)
-    return Finding("pyverbs", WARNING, text, "apt install python3-pyverbs; see How to: RDMA")
+    return Finding(
+        "pyverbs", WARNING, text, "apt install python3-pyverbs, and use the distribution's version of Python"
+    )
 
 
 def _rdma_device() -> Finding:
