@@ -112,7 +112,11 @@ docs-serve: $(TEST_READY) ## the site on this machine, rebuilt as you write
 
 .PHONY: bench
 bench: $(TEST_READY) ## every benchmark: figure, floor, ratio
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@for script in $(filter-out bench/rdma.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+.PHONY: bench-rdma
+bench-rdma: $(TEST_READY) ## RDMA against perftest and bare pyverbs, in the virtual machine of test-rdma
+	tests/rdma/run.sh bash -c '"$$PYTHON" bench/rdma.py'
 
 .PHONY: clean
 clean: ## remove what can be built again, the environment included
