@@ -22,9 +22,9 @@ from spoke.transport.rdma.wire import SLOT_BYTES, SLOTS, VERSION
 READ: Final = 1 << 32  # the work request's id says that it is a read
 SIGNAL_EVERY: Final = 8
 _POLL_MAX: Final = 32
+_channels = threading.Lock()
 # 4.096 us * 2^17 for each of 7 tries: about four seconds until a peer whose card does not answer is given up. A dead
 # process is noticed by its socket; this is for hosts, and must not be shorter than the stalls of a busy machine.
-_channels = threading.Lock()
 _TIMEOUT, _RETRIES, _RNR_RETRIES, _RNR_TIMER = 17, 7, 3, 12
 
 
