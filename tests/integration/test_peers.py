@@ -21,7 +21,7 @@ from tests.integration.agent_harness import pool_at
 def client(shared_server: EmbeddedServer, pool: str, tmp_path: Path) -> Iterator[spoke.Client]:
     with real_allocator(shared_server.url, pool), pool_at(shared_server.url, pool, tmp_path) as agents:
         for node in ("n0", "n1"):
-            agents.start_agent(node, gpus=4)
+            agents.start_agent(node, gpus=4, imports=[str(Path(__file__).with_name("peer_actors.py"))])
         with spoke.Client(shared_server.url, pool=pool) as client:
             yield client
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spoke.errors import ActorError, ActorUnreachable, CallTimeout, InvalidRequest, LimitExceeded, NotSerializable
-from spoke.transport import CallServer, Connection, connect
+from spoke.transport import CallServer, Connection, connect, pack
 from spoke.transport.auth import ClientHandshake
 from spoke.transport.door import STRANGERS_MAX
 
@@ -514,6 +515,47 @@ def test_garbage_from_a_peer_with_the_secret_harms_nobody_else(
         sock.sendall(data)
         assert connection.call("echo", (1,)).result(10) == 1
     assert connection.call("echo", (2,)).result(10) == 2
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20) | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+_NAMES = st.sampled_from(["echo", "async_count", "count", "memory.read", "memory.write", "identify", "mail", "", "x"])
+_HEADERS = st.one_of(
+    st.binary(max_size=60),
+    _VALUES.map(pack),
+    st.tuples(_NAMES, st.lists(_VALUES, max_size=3), st.dictionaries(st.text(max_size=5), _VALUES, max_size=2)).map(
+        pack
+    ),
+    st.tuples(_NAMES, st.lists(_VALUES, max_size=1), st.just({}), st.lists(st.integers(-1, 2**40), max_size=3)).map(
+        pack
+    ),
+    st.lists(st.integers(-1, 2**62), min_size=2, max_size=2).map(pack),
+)
+_FRAMES = st.tuples(st.integers(0, 12), st.integers(0, 3), _HEADERS, st.lists(st.binary(max_size=30), max_size=2))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_FRAMES, min_size=1, max_size=6))
+def test_no_frames_of_a_peer_with_the_secret_harm_anybody_else(
+    actor: Actor, connection: Connection, frames: list[tuple[int, int, bytes, list[bytes]]]
+) -> None:
+    """Calls, streams, mail, mailboxes and memory, whole and broken, with ids that are in use and credit for nothing."""
+    handshake = ClientHandshake(SECRET)
+    with socket.create_connection(("127.0.0.1", actor.port), timeout=10) as sock:
+        sock.sendall(handshake.hello)
+        sock.sendall(handshake.answer(sock.recv(40, socket.MSG_WAITALL)))
+        handshake.check(sock.recv(33, socket.MSG_WAITALL))
+        with contextlib.suppress(ConnectionError):
+            for kind, call_id, header, buffers in frames:
+                head = struct.pack("<4sBBHQI", b"SPK1", kind, 0, len(buffers), call_id, len(header))
+                sizes = struct.pack(f"<{len(buffers)}Q", *map(len, buffers))
+                sock.sendall(head + sizes + header + b"".join(buffers))
+        assert connection.call("echo", (1,)).result(10) == 1
+        assert connection.call("async_echo", (2,)).result(10) == 2
+    assert connection.call("echo", (3,)).result(10) == 3
 
 
 def test_idle_strangers_cannot_lock_the_others_out(actor: Actor) -> None:
