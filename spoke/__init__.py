@@ -45,10 +45,12 @@ if TYPE_CHECKING:
     from spoke.errors import SpokeError as SpokeError
     from spoke.errors import TicketEnded as TicketEnded
     from spoke.errors import TicketError as TicketError
+    from spoke.errors import TransportUnavailable as TransportUnavailable
     from spoke.errors import UnknownTicket as UnknownTicket
     from spoke.errors import WaitTimeout as WaitTimeout
     from spoke.events.model import Resources as Resources
     from spoke.events.model import Slot as Slot
+    from spoke.transport.carrier import Transport as Transport
     from spoke.transport.handles import BufferHandle as BufferHandle
     from spoke.transport.mailbox import Mailbox as Mailbox
     from spoke.transport.regions import Buffer as Buffer
@@ -87,6 +89,7 @@ _HOMES = {
         "SpokeError",
         "TicketEnded",
         "TicketError",
+        "TransportUnavailable",
         "UnknownTicket",
         "WaitTimeout",
     ),
@@ -95,6 +98,7 @@ _HOMES = {
     "spoke.transport.mailbox": ("Mailbox",),
     "spoke.transport.regions": ("Buffer",),
     "spoke.transport.stream": ("Stream",),
+    "spoke.transport.carrier": ("Transport",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

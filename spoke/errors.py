@@ -151,6 +151,12 @@ class ActorUnreachable(ActorError, ConnectionError):
     code = "actor_unreachable"
 
 
+class TransportUnavailable(ActorUnreachable):
+    """The transport that was asked for cannot reach the actor, or none can; the text says why."""
+
+    code = "transport_unavailable"
+
+
 class CallTimeout(ActorError, TimeoutError):
     """The call got no answer within its time limit."""
 

@@ -20,7 +20,7 @@ from spoke.client.sync import CLOSE_TIMEOUT_S, Client
 from spoke.client.tracking import ActorExit
 from spoke.errors import ClientClosed
 from spoke.events.model import OnFailure, Resources, Slot
-from spoke.transport import Stream
+from spoke.transport import Stream, Transport
 from spoke.transport.mailbox import CAPACITY, Mailbox
 
 T = TypeVar("T")
@@ -94,6 +94,10 @@ class AsyncActorHandle:
     async def mailbox(self, capacity: int = CAPACITY) -> Mailbox:
         """What this actor pushes from now on: ``async for push in mailbox``; see ``ActorHandle.mailbox``."""
         return await asyncio.to_thread(self.sync.mailbox, capacity)
+
+    async def transport(self) -> Transport:
+        """What carries the calls, and why nothing better does; see ``ActorHandle.transport``."""
+        return await asyncio.to_thread(lambda: self.sync.transport)
 
     async def stop(self) -> bool:
         """Ask the actor to stop; see ``ActorHandle.stop``."""

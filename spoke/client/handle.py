@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from spoke import transport
 from spoke.client.futures import failed
 from spoke.client.tracking import ActorExit, Ticket
 from spoke.errors import ActorUnreachable, InvalidRequest, SpokeError
 from spoke.events.model import Slot
 from spoke.protocol.replies import ActorInfo
-from spoke.transport import Stream
+from spoke.transport import Connection, Stream, Transport, connect
 from spoke.transport.credit import ITEMS_MAX
 from spoke.transport.mailbox import CAPACITY, Mailbox
 from spoke.transport.memory import Scope, join, leave
@@ -33,7 +32,7 @@ class Line:
         self._ticket = ticket
         self._actor = actor
         self._lock = threading.Lock()
-        self._connection: transport.Connection | None = None
+        self._connection: Connection | None = None
         self._scope: Scope | None = None
 
     @property
@@ -42,7 +41,7 @@ class Line:
         connection = self._connection
         return connection is not None and not connection.closed
 
-    def connection(self) -> transport.Connection:
+    def connection(self) -> Connection:
         """The connection; raises ActorUnreachable."""
         connection = self._connection
         if connection is not None and not connection.closed:
@@ -53,7 +52,9 @@ class Line:
                     self._connection.close()
                     self._connection = None
                 secret = self._client.secret_of(self._ticket)
-                self._connection = transport.connect(self._actor.address, secret, timeout_s=CONNECT_TIMEOUT_S)
+                self._connection = connect(
+                    self._actor.address, secret, timeout_s=CONNECT_TIMEOUT_S, transport=self._client.transport
+                )
                 if self._scope is None:
                     self._scope = join(secret)  # handles of buffers that its answers hold work here
             return self._connection
@@ -169,17 +170,13 @@ class ActorHandle:
         """A mailbox for what this actor pushes from now on (``ctx.push``); see ``Gang.mailbox``."""
         return open_mailbox(self._gang, [self], capacity)
 
-    def connection(self, what: str) -> transport.Connection:
+    def connection(self, what: str) -> Connection:
         """The connection to the actor; raises ActorUnreachable, InvalidRequest for a command. ``what`` it is for."""
         return self._connection(what)
 
-    def _connection(self, method: str) -> transport.Connection:
+    def _connection(self, method: str) -> Connection:
         self._gang.client.check_process()
-        if not self._actor.address:
-            raise InvalidRequest(
-                f"{method!r} was called on actor {self.id} of ticket {self._gang.ticket_id}, which is a command and "
-                f"has no methods: launch a class that is registered with @spoke.register_actor instead"
-            )
+        self._check_callable(repr(method))
         end = self.exit
         if end is not None:
             raise self._ended(end)
@@ -189,6 +186,14 @@ class ActorHandle:
     def is_connected(self) -> bool:
         """Whether the next call goes out without connecting first."""
         return self._gang.line(self._actor).is_open
+
+    @property
+    def transport(self) -> Transport:
+        """What carries the calls (``.name``), and why nothing better does (``.why_not``); ``str()`` says both.
+
+        Opens the connection if no call has yet; raises what that raises.
+        """
+        return self._connection("transport").transport
 
     def stop(self) -> Future[bool]:
         """Ask the actor to stop (SIGTERM, then SIGKILL after the gang's grace time); its slot stays the gang's."""
@@ -206,6 +211,13 @@ class ActorHandle:
     def release(self) -> Future[bool]:
         """Give back the whole gang of this actor; meant for those that ``spawn`` made."""
         return self._gang.release()
+
+    def _check_callable(self, what: str) -> None:
+        if not self._actor.address:
+            raise InvalidRequest(
+                f"{what} was called on actor {self.id} of ticket {self._gang.ticket_id}, which is a command and "
+                f"has no methods: launch a class that is registered with @spoke.register_actor instead"
+            )
 
     def _ended(self, end: ActorExit) -> ActorUnreachable:
         how = f"signal {end.signal}" if end.signal else f"code {end.code}" if end.phase == "exited" else end.phase

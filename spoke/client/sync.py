@@ -25,6 +25,7 @@ from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, find_key
 from spoke.protocol.server import explained
 from spoke.protocol.url import mask_url, resolve_pool, resolve_url
+from spoke.transport.choice import Choice
 
 T = TypeVar("T")
 TIMEOUT_S_MAX = 10 * 365 * 24 * 3600.0
@@ -47,6 +48,8 @@ class Client:
     ServerUnreachable. ``allocator_timeout_s``: after how many seconds without an allocator in the pool futures fail
     with NoAllocator. ``outstanding_max``: how many requests may wait for their answer; one more raises LimitExceeded.
     ``key`` (else SPOKE_KEY, else the content of the file SPOKE_KEY_FILE) signs the requests, in pools that ask for it.
+    ``transport`` carries the calls to actors: ``"tcp"``, ``"shm"`` or ``"rdma"`` (else SPOKE_TRANSPORT, else the best
+    that works with each actor).
 
     Raises InvalidRequest, ServerUnreachable, AuthenticationFailed or ServerUnsuitable. Once the lease is lost, every
     method raises LeaseLost; after ``close()`` and in a forked child, ClientClosed.
@@ -61,12 +64,14 @@ class Client:
         retry_s: float = 30.0,
         allocator_timeout_s: float = 10.0,
         outstanding_max: int = 10_000,
+        transport: str | None = None,
         key: str | None = None,
         _direct: bool = True,
     ) -> None:
         _check_seconds("lease_s", lease_s, LEASE_S_MIN, LEASE_S_MAX)
         _check_seconds("retry_s", retry_s, 0.0, TIMEOUT_S_MAX)
         _check_seconds("allocator_timeout_s", allocator_timeout_s, 0.1, TIMEOUT_S_MAX)
+        self.transport = Choice(transport).forced
         self._session = Session(
             resolve_url(url),
             resolve_pool(pool),

@@ -19,7 +19,7 @@ from spoke.errors import InvalidRequest, MalformedData
 
 NONCE_BYTES: Final = 32
 PROOF_BYTES: Final = 32
-_HELLO: Final = b"SPOKE\x00\x00\x01"  # the last byte is the protocol's version
+_HELLO: Final = b"SPOKE\x00\x00\x02"  # the last byte is the protocol's version
 HELLO_BYTES: Final = len(_HELLO) + NONCE_BYTES
 VERDICT_BYTES: Final = 1 + PROOF_BYTES
 _ACCEPTED, _REFUSED = b"\x01", b"\x00"

@@ -12,18 +12,28 @@ from spoke.errors import ActorUnreachable, InvalidRequest, NotSerializable
 from spoke.transport.bell import Bell
 from spoke.transport.channel import Channel
 from spoke.transport.credit import Window
+from spoke.transport.dial import dial
 from spoke.transport.frames import FRAME_BYTES_MAX, Kind
 from spoke.transport.future import CallFuture, StreamFuture
 from spoke.transport.messages import pack_call, pack_mailbox, pack_stream
 from spoke.transport.stream import Stream
-from spoke.transport.tcp import dial
 
 _WINDOW: Final = Window()
 
 
-def connect(address: str, secret: bytes, *, timeout_s: float = 10.0, limit_bytes: int = FRAME_BYTES_MAX) -> Connection:
-    """A connection to the actor at ``address``; ActorUnreachable when it is not there or serves another ticket."""
-    return Connection(dial(address, secret, timeout_s=timeout_s, limit_bytes=limit_bytes))
+def connect(
+    address: str,
+    secret: bytes,
+    *,
+    timeout_s: float = 10.0,
+    limit_bytes: int = FRAME_BYTES_MAX,
+    transport: str | None = None,
+) -> Connection:
+    """A connection to the actor at ``address``; ActorUnreachable when it is not there or serves another ticket.
+
+    ``transport``: the one to use (else SPOKE_TRANSPORT, else the best that works); TransportUnavailable if it cannot.
+    """
+    return Connection(dial(address, secret, timeout_s=timeout_s, limit_bytes=limit_bytes, transport=transport))
 
 
 class Connection(Channel):

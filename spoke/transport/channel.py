@@ -22,16 +22,17 @@ from collections import deque
 from typing import Final
 
 from spoke.errors import ActorUnreachable, CallTimeout, LimitExceeded, MalformedData, SpokeError
+from spoke.transport.carrier import Transport
 from spoke.transport.deadlines import Deadlines
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import Frame, Incoming, Kind
 from spoke.transport.future import CallFuture, StreamFuture
 from spoke.transport.messages import pack_count, unpack_error
+from spoke.transport.negotiate import transport_of
 from spoke.transport.values import Buffers, unpack
 
 CLOSE_S: Final = 5.0
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
-_FLUSH: Final = select.EPOLLOUT | select.EPOLLONESHOT
 _TICK_S: Final = 0.002
 _WATCH_TICKS: Final = 25
 
@@ -78,9 +79,9 @@ class Channel:
         return self._endpoint.peer
 
     @property
-    def transport(self) -> str:
-        """The name of what carries the calls."""
-        return self._endpoint.transport
+    def transport(self) -> Transport:
+        """What carries the calls, and why nothing better."""
+        return transport_of(self._endpoint)
 
     def close(self) -> None:
         """End the connection and free it, in any state and within seconds; outstanding calls fail."""
@@ -353,7 +354,7 @@ class Channel:
     def _arm_flush(self) -> None:
         with self._lock:
             if not self._freed:
-                self._epoll.modify(self._flush_fd, _FLUSH)
+                self._epoll.modify(self._flush_fd, self._endpoint.flush_events | select.EPOLLONESHOT)
 
     def _end_with(self, reason: str) -> None:
         """End the connection; its own thread fails what is outstanding, and frees."""

@@ -1,13 +1,15 @@
 """The door of a server: the listening socket, and the strangers that have not proved themselves yet.
 
-One thread, which parses nothing but handshakes of fixed size. A stranger has a time limit, and there is room for a
-bounded number of them: when one more comes, the one that has stood there longest is thrown out, so that idle
-connections cannot lock the others out.
+One thread, which parses nothing of a stranger but a handshake of fixed size; who has proved itself may then agree on
+a transport, in short messages. Both together have one time limit, and there is room for a bounded number of strangers:
+when one more comes, the one that has stood there longest is thrown out, so that idle connections cannot lock the
+others out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 import threading
@@ -15,9 +17,15 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from spoke.errors import MalformedData
+from spoke.errors import SpokeError
 from spoke.transport.auth import ServerHandshake
+from spoke.transport.carrier import Unavailable, Wire
+from spoke.transport.choice import Choice
+from spoke.transport.endpoint import Endpoint
+from spoke.transport.negotiate import ServerNegotiation
 from spoke.transport.tcp import tune
+
+_log = logging.getLogger(__name__)
 
 STRANGERS_MAX: Final = 64
 HANDSHAKE_S: Final = 5.0
@@ -26,23 +34,50 @@ _FULL_PAUSE_S: Final = 0.1
 
 
 class _Stranger:
-    def __init__(self, sock: socket.socket, peer: str, secret: bytes) -> None:
-        self.sock = sock
-        self.peer = peer
+    def __init__(self, wire: Wire, secret: bytes, choice: Choice) -> None:
+        self.sock = wire.sock
+        self.peer = wire.peer
         self.deadline = time.monotonic() + HANDSHAKE_S
         self.handshake = ServerHandshake(secret)
+        self.negotiation = ServerNegotiation(wire, choice)
+
+    @property
+    def wanted(self) -> int:
+        return self.negotiation.wanted if self.handshake.accepted else self.handshake.wanted
+
+    def feed(self, data: bytes) -> bytes:
+        """What to send in answer; raises when it is to be dropped."""
+        if self.handshake.accepted:
+            return self.negotiation.feed(data)
+        return self.handshake.feed(data)
+
+    @property
+    def refused(self) -> bool:
+        """Whether it failed to prove itself."""
+        return not self.handshake.accepted and self.handshake.wanted <= 0
 
 
 class Door:
-    """Lets in who knows the secret: calls ``admit(socket, peer)`` on its own thread."""
+    """Lets in who knows the secret: calls ``admit(endpoint)`` on its own thread."""
 
-    def __init__(self, host: str, secret: bytes, admit: Callable[[socket.socket, str], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        secret: bytes,
+        admit: Callable[[Endpoint], None],
+        *,
+        limit_bytes: int,
+        transport: str | None = None,
+    ) -> None:
+        choice = Choice(transport)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=128)
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._secret = secret
         self._admit = admit
+        self._limit_bytes = limit_bytes
+        self._choice = choice
         self._strangers: dict[int, _Stranger] = {}  # by descriptor, the oldest first
         self._closing = threading.Event()
         self._paused_until = 0.0
@@ -116,30 +151,35 @@ class Door:
             if len(self._strangers) >= STRANGERS_MAX:
                 self._drop(next(iter(self._strangers.values())))
             sock.setblocking(False)
-            stranger = _Stranger(sock, f"{address[0]}:{address[1]}", self._secret)
+            wire = Wire(sock, f"{address[0]}:{address[1]}", self._limit_bytes)
+            stranger = _Stranger(wire, self._secret, self._choice)
             self._strangers[sock.fileno()] = stranger
             self._selector.register(sock, selectors.EVENT_READ)
 
     def _hear(self, stranger: _Stranger) -> None:
         try:
             tune(stranger.sock)
-            data = stranger.sock.recv(stranger.handshake.wanted)
+            data = stranger.sock.recv(stranger.wanted)
             if not data:
                 self._drop(stranger)
                 return
-            answer = stranger.handshake.feed(data)
-            # These few bytes always fit into the empty buffer of a new connection.
+            answer = stranger.feed(data)
+            # An answer is short, and the client waits for it: it always fits into the buffer of a new connection.
             complete = stranger.sock.send(answer) == len(answer) if answer else True
         except BlockingIOError:
             return
-        except (OSError, MalformedData):
+        except (OSError, SpokeError, Unavailable):
             self._drop(stranger)
             return
-        if not complete or (stranger.handshake.wanted <= 0 and not stranger.handshake.accepted):
+        except Exception:  # a defect must not close the door for everybody else
+            _log.exception("letting in %s failed", stranger.peer)
             self._drop(stranger)
-        elif stranger.handshake.accepted:
+            return
+        if not complete or stranger.refused:
+            self._drop(stranger)
+        elif stranger.negotiation.endpoint is not None:
             self._forget(stranger)
-            self._admit(stranger.sock, stranger.peer)
+            self._admit(stranger.negotiation.endpoint)
 
     def _forget(self, stranger: _Stranger) -> None:
         self._selector.unregister(stranger.sock)
@@ -147,4 +187,5 @@ class Door:
 
     def _drop(self, stranger: _Stranger) -> None:
         self._forget(stranger)
+        stranger.negotiation.close()
         stranger.sock.close()

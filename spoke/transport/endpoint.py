@@ -1,4 +1,4 @@
-"""The interface between calls and the wire: what TCP implements now, and shared memory and RDMA later.
+"""The interface between calls and the wire: what each transport implements.
 
 An endpoint is one authenticated, ordered, reliable way to one peer, in frames. It owns no thread. Whoever uses it
 waits for ``readable_fd`` (a socket, an eventfd, a completion channel: all can be polled), lets ONE thread at a time
@@ -7,8 +7,9 @@ read, and lets any number of threads send.
 
 from __future__ import annotations
 
+import select
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from spoke.transport.frames import Incoming, Kind
@@ -22,6 +23,10 @@ class Endpoint(ABC):
     """One connection to one peer. ``shutdown`` may be called by any thread at any time; ``close`` comes after it."""
 
     transport: ClassVar[str]
+    flush_events: ClassVar[int] = select.EPOLLOUT
+    """What ``flush_fd`` polls when ``flush`` can make progress."""
+    why_not: Mapping[str, str] = {}
+    """Why none of the better transports was taken, by their names; set by the side that asked."""
     peer: str
     limit_bytes: int
     wants_flush: Callable[[], None]
@@ -33,7 +38,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def flush_fd(self) -> int:
-        """A descriptor, another one than ``readable_fd``, that polls writable when ``flush`` can make progress."""
+        """Another descriptor, which polls ``flush_events`` when ``flush`` can make progress."""
 
     @abstractmethod
     def receive(self) -> list[Incoming]:

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import select
-import socket
 import threading
 import time
 from collections import deque
@@ -32,14 +31,12 @@ from spoke.transport.messages import read_count, read_mailbox, unpack_call, unpa
 from spoke.transport.methods import Methods
 from spoke.transport.regions import MemoryTable
 from spoke.transport.running import Runner
-from spoke.transport.tcp import TcpEndpoint
 
 log = logging.getLogger("spoke.actor")
 _J = TypeVar("_J", bound=Job)
 
 OUTSTANDING_MAX: Final = 100_000
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
-_FLUSH: Final = select.EPOLLOUT | select.EPOLLONESHOT
 
 
 class CallServer:
@@ -84,7 +81,7 @@ class CallServer:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self._epoll.register(self._stop, select.EPOLLIN)
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._door = Door(self._host, self._secret, self._admit)
+        self._door = Door(self._host, self._secret, self.add, limit_bytes=self._limit_bytes)
         advertise = f"[{self._advertise}]" if ":" in self._advertise else self._advertise
         self.address = f"tcp://{advertise}:{self._door.port}"
         with self._lock:
@@ -140,18 +137,10 @@ class CallServer:
 
     # Connections.
 
-    def _admit(self, sock: socket.socket, peer: str) -> None:
-        try:
-            endpoint = TcpEndpoint(sock, peer, limit_bytes=self._limit_bytes)
-        except OSError:  # gone already, or out of descriptors
-            sock.close()
-            return
-        self.add(endpoint)
-
     def add(self, endpoint: Endpoint) -> None:
         """Serve one more caller over an endpoint whose peer has proved itself."""
         caller = Caller(endpoint)
-        endpoint.wants_flush = lambda: self._arm(caller, caller.flush_fd, _FLUSH)
+        endpoint.wants_flush = lambda: self._arm_flush(caller)
         with self._lock:
             if not self._closing:
                 self._callers[caller.fd] = (caller, False)
@@ -161,10 +150,10 @@ class CallServer:
                 return
         endpoint.close()
 
-    def _arm(self, caller: Caller, fd: int, events: int) -> None:
+    def _arm_flush(self, caller: Caller) -> None:
         with self._lock:
             if not caller.gone and not self._closing:
-                self._epoll.modify(fd, events)
+                self._epoll.modify(caller.flush_fd, caller.endpoint.flush_events | select.EPOLLONESHOT)
 
     def _drop(self, caller: Caller) -> None:
         """Forget a caller: what it asked for and has not begun will not begin. Only its reader may do this."""
@@ -256,7 +245,7 @@ class CallServer:
     def _flush(self, caller: Caller) -> None:
         try:
             if not caller.endpoint.flush():
-                self._arm(caller, caller.flush_fd, _FLUSH)
+                self._arm_flush(caller)
         except EndpointClosed:
             caller.endpoint.shutdown()  # its reader is told, and drops it
         if caller.paused:

@@ -15,10 +15,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar, Final
-from urllib.parse import urlsplit
 
-from spoke.errors import ActorUnreachable, InvalidRequest, LimitExceeded, MalformedData
-from spoke.transport.auth import HELLO_BYTES, VERDICT_BYTES, ClientHandshake, WrongSecret, check_secret
+from spoke.errors import LimitExceeded
+from spoke.transport.carrier import Acceptance, Carrier, Offer, Params, Wire
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import FRAME_BYTES_MAX, FrameReader, Incoming, Kind, encode_frame
 
@@ -240,55 +239,39 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port; InvalidRequest for anything else."""
-    try:
-        parts = urlsplit(address)
-        if parts.scheme == "tcp" and parts.hostname and parts.port:
-            return parts.hostname, parts.port
-    except ValueError:
+class TcpCarrier(Carrier):
+    """The stream socket itself: always possible, with nothing to agree on."""
+
+    name: ClassVar[str] = "tcp"
+
+    def offer(self, wire: Wire) -> Offer:
+        """Nothing to offer but itself."""
+        return _TcpOffer(wire)
+
+    def accept(self, params: Params, wire: Wire) -> Acceptance:
+        """Nothing to answer."""
+        return _TcpAcceptance(wire)
+
+
+class _TcpOffer(Offer):
+    def __init__(self, wire: Wire) -> None:
+        self.params = {}
+        self._wire = wire
+
+    def complete(self, answer: Params, deadline: float) -> Endpoint:
+        return TcpEndpoint(self._wire.sock, self._wire.peer, limit_bytes=self._wire.limit_bytes)
+
+    def close(self) -> None:
         pass
-    raise InvalidRequest(f"{address!r:.200} is no address of an actor; it looks like tcp://host:port")
 
 
-def dial(address: str, secret: bytes, *, timeout_s: float, limit_bytes: int = FRAME_BYTES_MAX) -> TcpEndpoint:
-    """A connection whose peer has proved itself; raises ActorUnreachable within ``timeout_s``."""
-    host, port = parse_address(address)
-    check_secret(secret)
-    deadline = time.monotonic() + timeout_s
-    try:
-        sock = socket.create_connection((host, port), timeout=timeout_s)
-    except OSError as error:
-        raise ActorUnreachable(f"nothing answers at {address} ({error}); is the actor still running?") from error
-    try:
-        tune(sock)
-        handshake = ClientHandshake(secret)
-        sock.sendall(handshake.hello)
-        sock.sendall(handshake.answer(_receive_exactly(sock, HELLO_BYTES, deadline)))
-        handshake.check(_receive_exactly(sock, VERDICT_BYTES, deadline))
-        return TcpEndpoint(sock, address, limit_bytes=limit_bytes)
-    except WrongSecret:
-        sock.close()
-        raise ActorUnreachable(f"{address} does not accept this ticket's secret; it serves another ticket") from None
-    except (OSError, MalformedData, EOFError) as error:
-        sock.close()
-        raise ActorUnreachable(
-            f"the handshake with {address} failed ({error}); is the actor alive, and of this release?"
-        ) from error
-    except BaseException:
-        sock.close()
-        raise
+class _TcpAcceptance(Acceptance):
+    def __init__(self, wire: Wire) -> None:
+        self.answer = {}
+        self._wire = wire
 
+    def endpoint(self) -> Endpoint:
+        return TcpEndpoint(self._wire.sock, self._wire.peer, limit_bytes=self._wire.limit_bytes)
 
-def _receive_exactly(sock: socket.socket, count: int, deadline: float) -> bytes:
-    got = b""
-    while len(got) < count:
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("no answer in time")
-        sock.settimeout(left_s)
-        piece = sock.recv(count - len(got))
-        if not piece:
-            raise EOFError("the peer ended the connection")
-        got += piece
-    return got
+    def close(self) -> None:
+        pass

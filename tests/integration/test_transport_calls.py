@@ -26,6 +26,7 @@ from spoke.errors import ActorError, ActorUnreachable, CallTimeout, InvalidReque
 from spoke.transport import CallServer, Connection, connect, pack
 from spoke.transport.auth import ClientHandshake
 from spoke.transport.door import STRANGERS_MAX
+from spoke.transport.negotiate import encode
 
 SECRET = b"transport-tests!" * 2
 MIB = 1 << 20
@@ -128,7 +129,7 @@ def test_a_call_carries_arguments_and_brings_the_result(connection: Connection) 
         {"three": [3.0, None, b"x"]},
     ]
     assert connection.call("async_echo", ("later",)).result(10) == "later"
-    assert connection.transport == "tcp"
+    assert connection.transport.name == "tcp"
 
 
 def test_a_large_array_arrives_whole_and_writable(connection: Connection) -> None:
@@ -512,7 +513,9 @@ def test_garbage_from_a_peer_with_the_secret_harms_nobody_else(
         sock.sendall(handshake.hello)
         sock.sendall(handshake.answer(sock.recv(40, socket.MSG_WAITALL)))
         handshake.check(sock.recv(33, socket.MSG_WAITALL))
-        sock.sendall(data)
+        sock.sendall(encode(["offer", {"tcp": {}}]))
+        assert sock.recv(4, socket.MSG_WAITALL)
+        sock.sendall(encode(["confirm"]) + data)
         assert connection.call("echo", (1,)).result(10) == 1
     assert connection.call("echo", (2,)).result(10) == 2
 
