@@ -1,4 +1,4 @@
-"""What a node has: GPUs (logical, or asked of NVML), CPUs, memory, and the address where others reach it.
+"""What a node has: GPUs (logical, or asked of NVML), NICs, CPUs, memory, and the address where others reach it.
 
 Every function takes what it reads from as an argument with a default, so that a test needs no such machine.
 """
@@ -17,8 +17,9 @@ from typing import Any, Literal
 import psutil
 
 from spoke.errors import InvalidRequest, SpokeError
-from spoke.events.model import GPUS_PER_NODE_MAX, Gpu
+from spoke.events.model import GPUS_PER_NODE_MAX, Gpu, Nic
 from spoke.protocol.url import parse_place
+from spoke.transport.rdma.ports import SYSFS, ports
 
 LOOPBACK = "127.0.0.1"
 
@@ -92,6 +93,25 @@ def _visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
         return gpus
     names = [name.strip() for name in visible.split(",") if name.strip()]
     return tuple(gpu for gpu in gpus if any(name == str(gpu.index) or gpu.uuid.startswith(name) for name in names))
+
+
+def find_nics(root: Path = SYSFS) -> tuple[Nic, ...]:
+    """The RDMA ports, as the kernel shows them; none where there is no RDMA."""
+    found = []
+    for port in ports(root):
+        gid = port.best_gid()
+        found.append(
+            Nic(
+                name=port.name,
+                link_layer=port.link_layer,
+                rate_gbps=port.rate_gbps,
+                guid=port.guid,
+                gid=str(gid.gid) if gid is not None else "",
+                numa_node=port.numa_node if port.numa_node is not None else -1,
+                active=port.active,
+            )
+        )
+    return tuple(found)
 
 
 def cpu_milli(affinity: Callable[[int], set[int]] = os.sched_getaffinity) -> int:

@@ -78,6 +78,7 @@ def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
         allow_commands=config.allow_commands,
         pid=os.getpid(),
         version=release_version(),
+        nics=inventory.find_nics(),
     )
 
 

@@ -107,6 +107,7 @@ def node_line(node: NodeState) -> bytes:
             "cpus": spec.cpu_milli / 1000,
             "cpus_free": node.free_cpu_milli / 1000,
             "memory": spec.memory,
+            "nics": [nic.name for nic in spec.nics],
             "memory_free": node.free_memory,
             "tickets": sorted(node.tickets),
             "host": spec.host,

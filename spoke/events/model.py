@@ -16,6 +16,7 @@ from spoke.events import names
 
 GANG_SIZE_MAX = 16_384
 GPUS_PER_NODE_MAX = 1_024
+NICS_PER_NODE_MAX = 256
 GPU_MILLI = 1_000
 """A whole GPU, in the thousandths in which shares are counted."""
 
@@ -56,6 +57,27 @@ class PortRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Nic:
+    """One RDMA port of a node: ``name`` is ``device:port``, ``rate_gbps`` is in gigabits a second.
+
+    ``link_layer`` is InfiniBand or Ethernet; ``gid`` is the address that would be used, ``guid`` the device's;
+    ``numa_node`` is -1 where it is not known.
+    """
+
+    name: str
+    link_layer: str = ""
+    rate_gbps: float = 0.0
+    guid: str = ""
+    gid: str = ""
+    numa_node: int = -1
+    active: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > names.NAME_LENGTH_MAX or not self.name.isprintable():
+            raise InvalidRequest(f"{self.name!r:.80} is no name of a NIC; it looks like mlx5_0:1")
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSpec:
     """What an agent says of its node when it registers.
 
@@ -76,6 +98,7 @@ class NodeSpec:
     allow_commands: bool = False
     pid: int = 0
     version: str = ""
+    nics: tuple[Nic, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("the node id", self.node_id)
@@ -84,6 +107,8 @@ class NodeSpec:
         _check_count("a node's number of GPUs", len(self.gpus), 0, GPUS_PER_NODE_MAX)
         if len({gpu.index for gpu in self.gpus}) != len(self.gpus):
             raise InvalidRequest(f"node {self.node_id} lists a GPU index twice: give each GPU its own index")
+        if len({nic.name for nic in self.nics}) != len(self.nics) or len(self.nics) > NICS_PER_NODE_MAX:
+            raise InvalidRequest(f"node {self.node_id} lists a NIC twice, or more than {NICS_PER_NODE_MAX} of them")
 
 
 _UNITS = {"": 1, "B": 1} | {

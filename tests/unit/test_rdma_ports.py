@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from spoke.errors import LimitExceeded, MalformedData
+from spoke.agent.inventory import find_nics
+from spoke.errors import InvalidRequest, LimitExceeded, MalformedData
+from spoke.events.model import Nic, NodeSpec
 from spoke.transport.rdma import wire
 from spoke.transport.rdma.outgoing import Large, item_of
 from spoke.transport.rdma.pool import Pool, block_bytes
@@ -181,3 +183,18 @@ def test_a_large_frame_is_cut_into_chunks_that_hold_its_parts_in_place() -> None
     for offset, part in zip(item.offsets, parts, strict=True):
         assert offset % wire.ALIGN == 0
         assert whole[offset : offset + len(part)] == part
+
+
+def test_the_agent_lists_the_ports_as_nics(tmp_path: Path) -> None:
+    make_port(tmp_path, "mlx5_0", gids={3: (V4, "RoCE v2")})
+    make_port(tmp_path, "mlx5_1", state="1: DOWN")
+    first, second = find_nics(tmp_path)
+    assert (first.name, first.link_layer, first.rate_gbps, first.active) == ("mlx5_0:1", "Ethernet", 100.0, True)
+    assert (first.gid, first.guid, first.numa_node) == ("::ffff:c000:201", "0011:2233:4455:6677", -1)
+    assert (second.name, second.gid, second.active) == ("mlx5_1:1", "", False)
+    assert find_nics(tmp_path / "missing") == ()
+
+
+def test_a_node_with_one_nic_twice_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="twice"):
+        NodeSpec("n", "h", "a", nics=(Nic("mlx5_0:1"), Nic("mlx5_0:1")))
