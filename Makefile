@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --color=no -q
-SUITES := unit property integration chaos e2e
+SUITES := unit property sim integration chaos e2e
 DEMO_READY := $(VENV)/.ready-for-demo
 TEST_READY := $(VENV)/.ready-for-test
 
@@ -66,6 +66,7 @@ tests: $(TEST_READY) ## every suite, in one run
 
 .PHONY: $(SUITES)
 unit: ## the parts, without a server
+sim: ## a whole pool in simulated time, under faults; `make soak SEEDS=1000` for more
 property: ## random histories against the invariants
 integration: ## the parts on a real server
 chaos: ## kill -9 of everything, and what the log says then
@@ -76,6 +77,12 @@ $(SUITES): $(TEST_READY)
 .PHONY: test-rdma
 test-rdma: $(TEST_READY) ## real RDMA, in a small virtual machine with a software device (root or sudo; installs it by apt)
 	tests/rdma/run.sh
+SEEDS ?= 1000
+STEPS ?= 4000
+FIRST ?= 1
+.PHONY: soak
+soak: $(TEST_READY) ## the simulator over many seeds: make soak SEEDS=1000 FIRST=1 STEPS=4000
+	$(BIN)/python -m tests.sim.run --soak $(SEEDS) --first $(FIRST) --steps $(STEPS)
 
 .PHONY: lint
 lint: $(TEST_READY) ## ruff: rules and format

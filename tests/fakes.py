@@ -234,6 +234,9 @@ class FakeAgent:
         order = delivery.order
         if isinstance(order, o.Welcome):
             self.welcome.set()
+        elif isinstance(order, o.ReportHoldings):
+            tickets = {start.ticket_id for start, _ in self._live.values()}
+            self._ask(r.ReportHeld(order.server, tuple(self._live), tuple(sorted(tickets))))
         elif isinstance(order, o.StartActor):
             self._start(order, delivery.blob)
         elif isinstance(order, o.StopActor):

@@ -14,6 +14,8 @@ from spoke.events.codec import encode_event
 
 GROUPS = {
     "allocator": "The allocator and requests",
+    "server": "The allocator and requests",
+    "log": "The allocator and requests",
     "request": "The allocator and requests",
     "client": "Clients",
     "node": "Nodes",
@@ -22,12 +24,16 @@ GROUPS = {
 }
 WRITTEN_WHEN = {
     "allocator.elected": "an allocator begins a term: at its start, at a take-over, and after a commit that failed",
+    "server.changed": "a term begins and the server is not the one that the log was last written on",
+    "log.regressed": "the allocator, or an agent's `node.report_held`, names an event that the log has lost",
     "request.refused": "a request cannot be decided, or asks for what cannot be",
     "request.answered": "a request finds nothing left to do",
     "client.connected": "a client sends `client.connect`",
     "client.lost": "a client's lease has run out",
     "client.closed": "a client sends `client.close`",
     "node.registered": "an agent sends `node.register`",
+    "node.reconciling": "an agent's `node.report_held` names what the log does not know",
+    "node.confirmed": "an agent's `node.report_held` names nothing else than the log knows",
     "node.updated": "a node's labels are changed",
     "node.lost": "a node's lease has run out, or its agent registers anew",
     "node.draining": "an operator drains a node",
@@ -71,6 +77,13 @@ BY_TYPE: dict[str, Any] = {
     "bool": True,
 }
 BY_NAME: dict[str, Any] = {
+    "server": "7f3c0b9e",
+    "was": "51d2aa04",
+    "end": "1764000000000-0",
+    "seen": "1764000000500-2",
+    "by": "node-0",
+    "launches": ("1764000000500-2",),
+    "tickets": ("t-7",),
     "holder": "gpu-7:4242:a1b2c3",
     "epoch": 3,
     "version": "0.1.0",

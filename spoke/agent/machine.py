@@ -34,6 +34,8 @@ REJOIN_S_MIN, REJOIN_S_MAX = 0.2, 5.0
 CLEAR_S_MAX = 1.0
 """A keeper that has not killed everything by then is itself killed."""
 REMEMBERED_MAX = 4_096
+REPORTS_KEPT = 1_024
+"""Reports that are sent again when the server has changed: more than it can lose at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,11 @@ class AgentMachine:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._lent: dict[str, int] = {}
+        self._reports: OrderedDict[str, r.Request] = OrderedDict()
+        self._seen_last = ""
+        self._reconciling = False
+        self._server = ""
+        self._unknown: set[str] = set()
 
     @property
     def actors_alive(self) -> tuple[str, ...]:
@@ -115,12 +122,23 @@ class AgentMachine:
         self._seen.clear()
         self._closed.clear()
         self._held.clear()
+        self._reports.clear()
+        self._unknown.clear()
+        self._reconciling, self._seen_last = False, ""
         return [i.DropUnsent(), self._send(r.RegisterNode(self._settings.spec, self._settings.lease_ms))]
 
     def _send(self, request: r.Request) -> i.Send:
         return i.Send(
             r.Envelope(request, node_id=self._settings.spec.node_id, incarnation=self.incarnation),
         )
+
+    def _report(self, report: r.ReportStarted | r.ReportStartFailed | r.ReportExited) -> i.Send:
+        """Report of an actor, and remember it in case that the server loses it."""
+        self._reports.pop(report.launch_id, None)
+        self._reports[report.launch_id] = report
+        while len(self._reports) > REPORTS_KEPT + len(self._actors):
+            self._reports.popitem(last=False)
+        return self._send(report)
 
     def order(self, delivery: o.Delivery, now_s: float) -> list[i.Instruction]:
         """An order stands in the node's stream."""
@@ -135,7 +153,8 @@ class AgentMachine:
                 return self._renew()
             case o.Reject() as reject:
                 return self._rejected(reject, now_s)
-        if self.phase in ("joining", "confirming"):
+        holds_back = self._reconciling and isinstance(delivery.order, (o.StartActor, o.StopActor))
+        if holds_back or self.phase in ("joining", "confirming"):
             self._held.append(delivery)
             return []
         return self._obey(delivery, now_s) if self.phase == "up" else []
@@ -186,7 +205,7 @@ class AgentMachine:
             steps.append(i.Joined())
             held_back, self._held = self._held, []
             for delivery in held_back:
-                steps += self._obey(delivery, now_s)
+                steps += self.order(delivery, now_s)
         return steps
 
     def _clear(self, why: str, now_s: float) -> list[i.Instruction]:
@@ -217,6 +236,12 @@ class AgentMachine:
         match delivery.order:
             case o.StartActor() as start:
                 return self._start_actor(start, delivery.blob, now_s)
+            case o.ReportHoldings(server=server):
+                return self._report_again(server)
+            case o.StopUnknown() as unknown:
+                return self._stop_unknown(unknown)
+            case o.Resume():
+                return self._resume(now_s)
             case o.StopActor() as stop:
                 return self._stop(stop.launch_id, stop.grace_s)
             case o.CloseTicket() as close:
@@ -226,13 +251,49 @@ class AgentMachine:
                 return stops if mine else self._hold_port_of(close.ticket_id)
         return []
 
+    def _report_again(self, server: str) -> list[i.Instruction]:
+        """The server may have lost reports that it had taken. Those that it kept are decided once."""
+        self._reconciling, self._server = True, server
+        steps: list[i.Instruction] = [self._send(report) for report in self._reports.values()]
+        return [*steps, self._report_held()]
+
+    def _report_held(self) -> i.Send:
+        tickets = {actor.order.ticket_id for actor in self._actors.values()} | self._lent.keys()
+        waiting = [one.order.launch_id for one in self._held if isinstance(one.order, o.StartActor)]
+        return self._send(
+            r.ReportHeld(self._server, (*self._actors, *waiting), tuple(sorted(tickets)), self._seen_last)
+        )
+
+    def _stop_unknown(self, order: o.StopUnknown) -> list[i.Instruction]:
+        if not self._reconciling:
+            return []
+        unknown = set(order.launches)
+        self._held = [
+            one for one in self._held if not (isinstance(one.order, o.StartActor) and one.order.launch_id in unknown)
+        ]
+        self._unknown = unknown & self._actors.keys()
+        steps = [step for key in sorted(self._unknown) for step in self._stop(key, 0.0)]
+        for ticket_id in order.tickets:
+            _remember(self._closed, ticket_id)
+            if not any(actor.order.ticket_id == ticket_id for actor in self._actors.values()):
+                steps += self._hold_port_of(ticket_id)
+        return steps if self._unknown else [*steps, self._report_held()]
+
+    def _resume(self, now_s: float) -> list[i.Instruction]:
+        if not self._reconciling:
+            return []
+        self._reconciling = False
+        held_back, self._held = self._held, []
+        return [step for delivery in held_back for step in self.order(delivery, now_s)]
+
     def _start_actor(self, order: o.StartActor, blob: bytes, now_s: float) -> list[i.Instruction]:
         if order.launch_id in self._seen:
             return []
         _remember(self._seen, order.launch_id)
+        self._seen_last = order.launch_id
         refusal = self._refusal(order)
         if refusal:
-            return [self._send(r.ReportStartFailed(order.ticket_id, order.rank, order.launch_id, refusal))]
+            return [self._report(r.ReportStartFailed(order.ticket_id, order.rank, order.launch_id, refusal))]
         limit_s = None if order.spec.argv else now_s + self._settings.start_limit_s
         self._actors[order.launch_id] = _Actor(order, limit_s=limit_s)
         steps: list[i.Instruction] = []
@@ -272,7 +333,7 @@ class AgentMachine:
             return []
         actor.up, actor.limit_s = True, None
         order = actor.order
-        return [self._send(r.ReportStarted(order.ticket_id, order.rank, launch_id, pid, address))]
+        return [self._report(r.ReportStarted(order.ticket_id, order.rank, launch_id, pid, address))]
 
     def failed(self, launch_id: str, reason: str) -> list[i.Instruction]:
         """The actor says why it will not come up; its end follows."""
@@ -293,7 +354,11 @@ class AgentMachine:
         ticket_id = actor.order.ticket_id
         if ticket_id in self._closed and not any(a.order.ticket_id == ticket_id for a in self._actors.values()):
             steps += self._hold_port_of(ticket_id)
-        steps.append(self._send(_terminal_report(actor, code, signal, tail)))
+        steps.append(self._report(_terminal_report(actor, code, signal, tail)))
+        if launch_id in self._unknown:
+            self._unknown.discard(launch_id)
+            if not self._unknown and self._reconciling:
+                steps.append(self._report_held())
         return steps + self._maybe_leave()
 
     def _hold_port_of(self, ticket_id: str) -> list[i.Instruction]:
@@ -375,7 +440,7 @@ class AgentMachine:
         return [i.Quit()]
 
 
-def _terminal_report(actor: _Actor, code: int, signal: int, tail: str) -> r.Request:
+def _terminal_report(actor: _Actor, code: int, signal: int, tail: str) -> r.ReportExited | r.ReportStartFailed:
     order = actor.order
     if actor.up:
         return r.ReportExited(order.ticket_id, order.rank, order.launch_id, code, signal)

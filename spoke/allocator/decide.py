@@ -143,6 +143,7 @@ _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list
 _FROM_NODES: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
     r.RegisterNode: nodes.register,
     r.LeaveNode: nodes.leave,
+    r.ReportHeld: nodes.report_held,
     r.ReportStarted: nodes.report_started,
     r.ReportStartFailed: nodes.report_start_failed,
     r.ReportExited: nodes.report_exited,

@@ -71,6 +71,31 @@ def leave(state: PoolState, asked: r.Envelope, request: r.LeaveNode) -> list[e.E
     return [*events, e.NodeRemoved(asked.node_id, reason)] if node.tickets <= freed else events
 
 
+def report_held(state: PoolState, asked: r.Envelope, request: r.ReportHeld) -> list[e.Event]:
+    """After a change of servers: what the log knows is adopted as it is, what it does not know is stopped (I9)."""
+    node = _node(state, asked)
+    if node is None or node.confirmed or request.server != state.server:
+        return []
+    known = {actor.launch_id for t in node.tickets for actor in _alive_on(state.tickets[t], asked.node_id)}
+    launches = tuple(sorted(set(request.launches) - known))
+    tickets = tuple(sorted(set(request.tickets) - node.tickets))
+    events: list[e.Event] = []
+    end = state.history_end
+    if end and (launches or tickets or _is_after(request.seen, end)):
+        events.append(e.LogRegressed(request.seen, end, asked.node_id))
+    if launches or tickets:
+        return [*events, e.NodeReconciling(asked.node_id, asked.incarnation, launches, tickets)]
+    return [*events, e.NodeConfirmed(asked.node_id, asked.incarnation)]
+
+
+def _is_after(seen: str, end: str) -> bool:
+    ms, dash, seq = seen.partition("-")
+    if not (dash and ms.isdecimal() and seq.isdecimal() and len(seen) < 41):
+        return False
+    end_ms, _, end_seq = end.partition("-")
+    return (int(ms), int(seq)) > (int(end_ms), int(end_seq))
+
+
 def lose(state: PoolState, node: NodeState, reason: str) -> list[e.Event]:
     """What follows when a node's agent is gone: its actors are dead (I7), its tickets may have failed."""
     node_id = node.spec.node_id

@@ -77,6 +77,37 @@ def _request_answered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> I
     yield Tell(event.client_id, event.seq, p.Done(False))
 
 
+def _server_changed(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    """Leases as the server has them now may be older than their holders know them: all begin anew."""
+    for client in state.clients.values():
+        yield GrantLease(client_lease(client.client_id), client.lease_ms)
+    for node_id, node in state.nodes.items():
+        if node.incarnation:
+            yield GrantLease(node_lease(node_id, node.incarnation), node.lease_ms)
+            report = o.ReportHoldings(recorded.event.server)  # type: ignore[attr-defined]
+            yield Command(node_id, o.Delivery(node.incarnation, report))
+    holdings: dict[str, list[p.Holding]] = {client_id: [] for client_id in state.clients}
+    for ticket in state.tickets.values():
+        if ticket.slots:
+            launches = tuple(actor.launch_id for actor in ticket.actors)
+            for client_id in _interested(state, ticket):
+                seq = ticket.seq if client_id == ticket.client_id else 0
+                holding = p.Holding(ticket.ticket_id, seq, ticket.phase == "releasing", launches)
+                holdings[client_id].append(holding)
+    for client_id, held in holdings.items():
+        yield Tell(client_id, 0, p.Resync(tuple(held)))
+
+
+def _node_reconciling(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.NodeReconciling, recorded)
+    yield from _command(state, event.node_id, o.StopUnknown(event.launches, event.tickets))
+
+
+def _node_confirmed(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.NodeConfirmed, recorded)
+    yield from _command(state, event.node_id, o.Resume())
+
+
 # --- clients -----------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +136,8 @@ def _node_registered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> It
     event = _as(e.NodeRegistered, recorded)
     yield GrantLease(node_lease(event.node_id, event.incarnation), event.lease_ms)
     yield Command(event.node_id, o.Delivery(event.incarnation, o.Welcome(event.lease_ms)))
+    if state.changed:  # the request may be an old one, read again: its node may not be empty any more
+        yield Command(event.node_id, o.Delivery(event.incarnation, o.ReportHoldings(state.server)))
 
 
 def _node_gone(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
@@ -300,6 +333,9 @@ def _as(cls: type[Any], recorded: e.Recorded) -> Any:
 
 
 _HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator[Effect]]] = {
+    e.ServerChanged: _server_changed,
+    e.NodeReconciling: _node_reconciling,
+    e.NodeConfirmed: _node_confirmed,
     e.RequestRefused: _request_refused,
     e.RequestAnswered: _request_answered,
     e.ClientConnected: _client_connected,

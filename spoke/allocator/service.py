@@ -58,6 +58,7 @@ class Allocator:
         self._keys = Keys(config.pool)
         self._client = connect(config.url, pool=config.pool)
         self._stop = threading.Event()
+        self._seen = "0-0"  # the newest event that this allocator knows of, should the server forget it
         self.leading = threading.Event()
         """Set while this allocator leads."""
 
@@ -100,7 +101,7 @@ class Allocator:
         if not isinstance(found, Elected):
             self._sleep(min(STANDBY_POLL_S, found.left_ms / 1000 + 0.01))
             return
-        wire = Wire(self._client)
+        wire, term = Wire(self._client), None
         try:
             term = Term(
                 self._client,
@@ -113,6 +114,7 @@ class Allocator:
                 keep=config.keep_events,
                 gate=Gate(config.pool, config.masters),
                 limits=config.limits,
+                seen=self._seen,
             )
             self.leading.set()
             log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))
@@ -120,6 +122,8 @@ class Allocator:
                 term.turn()
             term.close()
         finally:
+            if term is not None:
+                self._seen = term.committed_id
             self.leading.clear()
             wire.close()
 

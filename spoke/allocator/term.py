@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import cast
 
 from spoke.allocator import decide as core
@@ -14,6 +15,7 @@ from spoke.allocator.limits import Limits
 from spoke.allocator.outbox import Blobs, effects
 from spoke.allocator.views import Views
 from spoke.allocator.wire import Wire
+from spoke.errors import Fenced
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.chain import Chain
@@ -52,7 +54,10 @@ class Term:
         keep: int,
         gate: Gate,
         limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        seen: str = "0-0",
     ) -> None:
+        self._monotonic_s = clock
         self._client, self._wire, self._keys, self._holder, self._gate = client, wire, keys, holder, gate
         self._epoch, self._cursor = elected.epoch, elected.cursor
         self._leader_ms, self._snapshot_every, self._keep = leader_ms, snapshot_every, keep
@@ -61,7 +66,10 @@ class Term:
         self.state: PoolState = log.recover()
         self._chain = Chain(log.last_hash())
         self._committed_id = self.state.last_id
-        self._last = order_of(self.state.last_id)
+        if elected.epoch <= self.state.epoch:  # it took so long to come here that others have led meanwhile
+            raise Fenced(f"epoch {elected.epoch} is over: the log is in epoch {self.state.epoch}")
+        end = self.state.last_id
+        self._last = max(order_of(end), order_of(seen))
         self._since_snapshot = 0
         self._expired: list[str] = []
         self._views = Views(keys)
@@ -73,9 +81,18 @@ class Term:
         stale = [ticket_id.decode() for ticket_id in cast(list[bytes], client.hkeys(keys.tickets))]
         batch = Batch(keys)
         self._record(batch, e.AllocatorElected(holder, elected.epoch, release_version()))
+        if wire.server_id != self.state.server:
+            self._record(batch, e.ServerChanged(wire.server_id, self.state.server, end))
+        if order_of(seen) > order_of(end):
+            self._record(batch, e.LogRegressed(seen, end, holder))
         self._views.write_all(batch, self.state, stale, self._now_ms())
         self._begin_commit(batch)
         self._settle()
+
+    @property
+    def committed_id(self) -> str:
+        """The id of the last event that was sent to be committed."""
+        return self._committed_id
 
     def turn(self) -> None:
         """Wait for requests, decide some, commit. Raises Fenced, or what the redis client raises.
@@ -207,12 +224,12 @@ class Term:
         self._since_snapshot = 0
 
     def _set_clock(self, server_ms: int) -> None:
-        self._server_ms, self._clock = server_ms, time.monotonic()
+        self._server_ms, self._clock = server_ms, self._monotonic_s()
         self._renew_at_ms = server_ms + min(IDLE_BLOCK_MS, self._leader_ms // 3)
 
     def _now_ms(self) -> int:
         """The server's time, as well as it is known here."""
-        return self._server_ms + int((time.monotonic() - self._clock) * 1000)
+        return self._server_ms + int((self._monotonic_s() - self._clock) * 1000)
 
     def _block_ms(self) -> int:
         """How long the read may wait: until leadership must be renewed, a waiting gang is out of time, or at all."""

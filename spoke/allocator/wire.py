@@ -27,6 +27,14 @@ class Wire:
         self._sha: Any = client.script_load(_COMMIT_LUA)
         self._pool = client.connection_pool
         self._connection: Any = self._pool.get_connection()
+        self.server_id = self._ask_server_id()
+        """The run id of the server at the other end. The connection is lost before that can change."""
+
+    def _ask_server_id(self) -> str:
+        self._connection.send_command("INFO", "server", check_health=False)
+        found: bytes = self._connection.read_response()
+        lines = found.decode(errors="replace").splitlines()
+        return next(line.partition(":")[2] for line in lines if line.startswith("run_id:"))
 
     def send_commit(self, keys: list[str], args: list[str | bytes | int]) -> None:
         """Begin a commit; see ``commit.lua`` for the arguments."""

@@ -15,7 +15,7 @@ the order of their numbers; ``resend`` keeps to it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spoke.client.tracking import Ticket
 from spoke.errors import ClientClosed, LeaseLost, LimitExceeded, SpokeError, from_code
@@ -198,8 +198,10 @@ class Machine:
         if seq == 0:
             return self._notice(message, now)
         one = self.outstanding.pop(seq, None)
-        if one is None or self.over is not None:
+        if self.over is not None:
             return []
+        if one is None:
+            return self._answered_again(message, now)
         request = one.request
         if type(message) is p.Failed:
             return self._failed(seq, one, message)
@@ -218,6 +220,41 @@ class Machine:
         elif type(message) is p.Launched:
             return self._launched(seq, message)
         return [Resolve(seq, message)]
+
+    def _answered_again(self, message: p.Message, now: float) -> list[Output]:
+        """A server that lost its last writes lets requests be decided again: what nobody waits for is given back."""
+        if isinstance(message, p.Granted) and message.spec is None:
+            if message.ticket_id in self.tickets or message.ticket_id in self._releasing:
+                return []
+            return [self._release(message.ticket_id, "granted again, after the server had lost the first grant", now)]
+        if isinstance(message, p.Launched):
+            ticket = self.tickets.get(message.ticket_id)
+            known = {actor.launch_id for actor in ticket.actors.values()} if ticket is not None else set()
+            again = [actor for actor in message.actors if actor.launch_id not in known] if ticket is not None else []
+            return [self._ask_internally(r.StopActor(message.ticket_id, actor.rank), now) for actor in again]
+        return []
+
+    def _resync(self, message: p.Resync, now: float) -> list[Output]:
+        """The server has changed: compare what is held with what the log has, and ask again what has no answer."""
+        outputs: list[Output] = []
+        log = {holding.ticket_id: holding for holding in message.holdings}
+        for ticket_id, ticket in list(self.tickets.items()):
+            holding = log.get(ticket_id)
+            if holding is None:
+                ticket.releasing = ticket.releasing or "the server lost its last writes, and this ticket with them"
+                outputs += self._gone(ticket_id)
+                continue
+            for rank, actor in list(ticket.actors.items()):
+                if rank not in ticket.exits and actor.launch_id not in holding.launches:
+                    reason = "the server lost its last writes, and this launch with them"
+                    lost = replace(actor, phase="lost", reason=reason)
+                    outputs += self._over(ticket, ticket.ended(lost, False))
+        for ticket_id, holding in log.items():
+            let_go = holding.seq and holding.seq not in self.outstanding and not holding.releasing
+            if let_go and ticket_id not in self.tickets and ticket_id not in self._releasing:
+                outputs.append(self._release(ticket_id, "its client had released it before the server lost that", now))
+        waiting = [(seq, one) for seq, one in self.outstanding.items() if not one.abandoned]
+        return outputs + [Transmit(seq, one.request, one.blobs) for seq, one in waiting]
 
     def _granted(self, seq: int, one: Outstanding, spec: GangSpec, message: p.Granted, now: float) -> list[Output]:
         ticket = Ticket(message.ticket_id, spec, message.slots, message.master_addr, message.master_port)
@@ -271,6 +308,8 @@ class Machine:
             return []
         if isinstance(message, p.TicketReleased):
             return self._gone(message.ticket_id)
+        if isinstance(message, p.Resync):
+            return self._resync(message, now) if self.over is None else []
         if isinstance(message, p.SessionLost):
             return self.end(LeaseLost(f"{message.reason}: this client's tickets were released; open a new client"))
         return []

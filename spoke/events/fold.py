@@ -41,6 +41,10 @@ def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
     return state
 
 
+TICKETS_PER_SERVER = 100_000
+"""More tickets than a server can lose at its end; the numbers of those are never used again."""
+
+
 def launch_key(client_id: str, seq: int) -> str:
     """The name of a launch request within its ticket."""
     return f"{client_id}/{seq}"
@@ -104,6 +108,22 @@ def _allocator_elected(state: PoolState, event_id: str, event: e.AllocatorElecte
     state.epoch, state.allocator = event.epoch, event.holder
 
 
+def _server_changed(state: PoolState, event_id: str, event: e.ServerChanged) -> None:
+    """Ids of tickets may have been given out that are forgotten now: none of them is given out again."""
+    state.server, state.history_end = event.server, event.end
+    state.changed = state.changed or bool(event.was)
+    if state.next_ticket > 1:
+        state.next_ticket = (state.next_ticket // TICKETS_PER_SERVER + 1) * TICKETS_PER_SERVER + 1
+    for node in state.nodes.values():
+        if node.incarnation:
+            node.confirmed = False
+            state.index(node)
+
+
+def _log_regressed(state: PoolState, event_id: str, event: e.LogRegressed) -> None:
+    state.history_end = ""  # said once is enough
+
+
 def _nothing(state: PoolState, event_id: str, event: e.Event) -> None:
     pass
 
@@ -132,11 +152,17 @@ def _client_gone(state: PoolState, event_id: str, event: e.ClientLost | e.Client
 def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -> None:
     known = state.nodes.get(event.node_id)
     advance(NODE, f"node {event.node_id}", known.phase if known else None, event_id, event.TYPE)
-    node = NodeState.empty(event.spec, "up", event.incarnation)
+    node = NodeState.empty(event.spec, "up", event.incarnation, event.lease_ms, not state.changed)
     if known is not None:  # what live tickets hold on the node stays theirs
         for ticket_id in sorted(known.tickets):
             _book(node, state.tickets[ticket_id], event_id)
     state.nodes[event.node_id] = node
+    state.index(node)
+
+
+def _node_confirmed(state: PoolState, event_id: str, event: e.NodeConfirmed) -> None:
+    node = _node(state, event_id, event)
+    node.confirmed = True
     state.index(node)
 
 
@@ -329,12 +355,16 @@ def _actor_stop_requested(state: PoolState, event_id: str, event: e.ActorStopReq
 
 _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.AllocatorElected: _allocator_elected,
+    e.ServerChanged: _server_changed,
+    e.LogRegressed: _log_regressed,
     e.RequestRefused: _nothing,
     e.RequestAnswered: _nothing,
     e.ClientConnected: _client_connected,
     e.ClientLost: _client_gone,
     e.ClientClosed: _client_gone,
     e.NodeRegistered: _node_registered,
+    e.NodeReconciling: _nothing,
+    e.NodeConfirmed: _node_confirmed,
     e.NodeUpdated: _node_updated,
     e.NodeLost: _node_moved,
     e.NodeDraining: _node_moved,

@@ -95,7 +95,7 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
     if need_memory + node.free_memory != node.spec.memory or node.free_memory < 0:
         yield f"I3: node {node_id}: memory used {need_memory} + free {node.free_memory} is not {node.spec.memory}"
     indexed = state.capacity.free(node_id)
-    if indexed != (node.free if node.phase == "up" else None):
+    if indexed != (node.free if node.phase == "up" and node.confirmed else None):
         yield f"the index has {indexed} free on node {node_id}, which is {node.phase} with {node.free}"
 
 

@@ -29,6 +29,8 @@ class _Node:
     spec: NodeSpec
     phase: NodePhase
     incarnation: str
+    lease_ms: int = 0
+    confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ class _Snapshot:
     clients: dict[str, ClientState]
     gone: list[ClientState]
     queue: list[str]
+    server: str = ""
+    changed: bool = False
+    history_end: str = ""
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
@@ -51,7 +56,10 @@ _DECODER = msgspec.msgpack.Decoder(_Snapshot)
 
 def encode(state: PoolState) -> bytes:
     """The state as msgpack."""
-    nodes = {node_id: _Node(node.spec, node.phase, node.incarnation) for node_id, node in state.nodes.items()}
+    nodes = {
+        node_id: _Node(node.spec, node.phase, node.incarnation, node.lease_ms, node.confirmed)
+        for node_id, node in state.nodes.items()
+    }
     return _ENCODER.encode(
         _Snapshot(
             VERSION,
@@ -64,6 +72,9 @@ def encode(state: PoolState) -> bytes:
             state.clients,
             list(state.gone.values()),
             state.queue,
+            state.server,
+            state.changed,
+            state.history_end,
         )
     )
 
@@ -81,7 +92,13 @@ def decode(raw: bytes) -> PoolState:
         epoch=read.epoch,
         allocator=read.allocator,
         next_ticket=read.next_ticket,
-        nodes={node_id: NodeState.empty(n.spec, n.phase, n.incarnation) for node_id, n in read.nodes.items()},
+        server=read.server,
+        changed=read.changed,
+        history_end=read.history_end,
+        nodes={
+            node_id: NodeState.empty(n.spec, n.phase, n.incarnation, n.lease_ms, n.confirmed)
+            for node_id, n in read.nodes.items()
+        },
         tickets=read.tickets,
         clients=read.clients,
         gone={client.client_id: client for client in read.gone},

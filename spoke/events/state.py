@@ -33,9 +33,14 @@ class NodeState:
     free_memory: int
     tickets: set[str] = field(default_factory=set)
     shared: dict[int, int] = field(default_factory=dict)
+    lease_ms: int = 0
+    confirmed: bool = True
+    """False from a change of servers until the agent has said what runs here; nothing is granted meanwhile."""
 
     @classmethod
-    def empty(cls, spec: NodeSpec, phase: NodePhase, incarnation: str) -> NodeState:
+    def empty(
+        cls, spec: NodeSpec, phase: NodePhase, incarnation: str, lease_ms: int = 0, confirmed: bool = True
+    ) -> NodeState:
         """A node on which everything is free."""
         return cls(
             spec=spec,
@@ -45,6 +50,8 @@ class NodeState:
             free_ports=(1 << spec.ports.count) - 1,
             free_cpu_milli=spec.cpu_milli,
             free_memory=spec.memory,
+            lease_ms=lease_ms,
+            confirmed=confirmed,
         )
 
     def take(self, ticket: TicketState, slot: Slot) -> bool:
@@ -192,6 +199,12 @@ class PoolState:
     last_id: str = "0-0"
     epoch: int = 0
     allocator: str = ""
+    server: str = ""
+    """The run id of the server that the log was last written on."""
+    changed: bool = False
+    """Whether the server ever changed: then requests that were decided before may come again."""
+    history_end: str = ""
+    """Where the log ended when its server changed, as long as nothing shows that more was lost."""
     next_ticket: int = 1
     nodes: dict[str, NodeState] = field(default_factory=dict)
     tickets: dict[str, TicketState] = field(default_factory=dict)
@@ -207,7 +220,7 @@ class PoolState:
 
     def index(self, node: NodeState) -> None:
         """Keep the capacity index in step with a node's state."""
-        if node.phase == "up":
+        if node.phase == "up" and node.confirmed:
             self.capacity.put(node.spec.node_id, node.free, node.total)
         else:
             self.capacity.drop(node.spec.node_id)

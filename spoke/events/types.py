@@ -61,6 +61,33 @@ class AllocatorElected(Event):
     version: str = ""
 
 
+@_event("server.changed")
+@dataclass(frozen=True, slots=True)
+class ServerChanged(Event):
+    """The server was started anew, or another took its place: its last writes may be gone.
+
+    ``server`` is its run id, ``was`` that of the server before, ``end`` the last event that was found. Every lease
+    begins anew, and no GPU of a node is granted before its agent has said what runs there.
+    """
+
+    server: str
+    was: str
+    end: str
+
+
+@_event("log.regressed")
+@dataclass(frozen=True, slots=True)
+class LogRegressed(Event):
+    """The log has lost its end: ``by`` (a node, or the allocator) knows of an event ``seen`` that is not in it.
+
+    ``end`` is the last event that was left of what the log was.
+    """
+
+    seen: str
+    end: str
+    by: str
+
+
 @_event("request.refused")
 @dataclass(frozen=True, slots=True)
 class RequestRefused(Event):
@@ -137,6 +164,26 @@ class NodeRegistered(Event):
     incarnation: str
     lease_ms: int
     spec: NodeSpec
+
+
+@_event("node.reconciling")
+@dataclass(frozen=True, slots=True)
+class NodeReconciling(Event):
+    """After a change of servers a node holds what the log does not know: these launches are stopped, none adopted."""
+
+    node_id: str
+    incarnation: str
+    launches: tuple[str, ...]
+    tickets: tuple[str, ...]
+
+
+@_event("node.confirmed")
+@dataclass(frozen=True, slots=True)
+class NodeConfirmed(Event):
+    """After a change of servers a node holds what the log knows and nothing else: its free GPUs can be granted."""
+
+    node_id: str
+    incarnation: str
 
 
 @_event("node.updated")

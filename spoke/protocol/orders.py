@@ -81,7 +81,36 @@ class CloseTicket(Order):
     grace_s: float
 
 
-_TYPES: dict[str, type[Order]] = {cls.TYPE: cls for cls in (Welcome, Reject, StartActor, StopActor, CloseTicket)}
+@dataclass(frozen=True, slots=True)
+class ReportHoldings(Order):
+    """The server has changed: report again how actors ended, say what runs, and start nothing until told.
+
+    ``server`` is the server's run id; the answer repeats it, since one that was given to a server before is worth
+    nothing.
+    """
+
+    TYPE = "node.report_holdings"
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopUnknown(Order):
+    """The log knows nothing of these launches and tickets: kill them, then say again what runs."""
+
+    TYPE = "node.stop_unknown"
+    launches: tuple[str, ...]
+    tickets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Order):
+    """All that runs is known: go on as usual."""
+
+    TYPE = "node.resume"
+
+
+_CLASSES = (Welcome, Reject, StartActor, StopActor, CloseTicket, ReportHoldings, StopUnknown, Resume)
+_TYPES: dict[str, type[Order]] = {cls.TYPE: cls for cls in _CLASSES}
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(cls) for name, cls in _TYPES.items()}
 
 

@@ -123,7 +123,25 @@ class SessionLost(Message):
     reason: str
 
 
-_CLASSES = (Done, Failed, Granted, Launched, Queued, ActorEnded, TicketReleasing, TicketReleased, SessionLost)
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One ticket of a client as the log has it; ``seq`` is the request that it came from, 0 if it is not its own."""
+
+    ticket_id: str
+    seq: int
+    releasing: bool
+    launches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resync(Message):
+    """Notice: the server has changed and may have lost its last writes; this is all that the client has now."""
+
+    TYPE = "resync"
+    holdings: tuple[Holding, ...]
+
+
+_CLASSES = (Done, Failed, Granted, Launched, Queued, ActorEnded, TicketReleasing, TicketReleased, SessionLost, Resync)
 _HEADS: dict[type[Message], bytes] = {cls: cls.TYPE.encode() + b" " for cls in _CLASSES}
 _DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES}
 _json = msgspec.json.Encoder().encode

@@ -175,6 +175,21 @@ class ReportExited(Request):
     signal: int = 0
 
 
+@_request("node.report_held")
+@dataclass(frozen=True, slots=True)
+class ReportHeld(Request):
+    """What this node holds after a change of servers: the launches whose processes may live, and their tickets.
+
+    ``server`` is the run id that the order to report named; ``seen`` is the newest launch id that was ever ordered
+    here: an event's id, by which a lost end of the log shows.
+    """
+
+    server: str
+    launches: tuple[str, ...]
+    tickets: tuple[str, ...]
+    seen: str = ""
+
+
 # --- the allocator's own (they never cross the stream) -----------------------------------------------------------
 
 

@@ -1,0 +1,228 @@
+"""A client: the real machine, its three threads in small, and a user who asks for all sorts of things."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from spoke.client import machine as m
+from spoke.errors import ClientClosed, LeaseLost, SpokeError
+from spoke.events.model import ActorSpec, Member
+from spoke.protocol import requests as r
+from spoke.protocol.keys import client_lease
+from spoke.protocol.replies import decode_message
+from spoke.protocol.requests import Envelope, encode_request
+from tests.builders import gang
+from tests.sim.server import Server
+from tests.sim.world import Connection, Process, SimulationFailed, World
+
+LEASE_MS = 5_000
+
+
+class SimClient:
+    """One session, from its connect to its close, loss or kill."""
+
+    def __init__(self, world: World, server: Server, client_id: str) -> None:
+        self.world, self.server, self.client_id = world, server, client_id
+        self.machine = m.Machine(outstanding_max=200)
+        self.done: dict[int, str] = {}
+        self.asked: set[int] = set()
+        self.alive = True
+        self.closing = False
+        self._goodbye = 0
+        self.quiet = False
+        self._queue: deque[int] = deque()
+        self._refill = False
+        self._wakes: Callable[[Any], None] | None = None
+        self._connections: list[Connection] = []
+        self.processes = [
+            Process(world, f"{client_id}/{what}", main)
+            for what, main in (("sender", self._send), ("reader", self._read), ("vitals", self._vitals))
+        ]
+        self.ask(r.ConnectClient(LEASE_MS))
+
+    @property
+    def over(self) -> bool:
+        return not self.alive or self.machine.over is not None
+
+    def kill(self) -> None:
+        """kill -9: nobody says goodbye."""
+        self.alive = False
+        for process in self.processes:
+            process.kill()
+        for connection in self._connections:
+            self.server.connections.remove(connection)
+        self._connections = []
+
+    def pause(self, seconds: float) -> None:
+        """SIGSTOP."""
+        for process in self.processes:
+            process.paused_until_s = self.world.now_s + seconds
+
+    # --- the user ---
+
+    def ask(self, request: r.Request) -> None:
+        try:
+            seq = self.machine.ask(request, self.world.now_s)
+        except SpokeError:
+            return
+        self.asked.add(seq)
+        self.world.count("requests")
+        self._queue.append(seq)
+        self._kick()
+
+    def close(self) -> None:
+        if not self.closing and not self.over:
+            self.closing = True
+            self._goodbye = self.machine._next_seq
+            self.ask(r.CloseClient())
+
+    def _end(self) -> None:
+        """What the session does after its goodbye."""
+        self._do(self.machine.end(ClientClosed("closed")))
+        for process in self.processes:
+            process.kill()
+
+    def act(self, others: list[str]) -> None:
+        """Something that a user may do."""
+        if self.over or self.closing or self.quiet or not self.machine.connected:
+            return
+        dice, tickets = self.world.dice, list(self.machine.tickets.values())
+        what = dice.random()
+        if what < 0.35 and len(self.machine.outstanding) < 20:
+            shape = (dice.randint(1, 3), dice.randint(1, 2), dice.choice([0, 1, 1, 2]))
+            spec = gang(
+                *shape,
+                strict_pack=dice.random() < 0.5,
+                detached=dice.random() < 0.05,
+                on_failure=dice.choice(["release", "report"]),
+                grace_s=dice.choice([0.0, 0.5, 2.0]),
+            )
+            self.ask(r.AllocateGang(spec, dice.choice([0, 1_000, 8_000, None])))
+        elif what < 0.6 and tickets:
+            ticket = dice.choice(tickets)
+            ranks = range(len(ticket.slots)) if dice.random() < 0.8 else [dice.randrange(len(ticket.slots))]
+            members = tuple(Member(rank, f"a{rank}") for rank in ranks)
+            self.ask(r.LaunchActors(ticket.ticket_id, ActorSpec("Worker"), members))
+        elif what < 0.8 and tickets:
+            self.ask(r.ReleaseGang(dice.choice(tickets).ticket_id))
+        elif what < 0.85 and tickets:
+            ticket = dice.choice(tickets)
+            self.ask(r.StopActor(ticket.ticket_id, dice.randrange(len(ticket.slots))))
+        elif what < 0.9 and self.machine.outstanding:
+            self._do(self.machine.withdraw(dice.choice(list(self.machine.outstanding)), self.world.now_s))
+        elif what < 0.93 and others:
+            self.ask(r.AttachGang(dice.choice(others)))
+        elif what < 0.96 and tickets:
+            ticket = dice.choice(tickets)
+            ticket.dropped = True
+            self._do(self.machine.drop(ticket, self.world.now_s))
+
+    # --- the session ---
+
+    def _do(self, outputs: list[m.Output]) -> None:
+        for output in outputs:
+            if isinstance(output, m.Transmit):
+                self.asked.add(output.seq)
+                self._queue.append(output.seq)
+                self._kick()
+            elif isinstance(output, m.Resolve):
+                self._answered(output.seq, output.message.TYPE)
+                if self.closing and output.seq == self._goodbye:
+                    self._end()
+            elif isinstance(output, m.Fail):
+                self._answered(output.seq, f"{output.error.code}: {output.error}"[:150])
+            elif isinstance(output, m.Lost):
+                self.world.say(self.client_id, f"session over: {output.error}"[:150])
+
+    def _answered(self, seq: int, how: str) -> None:
+        if seq in self.done:
+            raise SimulationFailed(
+                f"I5: request {seq} of {self.client_id} was answered {self.done[seq]!r}, and now {how!r}"
+            )
+        self.done[seq] = how
+        self.world.count("answers")
+        self.world.say(self.client_id, f"request {seq}: {how}")
+
+    def _kick(self) -> None:
+        if self._wakes is not None:
+            self._wakes(None)
+
+    def _connection(self, process: Process, timeout_s: float = 5.0) -> Connection:
+        connection = Connection(process, self.server, self.client_id, timeout_s)
+        self.server.connections.append(connection)
+        self._connections.append(connection)
+        return connection
+
+    def _send(self, process: Process) -> None:
+        connection = self._connection(process)
+        while True:
+            if self._refill:
+                self._refill = False
+                self._queue = deque(self.machine.resend())
+            if not self._queue:
+
+                def arm(wake: Callable[[Any], None]) -> None:
+                    self._wakes = wake
+
+                process.wait(arm)
+                self._wakes = None
+                continue
+            seqs = [self._queue.popleft() for _ in range(min(16, len(self._queue)))]
+            batch = self.machine.take(seqs)
+            raw = [encode_request(Envelope(one.request, self.client_id, one.seq)) for one in batch]
+            try:
+                if raw:
+                    connection.call(self.server.xadd(self.server.keys.requests, *raw))
+            except (RedisError, OSError):
+                self.machine.sending_unclear([one.seq for one in batch])
+                self._refill = True
+                process.sleep(self.world.dice.uniform(0.05, 0.5))
+                continue
+            if raw and self.world.chance(self.world.faults.duplicate):
+                self.world.count("duplicates")
+                again = raw[-1]
+                self.world.after(
+                    self.world.dice.uniform(0, 5),
+                    lambda late=again: self.server.down or self._late(late),  # type: ignore[misc]
+                )
+
+    def _late(self, raw: Any) -> None:
+        self.server.xadd(self.server.keys.requests, raw)(lambda answer: None)
+
+    def _read(self, process: Process) -> None:
+        connection = self._connection(process)
+        key, cursor, away = self.server.keys.reply(self.client_id), b"0-0", False
+        while True:
+            try:
+                entries = connection.call(self.server.xread(key, cursor, 2_000, 64), 2.0)
+            except (RedisError, OSError):
+                away = True
+                process.sleep(self.world.dice.uniform(0.05, 0.5))
+                continue
+            if away:
+                away, self._refill = False, True
+                self._kick()
+            for entry_id, flat in entries:
+                cursor = entry_id
+                for seq, told in zip(flat[::2], flat[1::2], strict=True):
+                    self._do(self.machine.receive(int(seq), decode_message(told), self.world.now_s))
+
+    def _vitals(self, process: Process) -> None:
+        connection = self._connection(process, LEASE_MS / 3000)
+        renew_at_s = 0.0
+        while True:
+            process.sleep(LEASE_MS / 6000)
+            if not self.machine.connected or self.machine.over is not None or self.world.now_s < renew_at_s:
+                continue
+            begun_s = self.world.now_s
+            try:
+                held = connection.call(self.server.renew(client_lease(self.client_id), LEASE_MS))
+            except (RedisError, OSError):
+                continue
+            if not held and self.machine.over is None:
+                self._do(self.machine.end(LeaseLost("the lease ran out before it was renewed")))
+            renew_at_s = begun_s + LEASE_MS / 3000
