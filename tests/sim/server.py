@@ -320,6 +320,8 @@ class Server:
         if verb == "XADD":
             if args[0] == b"MAXLEN":
                 args = args[3:]
+            elif args[0] == b"MINID":
+                args = args[3 if args[1] == b"~" else 2 :]
             entry = self._next(key) if args[0] == b"*" else parse(args[0])
             self._write(("XADD", key, entry, tuple(raw(one) for one in args[1:])))
         elif verb == "XTRIM":
@@ -374,6 +376,13 @@ class Direct:
 
     def hget(self, key: str, field: str) -> Any:
         return self._do(lambda: self._server.data.get(key, {}).get(field))
+
+    def hmget(self, key: str, fields: list[str]) -> Any:
+        def act() -> Any:
+            found = [self._server.data.get(key, {}).get(field) for field in fields]
+            return [None if one is None else raw(one) for one in found]
+
+        return self._do(act)
 
     def hkeys(self, key: str) -> Any:
         return self._do(lambda: [raw(one) for one in self._server.data.get(key, {})])
