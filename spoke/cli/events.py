@@ -128,9 +128,6 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
         f"{v.node_id} holds {len(v.launches)} launches and {len(v.tickets)} tickets that the log does not know"
     ),
     e.NodeConfirmed: lambda v: f"{v.node_id}",
-    e.RequestRefused: lambda v: (
-        f"{v.request or 'a request'} {v.seq} of {v.client_id or v.node_id or '?'} ({v.code}): {v.reason}"
-    ),
     e.RequestAnswered: lambda v: f"{v.request} {v.seq} of {v.client_id}: {v.reason}",
     e.ClientConnected: lambda v: f"{v.client_id} {v.user}@{v.host} pid {v.pid}, lease {v.lease_ms / 1000:g} s",
     e.ClientLost: lambda v: f"{v.client_id}{_because(v.reason)}",
