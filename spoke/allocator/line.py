@@ -8,7 +8,7 @@ aside and holds nobody up.
 from __future__ import annotations
 
 from spoke.allocator.placement.assign import assign
-from spoke.allocator.placement.choose import never_fits, place, policy_of
+from spoke.allocator.placement.choose import never_fits, place
 from spoke.allocator.placement.pack import NoFit
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
@@ -46,7 +46,7 @@ def advance(state: PoolState, now_ms: int) -> list[e.Event]:
     for ticket_id in state.queue:
         ticket = state.tickets[ticket_id]
         if ticket.deadline_ms and ticket.deadline_ms <= now_ms:
-            found = place(state, ticket.spec)
+            found, _ = place(state, ticket.spec)
             reason = found.reason if isinstance(found, NoFit) else ticket.reason
             text = f"did not fit in the time it was willing to wait: {never_fits(state, ticket.spec) or reason}"
             return [e.GangRefused(ticket_id, ticket.client_id, ticket.seq, ticket.spec, "timeout", text)]
@@ -65,9 +65,8 @@ def _first_that_could_fit(state: PoolState) -> str:
 
 
 def _grant(state: PoolState, ticket_id: str, client_id: str, seq: int, spec: GangSpec) -> e.Event | NoFit:
-    found = place(state, spec)
+    found, policy = place(state, spec)
     if isinstance(found, NoFit):
         return found
     got = assign(state, spec, found)
-    policy = policy_of(spec)
     return e.GangAllocated(ticket_id, client_id, seq, spec, got.slots, got.master_addr, got.master_port, policy)

@@ -59,6 +59,9 @@ def run(
     gpu_memory_per_actor: Annotated[
         str, typer.Option(metavar="SIZE", help="GPU memory for each process, like 10GiB; alone it makes a share.")
     ] = "0",
+    gpu_model: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="Only nodes whose GPUs are of this model (or these).")
+    ] = None,
     cpus_per_actor: Annotated[float, typer.Option(metavar="CORES", help="CPU cores for each process.")] = 0.0,
     memory_per_actor: Annotated[str, typer.Option(metavar="SIZE", help="Memory for each process, like 16GiB.")] = "0",
     timeout: Annotated[
@@ -111,6 +114,7 @@ def run(
                 on_failure="release",
                 grace_s=grace,
                 name=name,
+                gpu_models=gpu_model or (),
             )
             code = job.run(granted, command, variables, os.getcwd() if cwd is None else cwd, grace)
         except Interrupted as stopped:

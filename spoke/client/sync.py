@@ -99,6 +99,7 @@ class Client:
         detached: bool = False,
         preferred_node: str | None = None,
         gpu_ids: Sequence[int] | None = None,
+        gpu_models: Sequence[str] = (),
         on_failure: OnFailure = "report",
         grace_s: float = 5.0,
         name: str = "",
@@ -108,6 +109,7 @@ class Client:
         ``strict_pack``: ``actors_per_node`` on one node, on ``num_nodes`` different nodes; False: as dense as it goes.
         ``timeout``: seconds to wait in line (None: for ever, 0: not at all). ``detached``: keep the ticket beyond this
         client. ``preferred_node`` hosts rank 0 if it can. ``gpu_ids``: the physical GPUs to use on every node.
+        ``gpu_models``: only on nodes whose GPUs are of one of these models.
         ``on_failure="release"`` gives the gang back when a member fails. ``grace_s``: from SIGTERM to SIGKILL.
 
         Raises InvalidRequest. The future fails with AllocationTimeout, AllocationError or AllocationCancelled, whose
@@ -120,6 +122,7 @@ class Client:
             strict_pack,
             preferred_node=preferred_node,
             gpu_ids=None if gpu_ids is None else tuple(gpu_ids),
+            gpu_models=tuple(gpu_models),
             detached=detached,
             on_failure=_check_on_failure(on_failure),
             grace_s=grace_s,

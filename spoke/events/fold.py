@@ -240,6 +240,7 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
         _book(node, ticket, event_id)
         ticket.held.add(node_id)
         state.index(node)
+    state.learn(ticket)
 
 
 def _book(node: NodeState, ticket: TicketState, event_id: str) -> None:

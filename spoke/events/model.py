@@ -169,6 +169,7 @@ class Resources:
             )
         if isinstance(self.cpus, bool) or not isinstance(self.cpus, (int, float)) or not 0 <= self.cpus <= 2**20:
             raise InvalidRequest(f"cpus must be a number of cores from 0 to {2**20}, not {self.cpus!r}")
+        object.__setattr__(self, "cpus", float(self.cpus))  # as it is read back from the log
 
     @property
     def is_share(self) -> bool:
@@ -221,9 +222,10 @@ def _gpus(asked: float) -> int | float:
 class GangSpec:
     """What a client asks for: ``num_nodes`` x ``actors_per_node`` actors with ``resources`` each.
 
-    ``gpu_ids`` names the physical GPUs to use on every node, handed to the local ranks in order;
-    ``preferred_node`` hosts rank 0 if it can; ``on_failure="release"`` gives the gang back when a member fails;
-    ``grace_s`` is the time between SIGTERM and SIGKILL.
+    ``gpu_ids`` names the physical GPUs to use on every node, handed to the local ranks in order; ``gpu_models`` allows
+    only nodes whose GPUs are all of one of these models; ``preferred_node`` hosts rank 0 if it can;
+    ``on_failure="release"`` gives the gang back when a member fails; ``grace_s`` is the time between SIGTERM and
+    SIGKILL.
     """
 
     num_nodes: int
@@ -232,6 +234,7 @@ class GangSpec:
     strict_pack: bool = True
     preferred_node: str | None = None
     gpu_ids: tuple[int, ...] | None = None
+    gpu_models: tuple[str, ...] = ()
     detached: bool = False
     on_failure: OnFailure = "report"
     grace_s: float = 5.0

@@ -48,6 +48,7 @@ class _Snapshot:
     server: str = ""
     changed: bool = False
     history_end: str = ""
+    demand: tuple[int, int, int] = (0, 0, 0)  # CPU and GPU, in thousandths, of what was granted; how many shares
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
@@ -75,6 +76,7 @@ def encode(state: PoolState) -> bytes:
             state.server,
             state.changed,
             state.history_end,
+            demand=(state.demand_cpu_milli, state.demand_gpu_milli, state.shares_granted),
         )
     )
 
@@ -103,6 +105,9 @@ def decode(raw: bytes) -> PoolState:
         clients=read.clients,
         gone={client.client_id: client for client in read.gone},
         queue=read.queue,
+        demand_cpu_milli=read.demand[0],
+        demand_gpu_milli=read.demand[1],
+        shares_granted=read.demand[2],
     )
     for ticket in state.tickets.values():
         for slot in ticket.slots:

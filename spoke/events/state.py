@@ -13,6 +13,8 @@ from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPha
 from spoke.events.model import GPU_MILLI, ActorSpec, GangSpec, NodeSpec, Slot
 
 SEQ_WINDOW = 1_024
+DEMAND_GPU_MILLI_MAX = 100_000_000
+"""At a hundred thousand GPUs granted, the learned demand is halved, so that it follows what is asked for now."""
 GONE_CLIENTS_KEPT = 1_000
 
 
@@ -212,11 +214,30 @@ class PoolState:
     gone: dict[str, ClientState] = field(default_factory=dict)
     """The last clients that left: what they send again is still known, and they cannot come back to life."""
     queue: list[str] = field(default_factory=list)
+    demand_cpu_milli: int = 0
+    """CPU that the granted members with GPUs were given, against ``demand_gpu_milli``: what a GPU usually needs."""
+    demand_gpu_milli: int = 0
+    shares_granted: int = 0
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
 
     def client(self, client_id: str) -> ClientState | None:
         """A client that is connected, or left not long ago."""
         return self.clients.get(client_id) or self.gone.get(client_id)
+
+    def learn(self, ticket: TicketState) -> None:
+        """Count a granted gang into the usual demand; what is long ago weighs less and less."""
+        resources, slots = ticket.spec.resources, ticket.slots
+        if resources.is_share:
+            self.shares_granted += len(slots)
+            self.demand_gpu_milli += sum(slot.gpu_milli for slot in slots)
+        elif resources.gpu_count:
+            self.demand_gpu_milli += GPU_MILLI * resources.gpu_count * len(slots)
+        else:
+            return
+        self.demand_cpu_milli += resources.cpu_milli * len(slots)
+        if self.demand_gpu_milli > DEMAND_GPU_MILLI_MAX:
+            self.demand_gpu_milli //= 2
+            self.demand_cpu_milli //= 2
 
     def index(self, node: NodeState) -> None:
         """Keep the capacity index in step with a node's state."""

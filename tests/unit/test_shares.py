@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spoke.cli.views import needs, status_of_state
 from spoke.errors import InvalidRequest
-from spoke.events.model import Resources
+from spoke.events.model import GangSpec, Resources
+from spoke.events.state import DEMAND_GPU_MILLI_MAX
 from spoke.protocol import replies as p
 from tests.builders import MemoryPool, gang, node_spec
 
@@ -132,6 +135,46 @@ def test_shares_are_placed_exactly_when_they_fit(
     assert isinstance(answer, p.Granted) == fits
     pool.check()
     pool.check_replay(len(pool.log) // 2)
+
+
+def test_a_gpu_goes_where_the_cpu_for_the_others_is_not_missed() -> None:
+    """Best fit by GPUs alone would fill the node that is short of CPU and strand its second GPU."""
+    pool = MemoryPool()
+    pool.register(node_spec("rich", 4, cpus=64))
+    pool.register(node_spec("poor", 2, cpus=16))
+    pool.connect()
+    places(pool.allocate("c", gang(gpus=0.5, cpus=4, gpu_models=("H100",))))  # what is usual: 8 CPUs for a GPU
+    answer = pool.allocate("c", gang(gpus=1, cpus=16))
+    assert places(answer) == [("rich", (0,), 0)]
+    event = pool.log[-1].event
+    assert event.policy == "stranding/1"  # type: ignore[attr-defined]
+
+
+def test_a_pool_without_shares_packs_as_ever() -> None:
+    pool = pool_of(2, 4)
+    pool.allocate("c", gang(gpus=1))
+    assert pool.log[-1].event.policy == "pack/1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("spec", [gang(gpus=1), gang(gpus=0.5), gang(1, 2, 1, strict_pack=False), gang(2, 1, 1)])
+def test_a_gang_goes_only_to_the_models_it_allows(spec: GangSpec) -> None:
+    pool = pool_of(4, 4)
+    only = dataclasses.replace(spec, gpu_models=("A100",))
+    refused = pool.allocate("c", only)
+    assert isinstance(refused, p.Failed)
+    assert "even with everything free" in refused.reason
+    either = dataclasses.replace(spec, gpu_models=("A100", "H100"))
+    assert isinstance(pool.allocate("c", either), p.Granted)
+
+
+def test_what_was_learned_survives_a_snapshot_and_fades() -> None:
+    pool = pool_of(4)
+    pool.allocate("c", gang(gpus=0.5, cpus=3))
+    assert (pool.state.demand_cpu_milli, pool.state.demand_gpu_milli, pool.state.shares_granted) == (3000, 500, 1)
+    pool.check_replay(len(pool.log))
+    pool.state.demand_gpu_milli = DEMAND_GPU_MILLI_MAX
+    pool.allocate("c", gang(gpus=0.5, cpus=3))
+    assert pool.state.demand_gpu_milli == (DEMAND_GPU_MILLI_MAX + 500) // 2
 
 
 def _release(ticket_id: str):  # type: ignore[no-untyped-def]

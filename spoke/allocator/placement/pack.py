@@ -6,6 +6,7 @@ as few nodes as they can: the tightest node where all that is left fits, else as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spoke.events.capacity import Amount
@@ -40,14 +41,15 @@ def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     chosen: list[str] = []
     host_of_rank_0 = False
     preferred = spec.preferred_node
-    if preferred and _fits(state, preferred, per_node, wanted) and has_port(state.nodes[preferred]):
+    if preferred and _fits(state, spec, preferred, per_node, wanted) and has_port(state.nodes[preferred]):
         chosen.append(preferred)
         host_of_rank_0 = True
     fitting = 0
     for node_id in state.capacity.fitting(per_node):
         if len(chosen) == spec.num_nodes and host_of_rank_0:
             break
-        if (chosen and node_id == chosen[0]) or (wanted and state.nodes[node_id].free_gpus & wanted != wanted):
+        node = state.nodes[node_id]
+        if (chosen and node_id == chosen[0]) or node.free_gpus & wanted != wanted or not allows(spec, node):
             continue
         fitting += 1
         if not host_of_rank_0 and has_port(state.nodes[node_id]):
@@ -57,7 +59,7 @@ def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
             chosen.append(node_id)
     if len(chosen) == spec.num_nodes and host_of_rank_0:
         return Placement(tuple((node_id, spec.actors_per_node) for node_id in chosen))
-    needs = f"needs {count_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)} free"
+    needs = f"needs {count_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)}{of_models(spec)} free"
     if len(chosen) == spec.num_nodes:
         return NoFit(f"{needs}, one of them with a free port for rank 0; {fitting} fit but have no port left")
     return NoFit(f"{needs}; {_qualify(chosen, len(state.capacity))}")
@@ -72,20 +74,23 @@ def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
         parts.append((node_id, count))
         used.add(node_id)
 
+    def allowed(node_id: str) -> bool:
+        return node_id not in used and allows(spec, state.nodes[node_id])
+
     preferred = spec.preferred_node
     free = state.capacity.free(preferred) if preferred else None
-    if preferred and free is not None and has_port(state.nodes[preferred]):
+    if preferred and free is not None and has_port(state.nodes[preferred]) and allowed(preferred):
         count = min(free.holds(need), left)
         if count:
             use(preferred, count)
             left -= count
     roomiest = state.capacity.roomiest(need)
     while left:
-        tight = next((n for n in state.capacity.fitting(need.times(left)) if n not in used), None)
+        tight = next(filter(allowed, state.capacity.fitting(need.times(left))), None)
         if tight is not None:
             use(tight, left)
             break
-        node_id, count = next(((n, c) for n, c in roomiest if n not in used), ("", 0))
+        node_id, count = next(((n, c) for n, c in roomiest if allowed(n)), ("", 0))
         if not count:
             return NoFit(
                 f"needs room for {spec.size} actors with {describe(need)} each; there is room for {spec.size - left} "
@@ -102,22 +107,30 @@ def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 def never_fits(state: PoolState, spec: GangSpec) -> str:
     """Why the gang does not fit the pool as registered, even with all of it free; empty if it can fit."""
     need = need_of(spec)
+    shapes = list(_shapes(state, spec))
     if spec.strict_pack:
         per_node = need.times(spec.actors_per_node)
-        fit = sum(count for total, count in state.capacity.shapes() if total.holds(per_node))
+        fit = sum(count for total, count in shapes if total.holds(per_node))
         if fit < spec.num_nodes:
             return (
                 f"needs {count_nodes(spec.num_nodes)} with {describe(per_node, spec.gpu_ids)}; even with everything "
                 f"free, {fit} of the {count_nodes(len(state.capacity))} registered qualify"
             )
         return _never_fits_ids(state, spec)
-    room = sum(count * total.holds(need) for total, count in state.capacity.shapes())
+    room = sum(count * total.holds(need) for total, count in shapes)
     if room < spec.size:
         return (
             f"needs room for {spec.size} actors with {describe(need)} each; even with everything free there is room "
             f"for {room} on the {count_nodes(len(state.capacity))} registered"
         )
     return ""
+
+
+def _shapes(state: PoolState, spec: GangSpec) -> Iterator[tuple[Amount, int]]:
+    """The total capacities of the nodes that the gang may use, and how many nodes have each."""
+    if not spec.gpu_models:
+        return state.capacity.shapes()
+    return ((node.total, 1) for node in state.nodes.values() if node.phase == "up" and allows(spec, node))
 
 
 def _never_fits_ids(state: PoolState, spec: GangSpec) -> str:
@@ -133,9 +146,21 @@ def _never_fits_ids(state: PoolState, spec: GangSpec) -> str:
     return f"needs {count_nodes(spec.num_nodes)} with GPUs {list(spec.gpu_ids)}; {having} have GPUs of these ids"
 
 
-def _fits(state: PoolState, node_id: str, need: Amount, wanted_gpus: int) -> bool:
-    free = state.capacity.free(node_id)
-    return bool(free and free.holds(need) and state.nodes[node_id].free_gpus & wanted_gpus == wanted_gpus)
+def of_models(spec: GangSpec) -> str:
+    """The models that a gang is limited to, in words."""
+    return f" of {' or '.join(spec.gpu_models)}" if spec.gpu_models else ""
+
+
+def allows(spec: GangSpec, node: NodeState) -> bool:
+    """Whether the gang may use the node's GPUs, by their model."""
+    return not spec.gpu_models or all(gpu.model in spec.gpu_models for gpu in node.spec.gpus)
+
+
+def _fits(state: PoolState, spec: GangSpec, node_id: str, need: Amount, wanted_gpus: int) -> bool:
+    free, node = state.capacity.free(node_id), state.nodes.get(node_id)
+    if free is None or node is None or not free.holds(need):
+        return False
+    return node.free_gpus & wanted_gpus == wanted_gpus and allows(spec, node)
 
 
 def has_port(node: NodeState) -> bool:

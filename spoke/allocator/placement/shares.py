@@ -1,29 +1,29 @@
-"""Placing shares of GPUs, best fit: the GPU whose rest is smallest, so that whole GPUs stay whole.
+"""Placing shares of GPUs: where the least becomes hard to use.
 
-What is left of a shared GPU is used before a free one is opened, and among equals the node with the fewest free GPUs
-is taken. How many members go to a node is exact: on each GPU as many as its free thousandths hold. The cost grows with
-the number of nodes.
+The score is that of ``stranding``. On a node, what is left of a shared GPU is used before a free one is opened, the
+smallest rest first. How many members go to a node is exact: on each GPU as many as its free thousandths hold. The cost
+grows with the number of nodes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spoke.allocator.placement.pack import NoFit, Placement, count_nodes, describe, has_port
+from spoke.allocator.placement.pack import NoFit, Placement, allows, count_nodes, describe, has_port
+from spoke.allocator.placement.stranding import SCALE, Key, broken, stranding
 from spoke.events.capacity import Amount
 from spoke.events.model import GPU_MILLI, GangSpec, Resources
 from spoke.events.state import NodeState, PoolState, need_of
 
-POLICY = "share-pack/1"
-
-_Key = tuple[int, int, int, int, str]
+_BAD = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
     """A node where ``count`` members fit. ``key`` orders nodes, the tightest first."""
 
-    key: _Key
+    key: Key
     node: NodeState
     count: int
 
@@ -31,9 +31,7 @@ class Room:
 def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     """Places for a gang whose members have shares, or why there are none. The state is not changed."""
     need = need_of(spec)
-    rooms = [
-        room for node in state.nodes.values() if node.phase == "up" and (room := _room(node, spec.resources, need))
-    ]
+    rooms = [room for node in _up(state, spec) if (room := _room(state, node, spec.resources, need))]
     rooms.sort(key=lambda room: room.key)
     rooms.sort(key=lambda room: room.node.spec.node_id != spec.preferred_node)  # stable: the others stay in order
     return _strict(state, spec, rooms) if spec.strict_pack else _dense(state, spec, rooms)
@@ -42,7 +40,7 @@ def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 def shares_never_fit(state: PoolState, spec: GangSpec) -> str:
     """Why the gang does not fit the pool as registered, even with all of it free; empty if it can fit."""
     need, per_node = need_of(spec), spec.actors_per_node
-    rooms = [_count(n, spec.resources, need, n.total, empty=True) for n in state.nodes.values() if n.phase == "up"]
+    rooms = [_count(n, spec.resources, need, n.total, empty=True) for n in _up(state, spec)]
     if spec.strict_pack:
         fit = sum(room >= per_node for room in rooms)
         if fit < spec.num_nodes:
@@ -80,14 +78,41 @@ def words(spec: GangSpec) -> str:
     return ", ".join(parts + ([describe(rest)] if rest != Amount() else []))
 
 
-def _room(node: NodeState, resources: Resources, need: Amount) -> Room | None:
-    count = _count(node, resources, need, node.free)
+def _up(state: PoolState, spec: GangSpec) -> Iterator[NodeState]:
+    return (node for node in state.nodes.values() if node.phase == "up" and allows(spec, node))
+
+
+def _room(state: PoolState, node: NodeState, resources: Resources, need: Amount) -> Room | None:
+    if node.free_cpu_milli < need.cpu_milli or node.free_memory < need.memory:
+        return None
+    best, room, whole = _BAD, 0, node.free_gpus.bit_count()
+    taken = 0
+    for rest, share in _rests(node, resources):
+        if share <= rest:
+            room += rest // share
+            lost = broken(rest, share)
+            if lost < best:
+                best, taken = lost, share
+    count = min(room, node.free.holds(need)) if room else 0
     if not count:
         return None
-    rests = [node.free_milli(gpu.index) - share for gpu in node.spec.gpus if (share := resources.share_of(gpu.memory))]
-    free = node.free
-    key = (min(r for r in rests if r >= 0), free.gpus, free.cpu_milli, free.memory, node.spec.node_id)
-    return Room(key, node, count)
+    score = best + SCALE * (stranding(state, node, taken, need.cpu_milli) + whole)
+    return Room((score, whole, node.free_cpu_milli, node.spec.node_id), node, count)
+
+
+def _rests(node: NodeState, resources: Resources) -> Iterator[tuple[int, int]]:
+    """Per GPU that is not taken whole: the thousandths free, and what a member needs of it."""
+    if resources.gpu_memory:
+        for gpu in node.spec.gpus:
+            share = resources.share_of(gpu.memory)
+            if share:
+                yield node.free_milli(gpu.index), share
+        return
+    share = resources.gpu_milli
+    for used in node.shared.values():
+        yield GPU_MILLI - used, share
+    for _ in range(node.free_gpus.bit_count()):
+        yield GPU_MILLI, share
 
 
 def _count(node: NodeState, resources: Resources, need: Amount, free: Amount, *, empty: bool = False) -> int:
