@@ -84,20 +84,22 @@ class Inbox:
     def put(self, rank: int, tag: int, value: Any, nbytes: int, accept: Callable[[], None]) -> None:
         """A message has come; ``accept`` tells its sender that it was taken."""
         source = (rank, tag)
-        with self._lock:
-            waiting = self._waiting.get(source)
-            while waiting:
-                if waiting.popleft().give(value):
-                    break
-            else:
-                held = self._held[rank]
-                full = held[0] >= MESSAGES_MAX or held[1] + nbytes > BYTES_MAX
-                held[0] += 1
-                held[1] += nbytes
-                self._messages[source].append((value, nbytes, accept if full else None))
-                if full:
-                    return
-        accept()
+        while True:
+            with self._lock:
+                waiting = self._waiting.get(source)
+                future = waiting.popleft() if waiting else None
+                if future is None:
+                    held = self._held[rank]
+                    full = held[0] >= MESSAGES_MAX or held[1] + nbytes > BYTES_MAX
+                    held[0] += 1
+                    held[1] += nbytes
+                    self._messages[source].append((value, nbytes, accept if full else None))
+                    if full:
+                        return
+            # Not under the lock: a callback of the future may ask for the next message.
+            if future is None or future.give(value):
+                accept()
+                return
 
     def expect(self, rank: int, tag: int, timeout_s: float | None) -> Expected:
         """The future of the next message of this sender with this tag."""

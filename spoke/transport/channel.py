@@ -33,6 +33,7 @@ from spoke.transport.values import Buffers, unpack
 
 CLOSE_S: Final = 5.0
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
+_ITEM, _RESULT = Kind.ITEM, Kind.RESULT  # looked up once: an enum's attributes are slow
 _TICK_S: Final = 0.002
 _WATCH_TICKS: Final = 25
 
@@ -279,7 +280,7 @@ class Channel:
             self._send_quietly(Kind.CANCEL, incoming.call_id)
 
     def _deliver_one(self, incoming: Incoming) -> None:
-        if incoming.kind is Kind.ITEM:
+        if incoming.kind is _ITEM:
             self._deliver_item(incoming)
             return
         with self._lock:
@@ -289,7 +290,7 @@ class Channel:
         try:
             if not isinstance(incoming, Frame):
                 raise LimitExceeded(f"the answer of {future.method} cannot be taken: {incoming}")
-            if incoming.kind is Kind.RESULT:
+            if incoming.kind is _RESULT:
                 future.set_result(unpack(incoming.header, incoming.buffers))
             else:
                 future.set_exception(unpack_error(incoming))

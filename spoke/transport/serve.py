@@ -33,6 +33,7 @@ from spoke.transport.regions import MemoryTable
 from spoke.transport.running import Runner
 
 log = logging.getLogger("spoke.actor")
+_CALL: Final = Kind.CALL  # looked up once: an enum's attributes are slow
 _J = TypeVar("_J", bound=Job)
 
 OUTSTANDING_MAX: Final = 100_000
@@ -261,7 +262,7 @@ class CallServer:
                 self._runner.send_error(caller, incoming.call_id, error)
             elif kind is Kind.TELL:
                 log.error("a call that %s told was not made: %s", caller.endpoint.peer, incoming)
-        elif kind is Kind.CALL or kind is Kind.STREAM or kind is Kind.TELL:
+        elif kind is _CALL or kind is Kind.STREAM or kind is Kind.TELL:
             self._take_call(caller, incoming)
         elif kind is Kind.ASK:
             self._take_ask(caller, incoming)

@@ -68,17 +68,9 @@ def unpack(data: bytes | bytearray | memoryview, buffers: Sequence[memoryview] =
     if len(data) > VALUE_BYTES_MAX:
         raise LimitExceeded(f"a value of {len(data)} bytes was received; the limit is {VALUE_BYTES_MAX}")
     try:
-        return msgpack.unpackb(
-            data,
-            ext_hook=_extension_reader(buffers),
-            strict_map_key=False,
-            # Nothing can be longer than the bytes that hold it: a length beyond is refused before memory is reserved.
-            max_str_len=len(data),
-            max_bin_len=len(data),
-            max_ext_len=len(data),
-            max_array_len=len(data),
-            max_map_len=len(data) // 2,
-        )
+        # unpackb takes the length of the data as its limit for every string, list and map in it: what claims to be
+        # longer than the bytes that hold it is refused before memory is reserved.
+        return msgpack.unpackb(data, ext_hook=_extension_reader(buffers), strict_map_key=False)
     except MalformedData:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException) as error:
