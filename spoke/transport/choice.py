@@ -33,6 +33,10 @@ class Choice:
             raise Unavailable(self.excluded[name])
         if name == "tcp":
             return TcpCarrier()
+        if name == "rdma":
+            from spoke.transport.rdma.carrier import RdmaCarrier  # late: few machines have it
+
+            return RdmaCarrier()
         raise Unavailable("this release does not have it")
 
 
