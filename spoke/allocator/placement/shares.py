@@ -40,9 +40,15 @@ def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 def shares_never_fit(state: PoolState, spec: GangSpec) -> str:
     """Why the gang does not fit the pool as registered, even with all of it free; empty if it can fit."""
     need, per_node = need_of(spec), spec.actors_per_node
-    rooms = [_count(n, spec.resources, need, n.total, empty=True) for n in _up(state, spec)]
+    rooms: list[int] = []
+    fit = room = 0
+    for node in _up(state, spec):
+        rooms.append(_count(node, spec.resources, need, node.total, empty=True))
+        fit += rooms[-1] >= per_node
+        room += rooms[-1]
+        if fit >= spec.num_nodes if spec.strict_pack else room >= spec.size:
+            return ""  # as a rule after a few nodes
     if spec.strict_pack:
-        fit = sum(room >= per_node for room in rooms)
         if fit < spec.num_nodes:
             return (
                 f"needs {count_nodes(spec.num_nodes)} with room for {per_node} actors with {words(spec)} each; even "

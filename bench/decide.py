@@ -1,0 +1,130 @@
+"""What one decision costs in the pure core: decide and fold of a gang and of its release, by the size of the pool.
+
+Nodes have 8 GPUs and are half full, in pieces of different sizes. The floor is the same on the smallest pool, so the
+ratio is how the cost grows. Memory is what Python's allocator counts, for each node and each ticket.
+
+    python bench/decide.py [--json] [--rounds 300]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+import tracemalloc
+
+from spoke.allocator.decide import decide
+from spoke.events import types as e
+from spoke.events.fold import fold
+from spoke.events.model import GangSpec, Gpu, NodeSpec, Resources
+from spoke.events.state import PoolState
+from spoke.protocol import requests as r
+
+SIZES = (10, 100, 1_000, 10_000)
+SHAPES = {
+    "pack": (Resources(gpus=1, cpus=8), (1, 2, 3)),
+    "share": (Resources(gpus=0.25, cpus=2), (1, 0.5, 0.3, 2)),
+}
+
+
+class Pool:
+    """A pool in memory."""
+
+    def __init__(self) -> None:
+        self.state, self.step, self.seq = PoolState(), 0, 0
+
+    def handle(self, asked: r.Envelope) -> list[e.Event]:
+        """Decide and fold."""
+        events = decide(self.state, asked, self.step)
+        for event in events:
+            self.step += 1
+            fold(self.state, e.Recorded(f"{self.step}-0", event))
+        return events
+
+    def ask(self, request: r.Request) -> list[e.Event]:
+        """A client's request."""
+        self.seq += 1
+        return self.handle(r.Envelope(request, "bench", self.seq))
+
+    def fill(self, nodes: int, pieces: tuple[float, ...]) -> int:
+        """Half of the GPUs in use, and every other piece given back: fragmented. Returns the live tickets."""
+        rng = random.Random(nodes)
+        granted, taken = [], 0.0
+        while taken < 8 * nodes * 0.75:
+            gpus = rng.choice(pieces)
+            event = self.ask(r.AllocateGang(GangSpec(1, 1, Resources(gpus=gpus, cpus=rng.choice((2, 4, 8)))), 0))[0]
+            if not isinstance(event, e.GangAllocated):
+                break
+            granted.append((event.ticket_id, gpus))
+            taken += gpus
+        rng.shuffle(granted)
+        while taken > 8 * nodes * 0.5:
+            ticket_id, gpus = granted.pop()
+            self.ask(r.ReleaseGang(ticket_id))
+            taken -= gpus
+        return len(granted)
+
+
+def node(number: int) -> NodeSpec:
+    gpus = tuple(Gpu(index, f"n{number}-{index}", "H100", 80 << 30) for index in range(8))
+    return NodeSpec(f"n{number}", f"n{number}", "127.0.0.1", "m", gpus, 128_000, 1 << 40)
+
+
+def measure(shape: str, nodes: int, rounds: int) -> dict[str, float]:
+    """Mean and p99 of a decision with its fold, in µs; bytes for each node and ticket."""
+    need, pieces = SHAPES[shape]
+    pool = Pool()
+    specs = [node(number) for number in range(nodes)]
+    tracemalloc.start()
+    for spec in specs:
+        pool.handle(r.Envelope(r.RegisterNode(spec, 10_000), node_id=spec.node_id, incarnation="i"))
+    node_bytes = tracemalloc.get_traced_memory()[0] / nodes
+    tracemalloc.stop()
+    pool.ask(r.ConnectClient(10_000))
+    live = pool.fill(nodes, pieces)
+    took: list[float] = []
+    for _ in range(rounds):
+        request = r.AllocateGang(GangSpec(1, 1, need), 0)
+        began = time.perf_counter()
+        event = pool.ask(request)[0]
+        took.append((time.perf_counter() - began) * 1e6)
+        assert isinstance(event, e.GangAllocated)
+        pool.ask(r.ReleaseGang(event.ticket_id))
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    more = sum(isinstance(pool.ask(r.AllocateGang(GangSpec(1, 1, need), 0))[0], e.GangAllocated) for _ in range(20))
+    ticket_bytes = (tracemalloc.get_traced_memory()[0] - before) / max(1, more)
+    tracemalloc.stop()
+    took.sort()
+    return {
+        "mean": sum(took) / len(took),
+        "p99": took[int(len(took) * 0.99)],
+        "bytes a node": node_bytes,
+        "bytes a ticket": ticket_bytes,
+        "tickets": live,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--nodes", type=int, action="append", help="only pools of these sizes")
+    args = parser.parse_args()
+    for shape in SHAPES:
+        floors: dict[str, float] = {}
+        for nodes in args.nodes or SIZES:
+            for name, value in measure(shape, nodes, args.rounds).items():
+                floor = floors.setdefault(name, value)
+                unit = "µs" if name in ("mean", "p99") else "" if name == "tickets" else "B"
+                figure, ratio = f"{shape}, {nodes:,} nodes: {name}", value / floor if floor else 0.0
+                if args.json:
+                    row = {"figure": figure, "value": round(value, 1), "unit": unit, "floor": round(floor, 1)}
+                    print(json.dumps({**row, "ratio": round(ratio, 2)}), flush=True)
+                else:
+                    print(f"{figure:40} {value:12,.1f} {unit:3} {floor:12,.1f} {ratio:8.2f} x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
