@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spoke.cli.audit_history import history
+from spoke.cli.audit_usage import usage
 from spoke.cli.options import Json, Opened, Pool, Url, opened
 from spoke.cli.output import clean, count, iso_time, local_time, say, table, write_json
+from spoke.cli.past import ArchiveDir
 
 if TYPE_CHECKING:
     from spoke.events.audit import Report
@@ -18,12 +21,10 @@ if TYPE_CHECKING:
 Anchor = Annotated[
     str | None, typer.Option(metavar="HASH", help="A hash that `verify` told before: some event must still carry it.")
 ]
-ArchiveDir = Annotated[
-    Path | None,
-    typer.Option("--archive", metavar="DIR", help="Begin with the segments that `spoke audit archive` wrote."),
-]
 
 app = typer.Typer(no_args_is_help=True, help="Check the log, and look at the past.")
+app.command("history")(history)
+app.command("usage")(usage)
 
 CHECKED = (
     ("chain", "every event's hash follows from the one before: nothing was changed, removed or put in"),

@@ -38,8 +38,20 @@ def event_document(event_id: str, raw: Fields) -> dict[str, Any]:
         event = decode_event(event_id, raw).event
     except LogError as error:
         return {**head, **raw_entry(event_id, raw).fields, "problem": str(error)}
+    return recorded_document(e.Recorded(event_id, event))
+
+
+def recorded_document(recorded: e.Recorded) -> dict[str, Any]:
+    """A decoded event as a document."""
+    event = recorded.event
     fields: dict[str, Any] = orjson.loads(orjson.dumps(event))
-    return {**head, "type": event.TYPE, "v": event.VERSION, **fields}
+    return {"id": recorded.id, "ms": recorded.ms, "type": event.TYPE, "v": event.VERSION, **fields}
+
+
+def recorded_line(recorded: e.Recorded) -> str:
+    """A decoded event as one line, clean for a terminal."""
+    event = recorded.event
+    return clean(f"{recorded.id}  {local_time(recorded.ms)}  {event.TYPE:{TYPE_WIDTH}}  {describe(event)}").rstrip()
 
 
 def describe(event: e.Event) -> str:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,6 +91,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
             )
         )
     console().print(shown)
+
+
+def tables(columns: Sequence[str], rows: Iterable[Sequence[str]], *, rows_max: int = 1_000) -> None:
+    """A table of any length in bounded memory: after ``rows_max`` rows another one begins."""
+    rest = iter(rows)
+    while some := list(islice(rest, rows_max)):
+        table(columns, some)
+
+
+def span(ms: int) -> str:
+    """A time span in hours, minutes and seconds.
+
+    >>> span(3_725_250), span(250)
+    ('1:02:05.250', '0:00:00.250')
+    """
+    seconds, rest = divmod(ms, 1000)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{rest:03d}"
 
 
 def count(number: int, noun: str) -> str:

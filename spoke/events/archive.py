@@ -22,7 +22,7 @@ import orjson
 from spoke.errors import LogError
 from spoke.events import snapshot
 from spoke.events.chain import BEGIN
-from spoke.events.log import EventLog, RawEntry, order_of
+from spoke.events.log import EventLog, RawEntry, end_of, order_of
 from spoke.events.state import PoolState
 
 VERSION = 1
@@ -159,8 +159,9 @@ class ArchivedLog(EventLog):
 
     def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
         """The entries after an id, archived ones first."""
+        end = end_of(until)
         for event_id, fields in self._archive.raw(after):
-            if until != "+" and order_of(event_id) > order_of(until):
+            if order_of(event_id) > end:
                 return
             after = event_id
             yield event_id, fields
@@ -176,3 +177,37 @@ class ArchivedLog(EventLog):
     def base_hash(self) -> str:
         """The hash before the first archived event."""
         return self._archive.base()[1] if self._archive.segments() else self._live.base_hash()
+
+
+class StoredLog(EventLog):
+    """A log read from its archive alone: no server is asked. Raises BadSegment for a folder without segments."""
+
+    def __init__(self, archive: Archive) -> None:
+        super().__init__(None, "", "")
+        self._archive = archive
+        if not archive.segments():
+            raise BadSegment(f"{archive.folder} holds no segments: name the folder that `spoke audit archive` wrote")
+
+    def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
+        """The entries after an id, up to and including ``until``."""
+        end = end_of(until)
+        for entry in self._archive.raw(after):
+            if order_of(entry[0]) > end:
+                return
+            yield entry
+
+    def base(self) -> PoolState:
+        """The state before the first archived event."""
+        return self._archive.base()[0]
+
+    def base_hash(self) -> str:
+        """The hash before the first archived event."""
+        return self._archive.base()[1]
+
+    def last_id(self) -> str:
+        """The id of the last archived event."""
+        return self._archive.last_id()
+
+    def recover(self, until: str = "+") -> PoolState:
+        """The state at the end; an archive has no snapshots, so all of it is folded."""
+        return self.replay(until)

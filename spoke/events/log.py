@@ -31,6 +31,17 @@ def order_of(event_id: str) -> tuple[int, int]:
     return int(ms), int(seq or 0)
 
 
+def end_of(until: str) -> tuple[int, int]:
+    """The bound that ``until`` names, as numbers: ``+`` and a millisecond without a sequence take in all of it.
+
+    >>> end_of("5-1"), end_of("5") > order_of("5-7")
+    ((5, 1), True)
+    """
+    if until == "+":
+        return 2**63, 0
+    return order_of(until) if "-" in until else (int(until), 2**64 - 1)
+
+
 class EventLog:
     """The events of one pool. ``client`` is a redis client; the two keys are the pool's stream and snapshot."""
 

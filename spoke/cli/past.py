@@ -1,0 +1,59 @@
+"""The log that the audit commands read: of a live pool, with its archive before it, or of an archive alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spoke.cli.options import opened
+
+if TYPE_CHECKING:
+    from spoke.events.log import EventLog
+
+ArchiveDir = Annotated[
+    Path | None,
+    typer.Option("--archive", metavar="DIR", help="Begin with the segments that `spoke audit archive` wrote."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Read --archive alone: no server is asked.")]
+Since = Annotated[
+    str | None, typer.Option(metavar="ID|TIME", help="Only what came after this event, or from this time on.")
+]
+Until = Annotated[
+    str | None,
+    typer.Option(metavar="ID|TIME", help="The last event to take in, or an ISO time (local, if it names no zone)."),
+]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A log and its pool. ``now_ms`` is the server's time, or that of the last event where there is no server."""
+
+    log: EventLog
+    pool: str
+    now_ms: int
+
+
+@contextmanager
+def past(archive: Path | None, offline: bool, url: str | None, pool: str | None) -> Iterator[Past]:
+    """Open what the options name; raises SpokeError."""
+    from spoke.events.archive import Archive, ArchivedLog, StoredLog
+    from spoke.protocol.url import resolve_pool
+
+    if offline:
+        if archive is None:
+            raise typer.BadParameter("--offline reads an archive: name its folder with --archive")
+        name = resolve_pool(pool)
+        stored = StoredLog(Archive(archive, name))
+        yield Past(stored, name, int(stored.last_id().partition("-")[0]))
+        return
+    with opened(url, pool) as place:
+        name = place.keys.pool
+        log = place.log if archive is None else ArchivedLog(place.log, Archive(archive, name))
+        seconds, micros = place.redis.time()
+        yield Past(log, name, seconds * 1000 + micros // 1000)

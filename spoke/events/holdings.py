@@ -1,0 +1,131 @@
+"""Who held which GPU, and when: intervals that follow from the log.
+
+A rank holds its GPUs from ``gang.allocated`` to the ``gang.released`` that names its node, also while the node is
+lost: nobody else can have them meanwhile. ``Holdings`` remembers what is held or waited for now and nothing older, so
+a log of any length passes through in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from spoke.events import types as e
+from spoke.events.model import GPU_MILLI, Slot
+from spoke.events.state import PoolState
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One rank's time on one GPU. ``milli`` is its share in thousandths; times are in milliseconds since 1970.
+
+    ``begin_id`` and ``end_id`` are the events with which it began and ended. ``begin_id`` is empty if that was before
+    the log begins (then ``begin_ms`` is where the log begins), ``end_id`` while it lasts (``end_ms`` is then 0).
+    """
+
+    ticket_id: str
+    name: str
+    client_id: str
+    user: str
+    rank: int
+    node_id: str
+    gpu: int
+    gpu_uuid: str
+    milli: int
+    begin_ms: int
+    begin_id: str = ""
+    end_ms: int = 0
+    end_id: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """What is remembered of a ticket that waits or holds something. ``held``: by node."""
+
+    client_id: str
+    user: str
+    name: str
+    held: dict[str, list[Holding]]
+    reason: str = ""
+
+
+class Holdings:
+    """Takes events in their order and gives the holdings that each one ends; ``base`` is the state before them."""
+
+    def __init__(self, base: PoolState) -> None:
+        self._users = {client.client_id: client.user for client in (*base.gone.values(), *base.clients.values())}
+        self._tickets: dict[str, _Ticket] = {}
+        ms = int(base.last_id.partition("-")[0])
+        for ticket in base.tickets.values():
+            user = self._users.get(ticket.client_id, "")
+            known = _Ticket(ticket.client_id, user, ticket.spec.name, {}, ticket.reason)
+            self._tickets[ticket.ticket_id] = known
+            self._hold(ticket.ticket_id, known, (s for s in ticket.slots if s.node_id in ticket.held), ms, "")
+        self._users = {client_id: client.user for client_id, client in base.clients.items()}
+
+    def take(self, recorded: e.Recorded) -> list[Holding]:
+        """The holdings that end with this event, in the order of nodes and ranks."""
+        event = recorded.event
+        match event:
+            case e.ClientConnected():
+                self._users[event.client_id] = event.user
+            case e.ClientLost() | e.ClientClosed():
+                self._users.pop(event.client_id, None)
+            case e.GangQueued():
+                self._tickets[event.ticket_id] = self._known(event)
+            case e.GangAllocated():
+                known = self._tickets.setdefault(event.ticket_id, self._known(event))
+                self._hold(event.ticket_id, known, event.slots, recorded.ms, recorded.id)
+            case e.GangRefused() | e.GangCancelled():
+                self._tickets.pop(event.ticket_id, None)
+            case e.GangReleasing() if event.ticket_id in self._tickets:
+                self._tickets[event.ticket_id].reason = event.reason
+            case e.GangReleased():
+                return self._released(recorded, event)
+            case _:
+                pass
+        return []
+
+    def open(self) -> Iterator[Holding]:
+        """What is held now, oldest tickets first."""
+        for ticket in self._tickets.values():
+            for held in ticket.held.values():
+                yield from held
+
+    def _known(self, event: e.GangQueued | e.GangAllocated) -> _Ticket:
+        return _Ticket(event.client_id, self._users.get(event.client_id, ""), event.spec.name, {})
+
+    @staticmethod
+    def _hold(ticket_id: str, known: _Ticket, slots: Iterable[Slot], ms: int, event_id: str) -> None:
+        for slot in slots:
+            held = known.held.setdefault(slot.node_id, [])
+            uuids = slot.gpu_uuids or ("",) * len(slot.gpu_ids)
+            for gpu, uuid in zip(slot.gpu_ids, uuids, strict=True):
+                held.append(
+                    Holding(
+                        ticket_id=ticket_id,
+                        name=known.name,
+                        client_id=known.client_id,
+                        user=known.user,
+                        rank=slot.global_rank,
+                        node_id=slot.node_id,
+                        gpu=gpu,
+                        gpu_uuid=uuid,
+                        milli=slot.gpu_milli or GPU_MILLI,
+                        begin_ms=ms,
+                        begin_id=event_id,
+                    )
+                )
+
+    def _released(self, recorded: e.Recorded, event: e.GangReleased) -> list[Holding]:
+        ticket = self._tickets.get(event.ticket_id)
+        if ticket is None:
+            return []
+        if event.final:
+            del self._tickets[event.ticket_id]
+        return [
+            replace(holding, end_ms=recorded.ms, end_id=recorded.id, reason=ticket.reason)
+            for node_id in event.nodes
+            for holding in ticket.held.pop(node_id, ())
+        ]

@@ -1,0 +1,223 @@
+"""History and usage on the golden log: every answer is known; and the commands that show them, live and archived."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from spoke.cli.embedded import EmbeddedServer
+from spoke.cli.main import app
+from spoke.events import types as e
+from spoke.events.archive import Archive
+from spoke.events.audit import verify
+from spoke.events.fold import fold
+from spoke.events.history import Kind, history
+from spoke.events.holdings import Holding, Holdings
+from spoke.events.log import EventLog
+from spoke.events.state import PoolState
+from spoke.events.usage import BY, By, Ledger, Usage
+from spoke.protocol.keys import Keys
+from spoke.protocol.server import connect
+from tests.golden import END, HOUR, START, golden_pool, write_log
+
+T1, T2, T3, T4 = 2000 * (3 * HOUR - 1), 750 * (4 * HOUR + 3), 2000 * (HOUR + 1), 1000 * 2 * HOUR
+USED = {
+    "user": {"alice": T1 + T4, "bob": T2 + T3},
+    "node": {"n1": T1 + T2 + T3 + T4},
+    "ticket": {"t-1": T1, "t-2": T2, "t-3": T3, "t-4": T4},
+}
+
+
+@pytest.fixture(scope="module")
+def log() -> list[e.Recorded]:
+    return golden_pool().log
+
+
+def held(log: list[e.Recorded], kind: Kind, name: str) -> list[Holding]:
+    return [entry for entry in history(PoolState(), log, kind, name) if isinstance(entry, Holding)]
+
+
+def told(log: list[e.Recorded], kind: Kind, name: str) -> list[str]:
+    found = history(PoolState(), log, kind, name)
+    return [entry.event.TYPE for entry in found if isinstance(entry, e.Recorded)]
+
+
+# --- the core ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["n1:0", "n1-gpu-0"])
+def test_who_had_this_gpu_and_when(log: list[e.Recorded], name: str) -> None:
+    found = held(log, "gpu", name)
+    assert [(h.ticket_id, h.user, h.rank, h.begin_ms - START, h.end_ms - START, h.reason) for h in found[:-1]] == [
+        ("t-1", "alice", 0, 3, 3 * HOUR + 2, "its client released it"),
+        ("t-3", "bob", 0, 3 * HOUR + 3, 4 * HOUR + 4, "node n1 was lost: its lease ran out"),
+    ]
+    last = found[-1]
+    assert (last.ticket_id, last.begin_ms, last.end_ms, last.end_id) == ("t-4", START + 6 * HOUR, 0, "")
+    assert told(log, "gpu", name) == []
+
+
+def test_a_shared_gpu_had_every_rank_with_its_share(log: list[e.Recorded]) -> None:
+    found = held(log, "gpu", "n1:2")
+    assert [(h.ticket_id, h.rank, h.milli) for h in found] == [("t-2", rank, 250) for rank in range(3)]
+    assert held(log, "gpu", "n1:3") == held(log, "gpu", "n2:0") == held(log, "gpu", "nonsense") == []
+
+
+def test_a_node_a_ticket_an_actor_and_a_client_have_their_events(log: list[e.Recorded]) -> None:
+    node = told(log, "node", "n1")
+    assert node.count("node.registered") == 2
+    assert node.count("gang.allocated") == node.count("gang.released") + 1 == 4
+    assert told(log, "node", "n2") == []
+    assert told(log, "ticket", "t-3")[:2] == ["gang.queued", "gang.allocated"]
+    assert told(log, "ticket", "t-3")[-4:] == ["actor.lost", "actor.lost", "gang.releasing", "gang.released"]
+    assert told(log, "actor", "actor-1")[:3] == ["actor.launch_requested", "actor.started", "actor.exited"]
+    client = told(log, "client", "bob-1")
+    assert client[0] == "client.connected"
+    assert client[-1] == "client.lost"
+    assert "gang.refused" in client
+    assert {h.ticket_id for h in held(log, "client", "bob-1")} == {"t-2", "t-3"}
+
+
+@pytest.mark.parametrize("by", BY)
+def test_gpu_time_is_exact(log: list[e.Recorded], by: By) -> None:
+    ledger = Ledger(by, 0, END)
+    assert {row.key: row.milli_ms for row in ledger.rows(PoolState(), log)} == USED[by]
+    assert (ledger.total.milli_ms, ledger.total.tickets) == (T1 + T2 + T3 + T4, 4)
+
+
+def test_a_window_cuts_what_reaches_over_it(log: list[e.Recorded]) -> None:
+    ledger = Ledger("ticket", START + 2 * HOUR, START + 4 * HOUR)
+    found = {row.key: row.milli_ms for row in ledger.rows(PoolState(), log)}
+    assert found == {"t-1": 2000 * (HOUR + 2), "t-2": 750 * 2 * HOUR, "t-3": 2000 * (HOUR - 3)}
+    assert ledger.total.tickets == 3
+
+
+def test_windows_side_by_side_add_up(log: list[e.Recorded]) -> None:
+    total = 0
+    for hour in range(8):
+        ledger = Ledger("user", START + hour * HOUR, START + (hour + 1) * HOUR)
+        list(ledger.rows(PoolState(), log))
+        total += ledger.total.milli_ms
+    assert total == T1 + T2 + T3 + T4
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_trimmed_log_gives_the_same_from_where_it_begins(log: list[e.Recorded], by: By) -> None:
+    for cut in range(2, len(log)):
+        begin_ms, base = log[cut - 1].ms, PoolState()
+        for recorded in log[:cut]:
+            fold(base, recorded)
+        trimmed, whole = Ledger(by, begin_ms, END), Ledger(by, begin_ms, END)
+        rows = list(trimmed.rows(base, log[cut:]))
+        assert sorted(rows, key=str) == sorted(whole.rows(PoolState(), log), key=str), cut
+        assert trimmed.total == whole.total
+
+
+def test_nothing_older_than_the_live_tickets_is_remembered(log: list[e.Recorded]) -> None:
+    holdings = Holdings(PoolState())
+    for recorded in log:
+        holdings.take(recorded)
+    assert [h.ticket_id for h in holdings.open()] == ["t-4"]
+    assert len(holdings._tickets) == 1
+
+
+def test_thousandths_and_milliseconds_are_not_rounded() -> None:
+    assert Usage("x", 1).gpu_seconds == "0.000001"
+    assert Usage("x", 10**15 + 1).gpu_seconds == "1000000000.000001"
+
+
+# --- the commands ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden log on a server, and in an archive."""
+
+    url: str
+    pool: str
+    archive: Path
+
+    def spoke(self, *words: str, offline: bool = False) -> Result:
+        place = ("--archive", str(self.archive), "--offline") if offline else ("--url", self.url)
+        env = {"SPOKE_URL": "", "SPOKE_POOL": "", "COLUMNS": "220"}
+        result = CliRunner().invoke(app, ["audit", *words, "--pool", self.pool, *place], env=env)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    def lines(self, *words: str, offline: bool = False) -> list[dict[str, Any]]:
+        result = self.spoke(*words, "--json", offline=offline)
+        assert result.exit_code == 0, result.output
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def golden(shared_server: EmbeddedServer, pool: str, tmp_path: Path, log: list[e.Recorded]) -> Golden:
+    keys = Keys(pool)
+    with connect(shared_server.url) as redis:
+        write_log(redis, keys.events, log)
+        stored = EventLog(redis, keys.events, keys.snapshot)
+        assert verify(stored).problems == []
+        Archive(tmp_path, pool).write(stored)
+    return Golden(shared_server.url, pool, tmp_path)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_history_is_shown(golden: Golden, offline: bool) -> None:
+    found = golden.lines("history", "gpu", "n1:1", offline=offline)
+    assert [(line["is"], line["ticket_id"], line["ms"]) for line in found] == [
+        ("holding", "t-1", 3 * HOUR - 1),
+        ("holding", "t-3", HOUR + 1),
+    ]
+    text = golden.spoke("history", "gpu", "n1:1", offline=offline).stdout
+    for words in ("t-1", "train", "alice", "2:59:59.999", "t-3", "node n1 was lost", "1:00:00.001"):
+        assert words in text
+    both = golden.spoke("history", "ticket", "t-2", offline=offline).stdout
+    assert "gang.allocated" in both
+    assert "0.25" in both
+    since = golden.lines("history", "gpu", "n1:1", "--since", f"{START + 3 * HOUR + 2}-0", offline=offline)
+    assert [line["ticket_id"] for line in since] == ["t-3"]
+    until = golden.lines("history", "gpu", "n1:1", "--until", f"{START + 4 * HOUR}", offline=offline)
+    assert [(line["ticket_id"], line["end"]) for line in until] == [("t-1", until[0]["end"]), ("t-3", "")]
+    assert until[1]["ms"] == HOUR - 3
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("by", BY)
+def test_usage_is_shown(golden: Golden, by: str, offline: bool) -> None:
+    words = ("usage", "--by", by, "--until", str(START + 5 * HOUR + 3))
+    found = golden.lines(*words, offline=offline)
+    assert sum(line["gpu_milli_ms"] for line in found) == T1 + T2 + T3
+    table = csv.DictReader(io.StringIO(golden.spoke(*words, "--csv", offline=offline).stdout))
+    assert {row[by]: row["gpu_milli_ms"] for row in table} == {line[by]: str(line["gpu_milli_ms"]) for line in found}
+    shown = golden.spoke(*words, offline=offline).stdout
+    assert "total: 11.000 GPU-hours of 3 tickets" in shown
+
+
+def test_what_goes_on_counts_to_now_or_to_the_end_of_an_archive(golden: Golden) -> None:
+    (live,) = (line for line in golden.lines("usage", "--by", "ticket") if line["ticket"] == "t-4")
+    assert live["gpu_hours"] > 2
+    assert "t-4" not in [line["ticket"] for line in golden.lines("usage", "--by", "ticket", offline=True)]
+
+
+def test_what_cannot_be_answered_is_said(golden: Golden) -> None:
+    assert "NODE:INDEX" in golden.spoke("history", "gpu", "n9").stderr
+    assert golden.spoke("history", "planet", "n1").exit_code == 2
+    assert golden.spoke("usage", "--by", "moon").exit_code == 2
+    assert golden.spoke("usage", "--json", "--csv").exit_code == 2
+    no_archive = CliRunner().invoke(app, ["audit", "usage", "--offline"])
+    assert no_archive.exit_code == 2
+
+
+def test_a_user_who_is_a_formula_is_none_in_a_spreadsheet() -> None:
+    from spoke.cli.audit_usage import _cell
+
+    assert _cell("=1+1") == "'=1+1"
+    assert _cell("alice") == "alice"
+    assert _cell(-1) == -1
