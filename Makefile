@@ -84,6 +84,11 @@ FIRST ?= 1
 soak: $(TEST_READY) ## the simulator over many seeds: make soak SEEDS=1000 FIRST=1 STEPS=4000
 	$(BIN)/python -m tests.sim.run --soak $(SEEDS) --first $(FIRST) --steps $(STEPS)
 
+EXAMPLES ?= 20000
+.PHONY: fuzz
+fuzz: $(TEST_READY) ## hostile bytes for everything that reads bytes, many of them: make fuzz EXAMPLES=20000
+	SPOKE_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 0 tests/property/test_hostile_bytes.py
+
 .PHONY: lint
 lint: $(TEST_READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -256,7 +256,8 @@ class MemoryPool:
             case outbox.Tell(client_id, seq, message):
                 self.answers[client_id, seq].append(message)
             case outbox.Command(node_id, delivery):
-                self.agents[node_id].orders.append(delivery)
+                if node_id in self.agents:  # a refusal may go to a node that nobody ever was
+                    self.agents[node_id].orders.append(delivery)
             case outbox.GrantLease(holder, lease_ms):
                 self.leases[holder] = lease_ms
             case outbox.DropLease(holder):

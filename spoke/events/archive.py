@@ -48,10 +48,7 @@ class Archive:
     def segments(self) -> list[Path]:
         """The segment files in their order."""
         found = [path for path in self.folder.glob(f"*{SUFFIX}") if "_" in path.name]
-        try:
-            return sorted(found, key=lambda path: order_of(path.name.partition("_")[0]))
-        except ValueError as error:
-            raise BadSegment(f"{self.folder} holds files that are no segments: {error}") from error
+        return sorted(found, key=lambda path: [_order_in(path, part) for part in _ends(path)])
 
     def base(self) -> tuple[PoolState, str]:
         """The state and the hash before the first archived event; empty, unless archiving began on a trimmed log."""
@@ -66,7 +63,7 @@ class Archive:
     def last_id(self) -> str:
         """The id of the last archived event; ``0-0`` for an empty archive."""
         found = self.segments()
-        return found[-1].name.removesuffix(SUFFIX).partition("_")[2] if found else "0-0"
+        return _ends(found[-1])[1] if found else "0-0"
 
     def write(self, log: EventLog) -> list[Path]:
         """Archive what the log holds and the archive does not; the new files. BadSegment where there is a gap."""
@@ -103,9 +100,9 @@ class Archive:
     def raw(self, after: str = "0-0") -> Iterator[RawEntry]:
         """The archived entries after an id; raises BadSegment for a file that is not as it was written."""
         for path in self.segments():
-            if order_of(path.name.removesuffix(SUFFIX).partition("_")[2]) > order_of(after):
+            if order_of(_ends(path)[1]) > order_of(after):
                 for entry in self._read(path):
-                    if order_of(entry[0]) > order_of(after):
+                    if _order_in(path, entry[0]) > order_of(after):
                         yield entry
 
     def _read(self, path: Path) -> Iterator[RawEntry]:
@@ -129,6 +126,19 @@ class Archive:
             raise BadSegment(f"{path} cannot be read: {error}") from error
         if footer != {"events": events, "checksum": checksum.hexdigest()} or rest:
             raise BadSegment(f"{path} is not as it was written: its checksum does not fit")
+
+
+def _ends(path: Path) -> tuple[str, str]:
+    """The first and the last id that a segment's name names."""
+    first, _, last = path.name.removesuffix(SUFFIX).partition("_")
+    return first, last
+
+
+def _order_in(path: Path, event_id: str) -> tuple[int, int]:
+    try:
+        return order_of(event_id)
+    except ValueError as error:
+        raise BadSegment(f"{path} is no segment: {event_id[:100]!r} is no event's id") from error
 
 
 def _line(value: Any) -> bytes:

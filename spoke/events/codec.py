@@ -78,7 +78,7 @@ def from_fields(cls: type[T], raw: Fields) -> T:
     try:
         plain = {name: read(raw[key]) for name, key, read in _columns(cls).readers if key in raw}
         return msgspec.convert(plain, cls)
-    except (ValueError, TypeError, SpokeError) as error:
+    except (ValueError, TypeError, SpokeError, RecursionError) as error:
         raise DecodeError(f"the fields do not form a {cls.__name__}: {error}") from error
 
 

@@ -150,6 +150,8 @@ def _client_gone(state: PoolState, event_id: str, event: e.ClientLost | e.Client
 
 
 def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -> None:
+    if event.node_id != event.spec.node_id:
+        raise InvalidTransition(f"event {event_id} registers node {event.node_id} as {event.spec.node_id}")
     known = state.nodes.get(event.node_id)
     advance(NODE, f"node {event.node_id}", known.phase if known else None, event_id, event.TYPE)
     node = NodeState.empty(event.spec, "up", event.incarnation, event.lease_ms, not state.changed)
@@ -309,6 +311,11 @@ def _actor_launch_requested(state: PoolState, event_id: str, event: e.ActorLaunc
     ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
     if not 0 <= event.rank < len(ticket.slots):
         raise InvalidTransition(f"event {event_id} launches {what}, which has {len(ticket.slots)} ranks")
+    if event.node_id != ticket.slots[event.rank].node_id:
+        raise InvalidTransition(
+            f"event {event_id} launches {what} on node {event.node_id}, but its place is on "
+            f"{ticket.slots[event.rank].node_id}"
+        )
     known = ticket.actor(event.rank)
     phase = advance(ACTOR, what, known.phase if known else None, event_id, event.TYPE)
     key = launch_key(event.client_id, event.seq)
@@ -322,6 +329,11 @@ def _actor_launch_requested(state: PoolState, event_id: str, event: e.ActorLaunc
 
 def _moved(state: PoolState, event_id: str, event: Any) -> ActorState:
     ticket, actor = _actor(state, event_id, event)
+    if event.node_id != actor.node_id:
+        raise InvalidTransition(
+            f"event {event_id} ({event.TYPE}) has actor {event.actor_id} of ticket {event.ticket_id} on node "
+            f"{event.node_id}, but it was launched on {actor.node_id}"
+        )
     was = actor.phase
     actor.phase = advance(ACTOR, f"actor {event.actor_id} of ticket {event.ticket_id}", was, event_id, event.TYPE)
     if was == "launching":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from spoke.events.capacity import Amount, CapacityIndex
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
-from spoke.events.model import GPU_MILLI, ActorSpec, GangSpec, NodeSpec, Slot
+from spoke.events.model import GPU_MILLI, GPUS_PER_NODE_MAX, ActorSpec, GangSpec, NodeSpec, Slot
 
 SEQ_WINDOW = 1_024
 DEMAND_GPU_MILLI_MAX = 100_000_000
@@ -58,8 +58,12 @@ class NodeState:
 
     def take(self, ticket: TicketState, slot: Slot) -> bool:
         """Book a slot of a ticket on this node; False (and nothing booked) if any of it is not free: I1 and I3."""
-        gpus, port, need = mask_of(slot.gpu_ids), self._port_bit(ticket, slot), ticket.need
-        share = slot.gpu_milli
+        share, indices = slot.gpu_milli, slot.gpu_ids
+        if indices and not 0 <= min(indices) <= max(indices) < GPUS_PER_NODE_MAX:
+            return False  # a broken log may say anything, and a mask has as many bits as the index says
+        if share and (share < 0 or len(indices) != 1):
+            return False
+        gpus, port, need = mask_of(indices), self._port_bit(ticket, slot), ticket.need
         free = self.free_milli(slot.gpu_ids[0]) >= share if share else self.free_gpus & gpus == gpus
         free = free and self.free_ports & port == port
         if not free or self.free_cpu_milli < need.cpu_milli or self.free_memory < need.memory:

@@ -36,7 +36,7 @@ def decode_blob(raw: bytes) -> LaunchBlob:
     """One member's blob; raises DecodeError if the bytes are none."""
     try:
         return _BLOB.decode(raw)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DecodeError(f"the launch blob cannot be read: {error}") from error
 
 
@@ -49,7 +49,7 @@ def unpack_blobs(raw: bytes, members: int) -> tuple[bytes, ...]:
     """One blob per member; raises DecodeError if there is neither one nor as many as members."""
     try:
         blobs = _BLOBS.decode(raw) if raw else (b"",)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DecodeError(f"the launch blobs cannot be read: {error}") from error
     if len(blobs) == 1:
         return blobs * members

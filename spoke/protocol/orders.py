@@ -143,5 +143,5 @@ def decode_order(raw: Mapping[bytes, bytes]) -> Delivery:
     try:
         order = _DECODERS[name].decode(raw.get(b"body", b""))
         return Delivery(raw.get(b"incarnation", b"").decode(), order, raw.get(b"blob", b""))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DecodeError(f"the order {name} cannot be read: {error}") from error

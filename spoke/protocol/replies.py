@@ -158,7 +158,7 @@ def decode_message(raw: bytes) -> Message:
     try:
         message: Message = _DECODERS[kind].decode(body)
         return message
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise DecodeError(
             f"a reply cannot be read ({error}): client and allocator must be of the same release"
         ) from error
