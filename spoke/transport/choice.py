@@ -7,6 +7,7 @@ from typing import Final
 
 from spoke.errors import InvalidRequest
 from spoke.transport.carrier import Carrier, Unavailable
+from spoke.transport.shm_carrier import ShmCarrier
 from spoke.transport.tcp import TcpCarrier
 
 VARIABLE: Final = "SPOKE_TRANSPORT"
@@ -37,6 +38,8 @@ class Choice:
             from spoke.transport.rdma.carrier import RdmaCarrier  # late: few machines have it
 
             return RdmaCarrier()
+        if name == "shm":
+            return ShmCarrier()
         raise Unavailable("this release does not have it")
 
 

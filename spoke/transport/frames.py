@@ -185,7 +185,7 @@ class FrameReader:
             out.append(Frame(kind, call_id, bytes(self._view[self._start : end]), []))
             self._start = end
             return True
-        return self._open(Frame(kind, call_id, b"", [_reserve(length) for length in lengths]), header_bytes, out)
+        return self._open(Frame(kind, call_id, b"", [reserve(length) for length in lengths]), header_bytes, out)
 
     def _open(self, frame: Frame, header_bytes: int, out: list[Incoming]) -> bool:
         self._frame = frame
@@ -211,7 +211,7 @@ class FrameReader:
         return frame
 
 
-def _reserve(nbytes: int) -> memoryview:
+def reserve(nbytes: int) -> memoryview:
     """Writable memory of its own; a large one is a mapping, which costs nothing until bytes arrive in it."""
     if nbytes < _MAP_BYTES_MIN:
         return memoryview(bytearray(nbytes))

@@ -1,0 +1,460 @@
+"""The endpoint over shared memory: records in a ring, large buffers in blocks that the receiver looks at in place.
+
+Sending writes a record and adds its length to an eventfd; the receiver reads from the eventfd how many bytes are new.
+The other way, another eventfd carries credit: ring bytes that were read (its low half) and blocks that came back (its
+high half). Nobody spins, and no word in shared memory says where anything is. The stream socket stays open: its end is
+the end of the peer, also by kill -9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
+
+from spoke.errors import LimitExceeded, MalformedData
+from spoke.transport.endpoint import Endpoint, EndpointClosed
+from spoke.transport.frames import BUFFERS_MAX, Incoming, Kind
+from spoke.transport.shm_memory import BLOCKS_MAX, RING_BYTES, Arena, Loan, Region
+from spoke.transport.shm_reader import HEAD, PLACE, STREAMED, RecordReader
+
+BLOCK_BYTES_MIN: Final = 16 * 1024
+PIECE_BYTES: Final = 64 * 1024
+STALL_S: Final = 1.0
+BACKLOG_BYTES_MAX: Final = 64 << 20
+CLOSE_S: Final = 5.0
+_CREDIT_STEP: Final = RING_BYTES // 4
+_LOW: Final = (1 << 32) - 1
+
+
+class Bells:
+    """The four eventfds of a connection, from one side's point of view. Owns them."""
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        """``fds``: data out, credit in, data in, credit out."""
+        self.data_out, self.credit_in, self.data_in, self.credit_out = fds
+
+    def close(self) -> None:
+        """Close all four."""
+        for fd in (self.data_out, self.credit_in, self.data_in, self.credit_out):
+            os.close(fd)
+
+
+class ShmEndpoint(Endpoint):
+    """One connection between two processes of a machine. ``side`` is 0 at the server, 1 at the client."""
+
+    transport: ClassVar[str] = "shm"
+    flush_events: ClassVar[int] = select.EPOLLIN
+
+    def __init__(
+        self, sock: socket.socket, peer: str, region: Region, bells: Bells, side: int, *, limit_bytes: int
+    ) -> None:
+        self.peer = peer
+        self.limit_bytes = limit_bytes
+        self.wants_flush = lambda: None
+        self._sock = sock
+        sock.settimeout(None)
+        self._region = region
+        self._out_side, self._in_side = region.sides[side], region.sides[1 - side]
+        self._bells = bells
+        self._wait_fd = select.epoll()
+        self._wait_fd.register(bells.data_in, select.EPOLLIN)
+        self._wait_fd.register(sock, select.EPOLLIN | select.EPOLLRDHUP)
+        # Sending.
+        self._out = threading.Condition()
+        self._users = 0  # senders that touch the memory
+        self._sending = False
+        self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
+        self._shut = False
+        self._closed = False
+        self._memory = threading.Lock()  # arena, ring's credit
+        self._arena = Arena()
+        self._returns_read = 0
+        self._free = RING_BYTES
+        self._head = 0
+        # Receiving.
+        self._reader = RecordReader(limit_bytes, self._borrow, self._give_back)
+        self._tail = 0
+        self._unreported = 0
+        self._loans: dict[int, Loan] = {}
+        self._given_back: deque[int] = deque()
+        self._giving = threading.Lock()
+        self._returns_written = 0
+
+    def readable_fd(self) -> int:
+        """An epoll of the peer's messages and of the socket's end."""
+        return self._wait_fd.fileno()
+
+    def flush_fd(self) -> int:
+        """The eventfd that carries credit."""
+        return self._bells.credit_in
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much is kept back because the peer does not take it."""
+        return self._backlog_bytes
+
+    # Receiving.
+
+    def receive(self) -> list[Incoming]:
+        """What has come."""
+        count = self._news()
+        if not count:
+            if not self._peer_ended():
+                return []
+            count = self._news()  # what it said last, it said before
+            if not count:
+                cut = " in the middle of a message" if self._reader.mid_frame else ""
+                raise EndpointClosed(f"{self.peer} ended the connection{cut}")
+        if count + self._unreported > RING_BYTES:
+            raise MalformedData("the peer says that it wrote more than its ring holds")
+        ring, tail = self._in_side.ring, self._tail
+        data = bytes(ring[tail : tail + count])
+        if len(data) < count:
+            data += bytes(ring[: count - len(data)])
+        self._tail = (tail + count) % RING_BYTES
+        self._unreported += count
+        if self._unreported >= _CREDIT_STEP:
+            credit, self._unreported = self._unreported, 0
+            self._ring_bell(self._bells.credit_out, credit)
+        return self._reader.read(data)
+
+    def _news(self) -> int:
+        try:
+            return os.eventfd_read(self._bells.data_in)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise EndpointClosed(f"the connection to {self.peer} broke: {error}") from error
+
+    def _peer_ended(self) -> bool:
+        try:
+            data = self._sock.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        if data:
+            raise MalformedData("the peer sent bytes beside the shared memory")
+        return True
+
+    def _ring_bell(self, fd: int, count: int) -> None:
+        try:
+            os.eventfd_write(fd, count)
+        except OSError as error:  # BlockingIOError: only a broken peer lets it overflow
+            raise EndpointClosed(f"the connection to {self.peer} broke: {error}") from error
+
+    def _borrow(self, offset: int, nbytes: int) -> memoryview:
+        if offset in self._loans or len(self._loans) >= BLOCKS_MAX:
+            raise MalformedData("the peer lends a block of shared memory twice, or too many")
+        block = self._in_side.lend(offset, nbytes)
+        loan = Loan(block, self._loan_ended)
+        loan.offset = offset
+        self._loans[offset] = loan
+        return memoryview(block).cast("B")
+
+    def _loan_ended(self, loan: Any) -> None:
+        """From the garbage collector, in any thread and at any point: must not wait."""
+        self._loans.pop(loan.offset, None)
+        self._give_back(loan.offset)
+
+    def _give_back(self, offset: int) -> None:
+        self._given_back.append(offset)
+        while self._given_back and self._giving.acquire(blocking=False):
+            try:
+                self._write_returns()
+            finally:
+                self._giving.release()
+
+    def _write_returns(self) -> None:
+        count = 0
+        while self._given_back:
+            offset = self._given_back.popleft()
+            if not self._closed:
+                self._in_side.returns[self._returns_written % BLOCKS_MAX] = offset
+                self._returns_written += 1
+                count += 1
+        if count:
+            with contextlib.suppress(OSError):
+                os.eventfd_write(self._bells.credit_out, count << 32)
+
+    # Sending.
+
+    def send(
+        self, kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], *, may_wait: bool, must: bool
+    ) -> None:
+        """Send one frame; see the interface."""
+        if len(header) + sum(map(len, buffers)) > self.limit_bytes or len(buffers) > BUFFERS_MAX:
+            self._refuse(len(header) + sum(map(len, buffers)), len(buffers))
+        with self._out:
+            self._check_open()
+            self._users += 1
+        try:
+            if not buffers and len(header) <= PIECE_BYTES:
+                record = HEAD.pack(HEAD.size + len(header), kind, 0, 0, call_id, len(header)) + header
+                self._submit([record], [], may_wait, must)
+            else:
+                placed: list[int] = []
+                records = self._place(kind, call_id, header, buffers, placed)
+                self._submit(records, placed, may_wait, must)
+        except MalformedData as error:
+            self.shutdown()
+            raise EndpointClosed(f"the connection to {self.peer} was ended: {error}") from error
+        finally:
+            with self._out:
+                self._users -= 1
+                self._out.notify_all()
+
+    def _refuse(self, nbytes: int, count: int) -> None:
+        if count > BUFFERS_MAX:
+            raise LimitExceeded(f"a message has {count} large buffers; the limit is {BUFFERS_MAX}: join some")
+        raise LimitExceeded(
+            f"a message of {nbytes} bytes is over the limit of {self.limit_bytes}; send it in parts, or raise the limit"
+        )
+
+    def _place(
+        self, kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], placed: list[int]
+    ) -> list[bytes | memoryview]:
+        """Write large buffers into blocks while there are any; the records, or views of what is still to be cut."""
+        places = []
+        streams: list[bytes | memoryview] = [header]
+        for buffer in buffers:
+            offset = self._take_block(len(buffer)) if len(buffer) >= BLOCK_BYTES_MIN else None
+            if offset is None:
+                places.append(PLACE.pack(len(buffer), STREAMED))
+                streams.append(buffer)
+            else:
+                placed.append(offset)
+                self._out_side.blocks[offset : offset + len(buffer)] = buffer
+                places.append(PLACE.pack(len(buffer), offset))
+        head = b"".join(places)
+        small = sum(map(len, streams)) <= PIECE_BYTES
+        body = head + b"".join(streams) if small else head
+        first = HEAD.pack(HEAD.size + len(body), kind, 0, len(buffers), call_id, len(header)) + body
+        return [first] if small else [first, *streams]
+
+    def _take_block(self, nbytes: int) -> int | None:
+        with self._memory:
+            offset = self._arena.take(nbytes)
+            if offset is None or len(self._arena) > BLOCKS_MAX // 2 or offset:
+                self._collect()  # a lower, warmer block may be back
+                if offset is None:
+                    offset = self._arena.take(nbytes)
+            return offset
+
+    def _collect(self) -> None:
+        """Under ``_memory``: take the credit that has come; MalformedData for a wrong one."""
+        try:
+            news = os.eventfd_read(self._bells.credit_in)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise EndpointClosed(f"the connection to {self.peer} broke: {error}") from error
+        read, returned = news & _LOW, news >> 32
+        if self._free + read > RING_BYTES or returned > len(self._arena):
+            raise MalformedData("the peer says that it read or gave back more than it had")
+        self._free += read
+        for _ in range(returned):
+            offset = self._out_side.returns[self._returns_read % BLOCKS_MAX]
+            self._returns_read += 1
+            span = self._arena.give_back(offset)
+            if span is not None:
+                self._out_side.cool(*span)
+
+    def _submit(self, records: list[bytes | memoryview], placed: list[int], may_wait: bool, must: bool) -> None:
+        """Put the pieces of one frame on the ring, in order, once it is this frame's turn."""
+        nbytes = sum(map(len, records))
+        with self._out:
+            try:
+                mine = self._wait_for_turn(nbytes, may_wait, must)
+            except LimitExceeded:
+                with self._memory:
+                    for offset in placed:
+                        self._arena.give_back(offset)
+                raise
+            if not mine:
+                self._keep(_Records(records))
+                return
+            self._sending = True
+        rest: list[bytes] = []
+        try:
+            rest = self._transmit(_Records(records), may_wait)
+        except BaseException:  # Ctrl-C: nobody knows how much of the frame is out
+            self.shutdown()
+            raise
+        finally:
+            with self._out:
+                self._sending = False
+                if not self._shut:
+                    self._backlog.extendleft(reversed(rest))
+                    self._backlog_bytes += sum(map(len, rest))
+                waiting = bool(self._backlog)
+                self._out.notify_all()
+        if waiting and not self.flush():
+            self.wants_flush()
+
+    def _wait_for_turn(self, nbytes: int, may_wait: bool, must: bool) -> bool:
+        """Under the lock: whether the frame may go now; else it waits in line."""
+        deadline = time.monotonic() + STALL_S
+        while (self._sending or self._backlog) and not self._shut:
+            full = self._backlog_bytes > 0 and self._backlog_bytes + nbytes > BACKLOG_BYTES_MAX
+            if not full and (nbytes <= PIECE_BYTES or not may_wait):
+                return False
+            before = self._backlog_bytes
+            if not may_wait or not self._out.wait(max(0.0, deadline - time.monotonic())):
+                if full and not must:
+                    raise LimitExceeded(
+                        f"{self.peer} does not read: {self._backlog_bytes} bytes wait for it already "
+                        f"(the limit is {BACKLOG_BYTES_MAX}); wait for answers before sending more"
+                    )
+                return False
+            if self._backlog_bytes < before:
+                deadline = time.monotonic() + STALL_S
+        self._check_open()
+        return True
+
+    def _keep(self, pieces: _Records) -> None:
+        self._check_open()
+        for piece in pieces:
+            self._backlog.append(piece)
+            self._backlog_bytes += len(piece)
+
+    def _transmit(self, records: _Records, may_wait: bool) -> list[bytes]:
+        for record in records:
+            if not self._fits(len(record), may_wait):
+                return [record, *records]
+            self._put(record)
+        return []
+
+    def _fits(self, nbytes: int, may_wait: bool) -> bool:
+        if self._free >= nbytes:
+            return True
+        deadline = time.monotonic() + STALL_S
+        while True:
+            with self._memory:
+                before = self._free
+                self._collect()
+                if self._free >= nbytes:
+                    return True
+            if self._free > before:
+                deadline = time.monotonic() + STALL_S
+            left_s = deadline - time.monotonic()
+            if not may_wait or left_s <= 0:
+                return False
+            self._check_open()
+            poll = select.poll()
+            poll.register(self._bells.credit_in, select.POLLIN)
+            poll.register(self._sock, select.POLLIN | select.POLLRDHUP)
+            for fd, _ in poll.poll(left_s * 1000):
+                if fd != self._bells.credit_in:
+                    raise EndpointClosed(f"{self.peer} ended the connection")
+
+    def _put(self, record: bytes) -> None:
+        ring, head, count = self._out_side.ring, self._head, len(record)
+        here = min(count, RING_BYTES - head)
+        if here == count:
+            ring[head : head + count] = record
+        else:
+            ring[head:] = record[:here]
+            ring[: count - here] = record[here:]
+        self._head = (head + count) % RING_BYTES
+        with self._memory:
+            self._free -= count
+        self._ring_bell(self._bells.data_out, count)
+
+    def flush(self) -> bool:
+        """Send of the backlog what fits now; True when nothing is left."""
+        with self._out:
+            if self._sending or not self._backlog:
+                return True  # whoever sends now asks for another flush when it is done
+            self._check_open()
+            self._sending = True
+            self._users += 1
+        done = False
+        try:
+            while True:
+                with self._out:
+                    if self._shut or not self._backlog:
+                        done = True
+                        return True
+                    record = self._backlog[0]
+                if not self._fits(len(record), may_wait=False):
+                    return False
+                self._put(record)
+                with self._out:
+                    if self._backlog and self._backlog[0] is record:
+                        self._backlog.popleft()
+                        self._backlog_bytes -= len(record)
+        except MalformedData as error:
+            self.shutdown()
+            raise EndpointClosed(f"the connection to {self.peer} was ended: {error}") from error
+        finally:
+            with self._out:
+                self._sending = False
+                self._users -= 1
+                again = done and bool(self._backlog) and not self._shut
+                self._out.notify_all()
+            if again:
+                self.wants_flush()
+
+    def _check_open(self) -> None:
+        if self._shut:
+            raise EndpointClosed(f"the connection to {self.peer} is closed")
+
+    # The end.
+
+    def shutdown(self) -> None:
+        """Shut the socket down: every thread that waits for the peer wakes at once."""
+        with self._out:
+            if self._shut:
+                return
+            self._shut = True
+            self._backlog.clear()
+            self._backlog_bytes = 0
+            self._out.notify_all()
+            with contextlib.suppress(OSError):  # the peer may have ended it already
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the descriptors and unmap, once no sender uses them. Blocks that are still looked at stay mapped."""
+        self.shutdown()
+        with self._out:
+            if self._closed or not self._out.wait_for(lambda: not self._users, CLOSE_S):
+                return
+            with self._giving:
+                self._closed = True
+            self._wait_fd.close()
+            self._bells.close()
+            self._sock.close()
+        self._region.close()
+
+
+class _Records:
+    """The records of one frame, cut only when they are needed: what waits in line is copied, what goes out is not."""
+
+    def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
+        self._first = bytes(pieces[0])
+        self._streams = [memoryview(piece) for piece in pieces[1:] if len(piece)]
+        self._begun = False
+
+    def __iter__(self) -> _Records:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._begun:
+            self._begun = True
+            return self._first
+        if not self._streams:
+            raise StopIteration
+        piece = bytes(self._streams[0][:PIECE_BYTES])
+        self._streams[0] = self._streams[0][PIECE_BYTES:]
+        if not len(self._streams[0]):
+            del self._streams[0]
+        return HEAD.pack(HEAD.size + len(piece), 0, 0, 0, 0, 0) + piece
