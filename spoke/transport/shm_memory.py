@@ -46,6 +46,7 @@ class Region:
             side.close()
         with contextlib.suppress(BufferError):
             self.area.close()
+        del self.area
 
 
 def create_memory() -> int:
@@ -85,6 +86,7 @@ class Side:
         """Let go of the memory; blocks that are lent keep it."""
         for view in (self.returns, self.ring, self.blocks):
             view.release()
+        del self._area
 
 
 class Loan(weakref.ref[Any]):

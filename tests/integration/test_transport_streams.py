@@ -19,6 +19,7 @@ from tests.integration.test_transport_calls import (  # noqa: F401
     MIB,
     SECRET,
     Actor,
+    carrier,
     nothing_left,
     start,
     until,
