@@ -7,7 +7,8 @@ an answer. A waiting thread disarms it, and arms it again when it leaves other c
 same will probably happen again, and an answer may come before the next call is waited for: so it stays disarmed, and
 the own thread *watches* for a while: every tick it looks whether a call is outstanding that nobody waits for.
 
-Futures are completed only after ``_reading`` was let go, so that a callback may itself wait for another call.
+Futures are completed only after ``_reading`` was let go, so that a callback may itself wait for another call. Items of
+streams are put in line before that, so that two readers cannot mix up their order, nor let the end overtake them.
 """
 
 from __future__ import annotations
@@ -243,7 +244,8 @@ class Channel:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._nudge)
                     return []
-            if found := self._receive():
+            found = self._receive()
+            if found or (self._leader is not None and self._leader.ready()):
                 return found
             if until < math.inf and time.monotonic() >= until:
                 return []
@@ -251,7 +253,7 @@ class Channel:
 
     def _receive(self) -> list[Incoming]:
         try:
-            return self._endpoint.receive()
+            return [incoming for incoming in self._endpoint.receive() if not self._is_item(incoming)]
         except (EndpointClosed, MalformedData) as error:
             self._end_with(str(error))
             return []
@@ -267,21 +269,25 @@ class Channel:
             self._end_with("the delivery of answers was interrupted")
             raise
 
-    def _deliver_item(self, incoming: Incoming) -> None:
+    def _is_item(self, incoming: Incoming) -> bool:
+        """Put an item of a stream in its line; False for everything else."""
+        if incoming.kind is not _ITEM or not isinstance(incoming, Frame):
+            return False
         future = self._pending.get(incoming.call_id)
-        if not isinstance(future, StreamFuture):
-            return  # of a stream that was closed
-        if isinstance(incoming, Frame):
+        if isinstance(future, StreamFuture):  # else it was closed
             future.add(incoming)
-            self._nudge_leader(future)
-            return
-        error = LimitExceeded(f"an item of {future.method} cannot be taken: {incoming}")
-        if self._fail_call(incoming.call_id, error):
-            self._send_quietly(Kind.CANCEL, incoming.call_id)
+        return True
+
+    def _deliver_oversized_item(self, incoming: Incoming) -> None:
+        future = self._pending.get(incoming.call_id)
+        if isinstance(future, StreamFuture):
+            error = LimitExceeded(f"an item of {future.method} cannot be taken: {incoming}")
+            if self._fail_call(incoming.call_id, error):
+                self._send_quietly(Kind.CANCEL, incoming.call_id)
 
     def _deliver_one(self, incoming: Incoming) -> None:
         if incoming.kind is _ITEM:
-            self._deliver_item(incoming)
+            self._deliver_oversized_item(incoming)
             return
         with self._lock:
             future = self._pending.pop(incoming.call_id, None)
