@@ -18,7 +18,7 @@ from spoke.transport import CallServer, Connection, connect
 from spoke.transport.mailbox import Mailbox, Push
 from spoke.transport.memory import join, leave
 from spoke.transport.regions import Buffer
-from tests.integration.test_transport_calls import MIB, SECRET, Actor, nothing_left, start, until  # noqa: F401
+from tests.integration.test_transport_calls import MIB, SECRET, Actor, carrier, nothing_left, start, until  # noqa: F401
 
 
 @pytest.fixture
