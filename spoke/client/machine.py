@@ -252,7 +252,8 @@ class Machine:
         for ticket_id, holding in log.items():
             let_go = holding.seq and holding.seq not in self.outstanding and not holding.releasing
             if let_go and ticket_id not in self.tickets and ticket_id not in self._releasing:
-                outputs.append(self._release(ticket_id, "its client had released it before the server lost that", now))
+                self._release(ticket_id, "its client had released it before the server lost that", now)
+        # with these releases, each once and in the order of the numbers
         waiting = [(seq, one) for seq, one in self.outstanding.items() if not one.abandoned]
         return outputs + [Transmit(seq, one.request, one.blobs) for seq, one in waiting]
 
