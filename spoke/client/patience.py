@@ -6,18 +6,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
+from redis import exceptions as rx
 from redis.exceptions import RedisError
 from tenacity import RetryCallState, RetryError, Retrying
-from tenacity.retry import retry_if_exception_type
-from tenacity.stop import stop_when_event_set
+from tenacity.retry import retry_if_exception, retry_if_exception_type
+from tenacity.stop import stop_after_delay, stop_when_event_set
 from tenacity.wait import wait_random_exponential
 
 from spoke.client.lifetime import sleep_until_set
 from spoke.errors import ServerUnreachable, SpokeError
-from spoke.protocol.server import explain
+from spoke.protocol.server import explain, explained, transient
 from spoke.protocol.url import mask_url
 
+T = TypeVar("T")
 log = logging.getLogger("spoke.client")
 PAUSE_S_MAX = 1.0
 
@@ -74,3 +77,28 @@ def said(error: BaseException, url: str) -> SpokeError:
     if isinstance(error, RedisError):
         return explain(error, url)
     return ServerUnreachable(f"the server at {mask_url(url)} cannot be reached: {error}")
+
+
+def retried(work: Callable[[], T], url: str, *, retry_s: float, check: Callable[[], None]) -> T:
+    """What ``work`` returns; it is done again while the server is away, for ``retry_s`` seconds at most.
+
+    ``check`` is called between two attempts, and raises when there is no more use in them. Raises ServerError.
+    """
+
+    def passes(error: BaseException) -> bool:
+        away = isinstance(error, (rx.ConnectionError, rx.TimeoutError, OSError)) or transient(error)
+        return away and not isinstance(error, rx.AuthenticationError)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        check()
+
+    retrying = Retrying(
+        retry=retry_if_exception(passes),
+        wait=wait_random_exponential(multiplier=0.05, max=PAUSE_S_MAX),
+        stop=stop_after_delay(retry_s),
+        sleep=sleep,
+        reraise=True,
+    )
+    with explained(url):
+        return retrying(work)

@@ -22,7 +22,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from spoke.client import lifetime
 from spoke.client import machine as m
 from spoke.client.futures import FORKED, Pending
-from spoke.client.patience import log, said
+from spoke.client.patience import log, retried, said
 from spoke.client.reader import Reader, Replies
 from spoke.client.sender import Sender
 from spoke.client.tracking import Ticket
@@ -194,6 +194,16 @@ class Session:
     def is_over(self) -> SpokeError | None:
         """Why no request can be made any more, if so."""
         return ClientClosed(FORKED) if self.forked else self._closing or self._machine.over
+
+    def check_open(self) -> None:
+        """Raise why no request can be made any more, if so."""
+        over = self.is_over
+        if over is not None:
+            raise over
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Do what talks to the server itself, again while it is away: as long as requests are sent again."""
+        return retried(work, self.url, retry_s=self._retry_s, check=self.check_open)
 
     # --- asking --------------------------------------------------------------------------------------------------
 

@@ -280,7 +280,7 @@ class Client:
 
     def status(self) -> PoolStatus:
         """The pool's nodes and tickets, read from its views (no request to the allocator). Raises ServerError."""
-        self._check_open()
+        self._session.check_open()
         with explained(self._session.url):
             return read_status(self._session.redis, self._session.keys)
 
@@ -344,23 +344,27 @@ class Client:
                 session.upkeep.soon(lambda: close_all(lines))
 
     def secret_of(self, ticket: Ticket) -> bytes:
-        """The secret with which the ticket's actors and clients know each other; one round trip the first time."""
+        """The secret with which the ticket's actors and clients know each other; one round trip the first time.
+
+        While the server is away it is asked again, as long as requests are sent again.
+        """
         if ticket.secret:
             return ticket.secret
         session = self._session
         key = session.keys.secret(ticket.ticket_id, session.user)
         made = secrets.token_bytes(SECRET_BYTES)
-        with explained(session.url):
-            # Whoever launches first sets it; all others read it.
+
+        def agree() -> bytes:
+            # Whoever launches first sets it; all others read it, and so does an attempt after a lost answer.
             if session.redis.set(key, made.hex(), nx=True):
-                found = made
-            else:
-                raw = cast("bytes | None", session.redis.get(key))
-                if raw is None:
-                    raise TicketEnded(f"ticket {ticket.ticket_id} has ended: its secret is gone; ask for a new gang")
-                found = bytes.fromhex(raw.decode())
-        ticket.secret = found
-        return found
+                return made
+            raw = cast("bytes | None", session.redis.get(key))
+            if raw is None:
+                raise TicketEnded(f"ticket {ticket.ticket_id} has ended: its secret is gone; ask for a new gang")
+            return bytes.fromhex(raw.decode())
+
+        ticket.secret = session.patiently(agree)
+        return ticket.secret
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -377,11 +381,6 @@ class Client:
             return self._session.request(request, convert, blobs=blobs, timeout_s=timeout, unwanted=unwanted)
         except SpokeError as error:
             return failed(error)
-
-    def _check_open(self) -> None:
-        over = self._session.is_over
-        if over is not None:
-            raise over
 
     def _granted(self, message: p.Message, ticket: Ticket | None) -> Gang:
         assert ticket is not None
@@ -419,7 +418,7 @@ class Client:
     ) -> Future[T]:
         seconds = _check_timeout(timeout)
         try:
-            self._check_open()
+            self._session.check_open()
             gang = self._gang_by_id(ticket_id)
             members, blobs = plan(gang.slots, self.secret_of(gang.ticket))
         except (InvalidRequest, TypeError):

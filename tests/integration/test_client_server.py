@@ -126,6 +126,31 @@ def test_a_server_that_loses_what_it_had_acknowledged_is_asked_again(server: Emb
         assert len({future.result(T_S).ticket_id for future in futures}) == 20
 
 
+def test_a_launch_while_the_server_is_away_waits_for_it(server: EmbeddedServer, pool: str) -> None:
+    with FakeAllocator(server.url, pool), spoke.Client(server.url, pool=pool, retry_s=60, lease_s=60) as client:
+        gang = client.gang_allocate(1, 1).result(T_S)
+        server.kill()
+        launched: list[list[spoke.ActorHandle]] = []
+        # In a thread: the first launch of a ticket asks the server for the ticket's secret before it returns.
+        thread = threading.Thread(target=lambda: launched.append(gang.launch("Worker").result(T_S)), daemon=True)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive(), "it has failed instead of waiting"
+        server.start()
+        thread.join(T_S)
+        assert len(launched[0]) == 1
+
+
+def test_a_launch_gives_up_on_a_server_that_stays_away(server: EmbeddedServer, pool: str) -> None:
+    with FakeAllocator(server.url, pool):
+        client = spoke.Client(server.url, pool=pool, retry_s=0.5, lease_s=60)
+        gang = client.gang_allocate(1, 1).result(T_S)
+        server.kill()
+        with pytest.raises(ServerUnreachable, match="no server answers"):
+            gang.launch("Worker").result(T_S)
+        client.close()
+
+
 def test_a_server_that_stays_away_fails_what_waits_in_time(server: EmbeddedServer, pool: str) -> None:
     with FakeAllocator(server.url, pool) as allocator:
         client = spoke.Client(server.url, pool=pool, retry_s=0.5)
