@@ -66,8 +66,9 @@ def _remove(entries: list[Any]) -> None:
 
 
 def _insert(entries: list[Any]) -> None:
-    entry_id, fields = entries[9]
-    entries.insert(10, (entry_id.split(b"-")[0] + b"-99", dict(fields)))
+    ms, seq = entries[9][0].split(b"-")
+    entries[10:] = []  # what comes after it may stand in the same millisecond
+    entries.append((b"%s-%d" % (ms, int(seq) + 1), dict(entries[9][1])))
 
 
 def _strip(entries: list[Any]) -> None:
