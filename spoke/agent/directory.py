@@ -40,7 +40,7 @@ class Directory:
     def __init__(self, url: str, keys: Keys) -> None:
         self.name = f"spoke-{os.getpid()}-{secrets.token_hex(12)}"
         self._keys = keys
-        self._client = connect(url, timeout_s=REQUEST_S)
+        self._client = connect(url, pool=keys.pool, timeout_s=REQUEST_S)
         self._known: dict[str, tuple[float, bytes]] = {}
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind("\0" + self.name)
