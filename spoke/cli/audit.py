@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spoke.cli.audit_diff import diff_document, show_diff
+from spoke.cli.audit_export import export
 from spoke.cli.audit_history import history
 from spoke.cli.audit_usage import usage
 from spoke.cli.options import Json, Opened, Pool, Url, opened
 from spoke.cli.output import clean, count, iso_time, local_time, say, table, write_json
-from spoke.cli.past import ArchiveDir
+from spoke.cli.past import ArchiveDir, Offline, Until, past, state_at
 
 if TYPE_CHECKING:
     from spoke.events.audit import Report
@@ -25,6 +27,7 @@ Anchor = Annotated[
 app = typer.Typer(no_args_is_help=True, help="Check the log, and look at the past.")
 app.command("history")(history)
 app.command("usage")(usage)
+app.command("export")(export)
 
 CHECKED = (
     ("chain", "every event's hash follows from the one before: nothing was changed, removed or put in"),
@@ -136,11 +139,13 @@ def _span(report: Report) -> str:
 
 @app.command("replay")
 def replay(
-    until: Annotated[
-        str | None,
-        typer.Option(metavar="ID|TIME", help="The last event to take in, or an ISO time (local, if it names no zone)."),
+    until: Until = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Show what changed from one event or time to another instead."),
     ] = None,
     archive: ArchiveDir = None,
+    offline: Offline = False,
     url: Url = None,
     pool: Pool = None,
     json: Json = False,
@@ -148,25 +153,20 @@ def replay(
     """Show the pool as it was at a moment of the past (default: as it is now), folded from the log alone."""
     from spoke.cli.moments import last_id_at
 
-    with opened(url, pool) as place:
-        state = state_at(_log_of(place, archive), "+" if until is None else last_id_at(until))
+    if diff is not None and until is not None:
+        raise typer.BadParameter("--until and --diff were given: choose one of them")
+    with past(archive, offline, url, pool) as found:
+        if diff is not None:
+            document = diff_document(found.log, *diff, found.pool)
+        else:
+            state = state_at(found.log, "+" if until is None else last_id_at(until))
+            document = state_document(state, found.pool) if json else {}
     if json:
-        write_json(state_document(state, place.keys.pool))
+        write_json(document)
+    elif diff is not None:
+        show_diff(document)
     else:
-        _show_state(state, place.keys.pool)
-
-
-def state_at(log: EventLog, until: str) -> PoolState:
-    """The state after the last event up to ``until``; raises LogError if the log does not reach back so far."""
-    from spoke.events.log import TrimmedLog, order_of
-
-    base = log.base().last_id
-    if until != "+" and order_of(until) < order_of(base):
-        raise TrimmedLog(
-            f"the state at {until} was asked for, but the log was trimmed and reaches back to {base} only: ask for a "
-            f"later moment"
-        )
-    return log.replay(until)
+        _show_state(state, found.pool)
 
 
 def state_document(state: PoolState, pool: str) -> dict[str, Any]:

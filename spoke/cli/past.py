@@ -14,6 +14,7 @@ from spoke.cli.options import opened
 
 if TYPE_CHECKING:
     from spoke.events.log import EventLog
+    from spoke.events.state import PoolState
 
 ArchiveDir = Annotated[
     Path | None,
@@ -57,3 +58,16 @@ def past(archive: Path | None, offline: bool, url: str | None, pool: str | None)
         log = place.log if archive is None else ArchivedLog(place.log, Archive(archive, name))
         seconds, micros = place.redis.time()
         yield Past(log, name, seconds * 1000 + micros // 1000)
+
+
+def state_at(log: EventLog, until: str) -> PoolState:
+    """The state after the last event up to ``until``; raises LogError if the log does not reach back so far."""
+    from spoke.events.log import TrimmedLog, end_of, order_of
+
+    base = log.base().last_id
+    if until != "+" and end_of(until) < order_of(base):
+        raise TrimmedLog(
+            f"the state at {until} was asked for, but the log was trimmed and reaches back to {base} only: ask for a "
+            f"later moment"
+        )
+    return log.replay(until)

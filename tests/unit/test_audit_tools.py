@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 from spoke.cli.embedded import EmbeddedServer
 from spoke.cli.main import app
 from spoke.events import types as e
-from spoke.events.archive import Archive
+from spoke.events.archive import Archive, ArchivedLog, BadSegment, StoredLog
 from spoke.events.audit import verify
+from spoke.events.diff import Facts, changes, facts
 from spoke.events.fold import fold
 from spoke.events.history import Kind, history
 from spoke.events.holdings import Holding, Holdings
@@ -133,6 +134,43 @@ def test_thousandths_and_milliseconds_are_not_rounded() -> None:
     assert Usage("x", 10**15 + 1).gpu_seconds == "1000000000.000001"
 
 
+def facts_at(log: list[e.Recorded], hour: float) -> Facts:
+    state = PoolState()
+    for recorded in log:
+        if recorded.ms <= START + hour * HOUR:
+            fold(state, recorded)
+    return facts(state)
+
+
+def test_what_changed_is_known(log: list[e.Recorded]) -> None:
+    found = {(c.kind, c.name): c for c in changes(facts_at(log, 0.5), facts_at(log, 1.5))}
+    assert found.keys() == {("node", "n1"), ("ticket", "t-2")}
+    node, ticket = found["node", "n1"], found["ticket", "t-2"]
+    assert node.before == {"gpus_free": [2, 3], "gpus_shared": {}, "tickets": ["t-1"]}
+    assert node.after == {"gpus_free": [3], "gpus_shared": {"2": 0.25}, "tickets": ["t-1", "t-2"]}
+    assert (ticket.change, ticket.after["state"], ticket.after["client"]) == ("added", "allocated", "bob-1")
+    later = {(c.kind, c.name): c for c in changes(facts_at(log, 2.5), facts_at(log, 4.5))}
+    assert (later["node", "n1"].before["state"], later["node", "n1"].after["state"]) == ("up", "lost")
+    assert later["ticket", "t-3"].before["place_in_line"] == 1
+    assert {c.name for c in later.values() if c.kind == "actor"} == {"t-1 rank 0", "t-1 rank 1"}
+
+
+def test_the_changes_lead_from_any_moment_to_any_other(log: list[e.Recorded]) -> None:
+    state, moments = PoolState(), [facts(PoolState())]
+    for recorded in log:
+        fold(state, recorded)
+        moments.append(facts(state))
+    for before in moments:
+        for after in moments:
+            led = {subject: dict(fields) for subject, fields in before.items()}
+            for change in changes(before, after):
+                if change.change == "removed":
+                    assert led.pop((change.kind, change.name)) == change.before
+                else:
+                    led.setdefault((change.kind, change.name), {}).update(change.after)
+            assert led == after
+
+
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
@@ -221,3 +259,83 @@ def test_a_user_who_is_a_formula_is_none_in_a_spreadsheet() -> None:
     assert _cell("=1+1") == "'=1+1"
     assert _cell("alice") == "alice"
     assert _cell(-1) == -1
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_diff_is_shown(golden: Golden, offline: bool) -> None:
+    moments = (str(START + HOUR // 2), str(START + 3 * HOUR // 2))
+    result = golden.spoke("replay", "--diff", *moments, "--json", offline=offline)
+    document = json.loads(result.stdout)
+    assert document["events"] == {"gang.allocated": 1, "gang.refused": 1}
+    assert [(c["kind"], c["name"], c["change"]) for c in document["changes"]] == [
+        ("node", "n1", "changed"),
+        ("ticket", "t-2", "added"),
+    ]
+    text = golden.spoke("replay", "--diff", *moments, offline=offline).stdout
+    assert "2 events" in text
+    assert "2=0.25" in text
+    assert "nothing is different" in golden.spoke("replay", "--diff", moments[0], moments[0], offline=offline).stdout
+    beginning = json.loads(golden.spoke("replay", "--diff", "1", moments[0], "--json", offline=offline).stdout)
+    assert beginning["from"] == {"id": "0-0", "time": ""}
+    back = golden.spoke("replay", "--diff", *reversed(moments), offline=offline)
+    assert back.exit_code == 1
+    assert golden.spoke("replay", "--diff", *moments, "--until", "5").exit_code == 2
+
+
+def test_an_archive_alone_is_replayed(golden: Golden) -> None:
+    words = ("replay", "--until", str(START + HOUR), "--json")
+    live, stored = (json.loads(golden.spoke(*words, offline=offline).stdout) for offline in (False, True))
+    assert live == stored
+    assert live["last_id"] == f"{START + HOUR}-0"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_all_events_are_exported_with_their_hashes(
+    golden: Golden, log: list[e.Recorded], tmp_path: Path, offline: bool
+) -> None:
+    result = golden.spoke("export", offline=offline)
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["id"], line["type"]) for line in found] == [(x.id, x.event.TYPE) for x in log]
+    assert all(len(line["h"]) == 32 for line in found)
+    assert f"{len(log)} events" in result.stderr
+    file = tmp_path / "out.jsonl"
+    assert golden.spoke("export", "-o", str(file), "--until", log[4].id, offline=offline).stdout == ""
+    assert [json.loads(line) for line in file.read_text().splitlines()] == found[:5]
+
+
+def test_an_export_that_fails_leaves_what_was_there(golden: Golden, tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_text("as it was")
+    (segment,) = Archive(golden.archive, golden.pool).segments()
+    segment.write_bytes(segment.read_bytes()[:-100])
+    result = CliRunner().invoke(
+        app, ["audit", "export", "-o", str(file), "--archive", str(golden.archive), "--offline", "--pool", golden.pool]
+    )
+    assert result.exit_code == 1
+    assert file.read_text() == "as it was"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_an_event_of_the_future_is_exported_as_it_stands(golden: Golden) -> None:
+    with connect(golden.url) as redis:
+        redis.xadd(Keys(golden.pool).events, {"type": "gang.teleported", "v": 1, "to": "n7"})
+    last = json.loads(golden.spoke("export").stdout.splitlines()[-1])
+    assert (last["type"], last["to"]) == ("gang.teleported", "n7")
+    assert "unknown type" in last["problem"]
+    assert golden.spoke("usage").exit_code == 1, "what cannot be read cannot be counted"
+
+
+def test_an_archive_is_read_up_to_the_end_of_a_millisecond(
+    shared_server: EmbeddedServer, pool: str, tmp_path: Path
+) -> None:
+    keys = Keys(pool)
+    with connect(shared_server.url) as redis:
+        write_log(redis, keys.events, [e.Recorded(f"5-{n}", e.AllocatorElected("a", n + 1)) for n in range(3)])
+        live = EventLog(redis, keys.events, keys.snapshot)
+        archive = Archive(tmp_path, pool)
+        archive.write(live)
+        logs = (live, ArchivedLog(live, archive), StoredLog(archive))
+        assert [log.replay("5").last_id for log in logs] == ["5-2"] * 3
+        assert [log.replay("5-1").last_id for log in logs] == ["5-1"] * 3
+        with pytest.raises(BadSegment, match="holds no segments"):
+            StoredLog(Archive(tmp_path / "nowhere", pool))
