@@ -91,7 +91,7 @@ mount -t 9p -o $share,ro,cache=loose host /ro && mount -t tmpfs tmpfs /rw && mkd
 mount -t proc proc /new/proc; mount -t sysfs sys /new/sys; mount -t devtmpfs dev /new/dev
 mkdir -p /new/dev/shm /new/dev/pts /new/softroce
 mount -t tmpfs tmpfs /new/dev/shm; mount -t devpts devpts /new/dev/pts
-mount -t tmpfs tmpfs /new/tmp; mount -t tmpfs tmpfs /new/run
+mount -t tmpfs tmpfs /new/run  # /tmp stays as it is: the checkout may be there
 mount -t 9p -o $share out /new/softroce
 exec chroot /new /bin/bash /softroce/guest.sh
 INIT
