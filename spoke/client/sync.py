@@ -7,8 +7,7 @@ import secrets
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from spoke.client import launching
 from spoke.client.futures import Chain, failed
@@ -26,6 +25,7 @@ from spoke.protocol.identity import Key, find_key
 from spoke.protocol.server import explained
 from spoke.protocol.url import mask_url, resolve_pool, resolve_url
 from spoke.transport.choice import Choice
+from spoke.transport.closing import Closing
 
 T = TypeVar("T")
 TIMEOUT_S_MAX = 10 * 365 * 24 * 3600.0
@@ -36,7 +36,7 @@ SECRET_BYTES = 32
 _NO_NEED = Resources()
 
 
-class Client:
+class Client(Closing):
     """A session in a pool: asks for gangs, launches actors, and gives everything back when it ends.
 
     ``url`` (redis://, rediss://, unix://; else SPOKE_URL, else redis://127.0.0.1:6379) and ``pool`` (else SPOKE_POOL,
@@ -315,14 +315,6 @@ class Client:
     def check_process(self) -> None:
         """Raise ClientClosed in a child that was forked after this client was made."""
         self._session.check_process()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Client {self.client_id} of pool {self.pool!r} at {self.url}>"

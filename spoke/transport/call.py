@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from spoke.errors import ActorUnreachable, InvalidRequest, NotSerializable
 from spoke.transport.bell import Bell
 from spoke.transport.channel import Channel
+from spoke.transport.closing import Closing
 from spoke.transport.credit import Window
 from spoke.transport.dial import dial
 from spoke.transport.frames import FRAME_BYTES_MAX, Kind
@@ -36,16 +36,8 @@ def connect(
     return Connection(dial(address, secret, timeout_s=timeout_s, limit_bytes=limit_bytes, transport=transport))
 
 
-class Connection(Channel):
+class Connection(Channel, Closing):
     """Calls to one actor; usable from any number of threads. Its owner closes it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def call(
         self,

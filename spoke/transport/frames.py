@@ -82,18 +82,22 @@ class Oversized:
 Incoming = Frame | Oversized
 
 
+def check_size(nbytes: int, buffers: int, limit_bytes: int) -> None:
+    """LimitExceeded for a frame that is too large, or in too many pieces."""
+    if nbytes > limit_bytes:
+        raise LimitExceeded(
+            f"a message of {nbytes} bytes is over the limit of {limit_bytes}; send it in parts, or raise the limit"
+        )
+    if buffers > BUFFERS_MAX:
+        raise LimitExceeded(f"a message has {buffers} large buffers; the limit is {BUFFERS_MAX}: join some")
+
+
 def encode_frame(
     kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview] = (), limit_bytes: int = FRAME_BYTES_MAX
 ) -> list[bytes | memoryview]:
     """The pieces to send, in order; LimitExceeded (and nothing sent) above the limit."""
     lengths = [len(buffer) for buffer in buffers]
-    nbytes = len(header) + sum(lengths)
-    if nbytes > limit_bytes:
-        raise LimitExceeded(
-            f"a message of {nbytes} bytes is over the limit of {limit_bytes}; send it in parts, or raise the limit"
-        )
-    if len(lengths) > BUFFERS_MAX:
-        raise LimitExceeded(f"a message has {len(lengths)} large buffers; the limit is {BUFFERS_MAX}: join some")
+    check_size(len(header) + sum(lengths), len(lengths), limit_bytes)
     head = _HEAD.pack(_MAGIC, kind, 0, len(lengths), call_id, len(header))
     if not lengths:
         return [head + header] if len(header) <= _JOIN_BYTES_MAX else [head, header]

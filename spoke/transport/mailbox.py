@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Self
 
 from spoke.errors import ActorUnreachable, ClientClosed, WaitTimeout
 from spoke.transport.bell import Bell
 from spoke.transport.call import Connection
+from spoke.transport.closing import AsyncClosing
 from spoke.transport.credit import Window
 from spoke.transport.frames import Frame
 from spoke.transport.future import StreamFuture
@@ -28,7 +28,7 @@ class Push:
     value: Any
 
 
-class Mailbox(Iterator[Push], AsyncIterator[Push]):
+class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
     """What actors push from now on, until it is closed.
 
     For each actor there is room for ``capacity`` messages (and 64 MiB) that were not taken; what is pushed beyond is
@@ -117,22 +117,6 @@ class Mailbox(Iterator[Push], AsyncIterator[Push]):
 
     async def __anext__(self) -> Push:
         return await self.get_async()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         for source in getattr(self, "_sources", {}).values():

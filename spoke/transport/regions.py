@@ -8,11 +8,11 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.transport.buffers import view_of
+from spoke.transport.closing import Closing
 from spoke.transport.handles import KEY_BYTES, BufferHandle
 from spoke.transport.job import Job
 
@@ -157,7 +157,7 @@ def set_home(home: Home) -> None:
     _actor_home[:] = [home]
 
 
-class Buffer:
+class Buffer(Closing):
     """Memory that the other processes of a ticket may read and write, by its ``handle``.
 
     ``data`` is a contiguous array, tensor or other memory, which is used as it is and not copied, or a number of bytes
@@ -198,14 +198,6 @@ class Buffer:
         """Let nobody reach it any more. When this returns, nobody reads or writes the memory."""
         self._finalizer.detach()
         self._table.withdraw(self.handle.key)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Buffer of {self.nbytes} bytes at {self.handle.address}>"

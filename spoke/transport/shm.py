@@ -20,14 +20,13 @@ from typing import Any, ClassVar, Final
 
 from spoke.errors import LimitExceeded, MalformedData
 from spoke.transport.endpoint import Endpoint, EndpointClosed
-from spoke.transport.frames import BUFFERS_MAX, Incoming, Kind
+from spoke.transport.frames import Incoming, Kind, check_size
 from spoke.transport.shm_memory import BLOCKS_MAX, RING_BYTES, Arena, Loan, Region
 from spoke.transport.shm_reader import HEAD, PLACE, STREAMED, RecordReader
+from spoke.transport.turn import STALL_S, wait_for_turn
 
 BLOCK_BYTES_MIN: Final = 16 * 1024
 PIECE_BYTES: Final = 64 * 1024
-STALL_S: Final = 1.0
-BACKLOG_BYTES_MAX: Final = 64 << 20
 CLOSE_S: Final = 5.0
 _CREDIT_STEP: Final = RING_BYTES // 4
 _LOW: Final = (1 << 32) - 1
@@ -191,8 +190,7 @@ class ShmEndpoint(Endpoint):
         self, kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], *, may_wait: bool, must: bool
     ) -> None:
         """Send one frame; see the interface."""
-        if len(header) + sum(map(len, buffers)) > self.limit_bytes or len(buffers) > BUFFERS_MAX:
-            self._refuse(len(header) + sum(map(len, buffers)), len(buffers))
+        check_size(len(header) + sum(map(len, buffers)), len(buffers), self.limit_bytes)
         with self._out:
             self._check_open()
             self._users += 1
@@ -211,13 +209,6 @@ class ShmEndpoint(Endpoint):
             with self._out:
                 self._users -= 1
                 self._out.notify_all()
-
-    def _refuse(self, nbytes: int, count: int) -> None:
-        if count > BUFFERS_MAX:
-            raise LimitExceeded(f"a message has {count} large buffers; the limit is {BUFFERS_MAX}: join some")
-        raise LimitExceeded(
-            f"a message of {nbytes} bytes is over the limit of {self.limit_bytes}; send it in parts, or raise the limit"
-        )
 
     def _place(
         self, kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], placed: list[int]
@@ -273,15 +264,24 @@ class ShmEndpoint(Endpoint):
         nbytes = sum(map(len, records))
         with self._out:
             try:
-                mine = self._wait_for_turn(nbytes, may_wait, must)
+                wait_for_turn(
+                    self._out,
+                    self._is_taken,
+                    lambda: self._backlog_bytes,
+                    nbytes,
+                    may_wait=may_wait,
+                    must=must,
+                    peer=self.peer,
+                )
             except LimitExceeded:
                 with self._memory:
                     for offset in placed:
                         self._arena.give_back(offset)
                 raise
-            if not mine:
+            if self._is_taken():
                 self._keep(_Records(records))
                 return
+            self._check_open()
             self._sending = True
         rest: list[bytes] = []
         try:
@@ -300,25 +300,8 @@ class ShmEndpoint(Endpoint):
         if waiting and not self.flush():
             self.wants_flush()
 
-    def _wait_for_turn(self, nbytes: int, may_wait: bool, must: bool) -> bool:
-        """Under the lock: whether the frame may go now; else it waits in line."""
-        deadline = time.monotonic() + STALL_S
-        while (self._sending or self._backlog) and not self._shut:
-            full = self._backlog_bytes > 0 and self._backlog_bytes + nbytes > BACKLOG_BYTES_MAX
-            if not full and (nbytes <= PIECE_BYTES or not may_wait):
-                return False
-            before = self._backlog_bytes
-            if not may_wait or not self._out.wait(max(0.0, deadline - time.monotonic())):
-                if full and not must:
-                    raise LimitExceeded(
-                        f"{self.peer} does not read: {self._backlog_bytes} bytes wait for it already "
-                        f"(the limit is {BACKLOG_BYTES_MAX}); wait for answers before sending more"
-                    )
-                return False
-            if self._backlog_bytes < before:
-                deadline = time.monotonic() + STALL_S
-        self._check_open()
-        return True
+    def _is_taken(self) -> bool:
+        return (self._sending or bool(self._backlog)) and not self._shut
 
     def _keep(self, pieces: _Records) -> None:
         self._check_open()

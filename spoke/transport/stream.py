@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 from typing import Any, Self
 
 from spoke.errors import CallTimeout
+from spoke.transport.closing import AsyncClosing
 from spoke.transport.frames import Frame
 from spoke.transport.future import StreamFuture
 from spoke.transport.values import unpack
 
 
-class Stream(Iterator[Any], AsyncIterator[Any]):
+class Stream(AsyncClosing, Iterator[Any], AsyncIterator[Any]):
     """What a method yields, item by item, as it comes.
 
     The actor runs ahead by a bounded number of items and bytes, and then waits until some are taken. An error of the
@@ -85,22 +85,6 @@ class Stream(Iterator[Any], AsyncIterator[Any]):
 
     async def aclose(self) -> None:
         """The same for asyncio."""
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self.close()
 
     def __del__(self) -> None:

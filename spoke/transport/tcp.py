@@ -11,21 +11,17 @@ import os
 import socket
 import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from spoke.errors import LimitExceeded
 from spoke.transport.carrier import Acceptance, Carrier, Offer, Params, Wire
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import FRAME_BYTES_MAX, FrameReader, Incoming, Kind, encode_frame
+from spoke.transport.turn import STALL_S, wait_for_turn
 
-STALL_S: Final = 1.0
-BACKLOG_BYTES_MAX: Final = 64 << 20
 CLOSE_S: Final = 5.0
 _RECEIVE_ROUNDS_MAX: Final = 64
-_COPY_BYTES_MAX: Final = 64 * 1024
 _PIECES_MAX: Final = 1024  # IOV_MAX
 
 Piece = bytes | memoryview
@@ -97,7 +93,15 @@ class TcpEndpoint(Endpoint):
         pieces = encode_frame(kind, call_id, header, buffers, self.limit_bytes)
         with self._out:
             if self._sending or self._backlog:
-                self._wait_for_turn(pieces, may_wait, must)
+                wait_for_turn(
+                    self._out,
+                    self._is_taken,
+                    lambda: self._backlog_bytes,
+                    sum(map(len, pieces)),
+                    may_wait=may_wait,
+                    must=must,
+                    peer=self.peer,
+                )
                 if self._sending or self._backlog:  # the turn did not come: the frame waits in line
                     self._keep(pieces)
                     return
@@ -109,24 +113,8 @@ class TcpEndpoint(Endpoint):
         finally:
             self._end_turn(rest)
 
-    def _wait_for_turn(self, pieces: list[Piece], may_wait: bool, must: bool) -> None:
-        """Under the lock: wait where copying would cost more, or where the backlog is full."""
-        nbytes = sum(map(len, pieces))
-        deadline = time.monotonic() + STALL_S
-        while (self._sending or self._backlog) and not self._shut:
-            full = self._backlog_bytes > 0 and self._backlog_bytes + nbytes > BACKLOG_BYTES_MAX
-            if not full and (nbytes <= _COPY_BYTES_MAX or not may_wait):
-                return
-            before = self._backlog_bytes
-            if not may_wait or not self._out.wait(max(0.0, deadline - time.monotonic())):
-                if full and not must:
-                    raise LimitExceeded(
-                        f"{self.peer} does not read: {self._backlog_bytes} bytes wait for it already "
-                        f"(the limit is {BACKLOG_BYTES_MAX}); wait for answers before sending more"
-                    )
-                return
-            if self._backlog_bytes < before:
-                deadline = time.monotonic() + STALL_S
+    def _is_taken(self) -> bool:
+        return (self._sending or bool(self._backlog)) and not self._shut
 
     def _keep(self, pieces: Sequence[Piece]) -> None:
         """Under the lock: copy what cannot go now, since its owner may change it once send returns."""

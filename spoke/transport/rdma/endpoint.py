@@ -27,13 +27,11 @@ from spoke.transport.rdma.incoming import IncomingHalf
 from spoke.transport.rdma.outgoing import Item, Large, Outgoing, item_of
 from spoke.transport.rdma.queue import READ, CompletionQueue, QueueBroken, QueuePair
 from spoke.transport.rdma.wire import SLOTS
+from spoke.transport.turn import STALL_S, wait_for_turn
 
-STALL_S: Final = 1.0
-BACKLOG_BYTES_MAX: Final = 64 << 20
 LINGER_S: Final = 1.0
 SPIN_VARIABLE: Final = "SPOKE_RDMA_SPIN_US"
 SPIN_US: Final = 200
-_COPY_BYTES_MAX: Final = 64 * 1024
 _LAZY_IN_FLIGHT: Final = SLOTS // 2
 
 
@@ -250,7 +248,15 @@ class RdmaEndpoint(Endpoint):
         item = item_of(kind, call_id, header, buffers, self.limit_bytes)
         with self._out:
             if self._sending or self._outgoing.backlog:
-                self._wait_for_turn(item, may_wait, must)
+                wait_for_turn(
+                    self._out,
+                    self._is_taken,
+                    lambda: self._outgoing.backlog_bytes,
+                    _left(item),
+                    may_wait=may_wait,
+                    must=must,
+                    peer=self.peer,
+                )
             self._check_open()
             if self._sending or self._outgoing.backlog:
                 self._outgoing.keep(item)
@@ -268,25 +274,8 @@ class RdmaEndpoint(Endpoint):
         if kept and not self.flush():
             self.wants_flush()
 
-    def _wait_for_turn(self, item: Item, may_wait: bool, must: bool) -> None:
-        """Wait where copying would cost more, or where the backlog is full."""
-        nbytes = item.left_bytes if isinstance(item, Large) else len(item)
-        deadline = time.monotonic() + STALL_S
-        while (self._sending or self._outgoing.backlog) and self._end is None:
-            held = self._outgoing.backlog_bytes
-            full = held > 0 and held + nbytes > BACKLOG_BYTES_MAX
-            if not full and (nbytes <= _COPY_BYTES_MAX or not may_wait):
-                return
-            if not may_wait or time.monotonic() >= deadline:
-                if full and not must:
-                    raise LimitExceeded(
-                        f"{self.peer} does not read: {held} bytes wait for it already (the limit is "
-                        f"{BACKLOG_BYTES_MAX}); wait for answers before sending more"
-                    )
-                return
-            self._out.wait(max(0.0, deadline - time.monotonic()))
-            if self._outgoing.backlog_bytes < held:
-                deadline = time.monotonic() + STALL_S
+    def _is_taken(self) -> bool:
+        return (self._sending or bool(self._outgoing.backlog)) and self._end is None
 
     def _transmit_waiting(self, item: Item) -> None:
         """Send it all, as the peer takes it; what is left when it stands still goes to the backlog."""
