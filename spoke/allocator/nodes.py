@@ -7,6 +7,7 @@ from spoke.allocator.tickets import NOBODY, free_nodes, give_back
 from spoke.errors import InvalidRequest, NodeRefused
 from spoke.events import types as e
 from spoke.events.capacity import Amount
+from spoke.events.log import order_of
 from spoke.events.model import NodeSpec
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState, mask_of
 from spoke.protocol import requests as r
@@ -92,8 +93,7 @@ def _is_after(seen: str, end: str) -> bool:
     ms, dash, seq = seen.partition("-")
     if not (dash and ms.isdecimal() and seq.isdecimal() and len(seen) < 41):
         return False
-    end_ms, _, end_seq = end.partition("-")
-    return (int(ms), int(seq)) > (int(end_ms), int(end_seq))
+    return (int(ms), int(seq)) > order_of(end)
 
 
 def lose(state: PoolState, node: NodeState, reason: str) -> list[e.Event]:

@@ -253,13 +253,26 @@ class Channel:
 
     def _receive(self) -> list[Incoming]:
         try:
-            return [incoming for incoming in self._endpoint.receive() if not self._is_item(incoming)]
+            found = self._endpoint.receive()
         except (EndpointClosed, MalformedData) as error:
             self._end_with(str(error))
             return []
         except BaseException:  # Ctrl-C between a read and its bookkeeping: the stream's place is lost
             self._end_with("reading from it was interrupted")
             raise
+        answers: list[Incoming] = []
+        for incoming in found:
+            if incoming.kind is _ITEM and isinstance(incoming, Frame):
+                self._line_up(incoming)
+            else:
+                answers.append(incoming)
+        return answers
+
+    def _line_up(self, item: Frame) -> None:
+        """Put an item of a stream in its line."""
+        future = self._pending.get(item.call_id)
+        if isinstance(future, StreamFuture):  # else it was closed
+            future.add(item)
 
     def _deliver(self, found: list[Incoming]) -> None:
         try:
@@ -268,15 +281,6 @@ class Channel:
         except BaseException:
             self._end_with("the delivery of answers was interrupted")
             raise
-
-    def _is_item(self, incoming: Incoming) -> bool:
-        """Put an item of a stream in its line; False for everything else."""
-        if incoming.kind is not _ITEM or not isinstance(incoming, Frame):
-            return False
-        future = self._pending.get(incoming.call_id)
-        if isinstance(future, StreamFuture):  # else it was closed
-            future.add(incoming)
-        return True
 
     def _deliver_oversized_item(self, incoming: Incoming) -> None:
         future = self._pending.get(incoming.call_id)

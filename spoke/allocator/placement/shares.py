@@ -40,26 +40,23 @@ def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 def shares_never_fit(state: PoolState, spec: GangSpec) -> str:
     """Why the gang does not fit the pool as registered, even with all of it free; empty if it can fit."""
     need, per_node = need_of(spec), spec.actors_per_node
-    rooms: list[int] = []
-    fit = room = 0
+    nodes = fit = room = 0
     for node in _up(state, spec):
-        rooms.append(_count(node, spec.resources, need, node.total, empty=True))
-        fit += rooms[-1] >= per_node
-        room += rooms[-1]
+        here = _holds(node, spec.resources, need)
+        nodes += 1
+        fit += here >= per_node
+        room += here
         if fit >= spec.num_nodes if spec.strict_pack else room >= spec.size:
             return ""  # as a rule after a few nodes
     if spec.strict_pack:
-        if fit < spec.num_nodes:
-            return (
-                f"needs {count_nodes(spec.num_nodes)} with room for {per_node} actors with {words(spec)} each; even "
-                f"with everything free, {fit} of the {count_nodes(len(rooms))} registered qualify"
-            )
-    elif sum(rooms) < spec.size:
         return (
-            f"needs room for {spec.size} actors with {words(spec)} each; even with everything free there is room for "
-            f"{sum(rooms)} on the {count_nodes(len(rooms))} registered"
+            f"needs {count_nodes(spec.num_nodes)} with room for {per_node} actors with {words(spec)} each; even "
+            f"with everything free, {fit} of the {count_nodes(nodes)} registered qualify"
         )
-    return ""
+    return (
+        f"needs room for {spec.size} actors with {words(spec)} each; even with everything free there is room for "
+        f"{room} on the {count_nodes(nodes)} registered"
+    )
 
 
 def share_out(node: NodeState, resources: Resources, count: int) -> list[tuple[int, int]]:
@@ -121,17 +118,13 @@ def _rests(node: NodeState, resources: Resources) -> Iterator[tuple[int, int]]:
         yield GPU_MILLI, share
 
 
-def _count(node: NodeState, resources: Resources, need: Amount, free: Amount, *, empty: bool = False) -> int:
-    """How many members fit on a node: exact, since all of them are alike."""
-    limit = free.holds(need)
+def _holds(node: NodeState, resources: Resources, need: Amount) -> int:
+    """How many members the node holds with everything free: exact, since all of them are alike."""
+    limit = node.total.holds(need)
     if not limit:
         return 0
-    room = 0
-    for gpu in node.spec.gpus:
-        share = resources.share_of(gpu.memory)
-        if share:
-            room += (GPU_MILLI if empty else node.free_milli(gpu.index)) // share
-    return min(limit, room)
+    shares = (resources.share_of(gpu.memory) for gpu in node.spec.gpus)
+    return min(limit, sum(GPU_MILLI // share for share in shares if share))
 
 
 def _strict(state: PoolState, spec: GangSpec, rooms: list[Room]) -> Placement | NoFit:
