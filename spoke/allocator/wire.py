@@ -9,11 +9,10 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any, Final
 
-from hiredis import pack_command
 from redis.exceptions import ResponseError
 
 from spoke.errors import Fenced
-from spoke.protocol.server import Redis
+from spoke.protocol.server import Redis, send_words, send_xread, take_xread
 
 _COMMIT_LUA: Final = files("spoke.allocator").joinpath("commit.lua").read_text()
 
@@ -38,7 +37,7 @@ class Wire:
 
     def send_commit(self, keys: list[str], args: list[str | bytes | int]) -> None:
         """Begin a commit; see ``commit.lua`` for the arguments."""
-        self._send("EVALSHA", self._sha, len(keys), *keys, *args)
+        send_words(self._connection, "EVALSHA", self._sha, len(keys), *keys, *args)
 
     def take_commit(self) -> tuple[int, list[str]]:
         """The end of a commit: the server's time in ms, and the lease holders that have run out.
@@ -55,20 +54,14 @@ class Wire:
 
     def send_read(self, stream: str, after: str, *, block_ms: int | None, count: int) -> None:
         """Begin to read on in a stream, and wait up to ``block_ms`` for the first entry (None: not at all)."""
-        wait = () if block_ms is None else ("BLOCK", block_ms)
-        self._send("XREAD", "COUNT", count, *wait, "STREAMS", stream, after)
-
-    def _send(self, *words: str | bytes | int) -> None:
-        # Without the redis client's own packer, which takes five times as long to come to this call.
-        self._connection.send_packed_command([pack_command(words)], check_health=False)  # type: ignore[arg-type]
+        send_xread(self._connection, stream, after, block_ms=block_ms, count=count)
 
     def take_read(self) -> RawRequests:
         """The entries that were read, by their ids."""
-        found: Any = self._connection.read_response()
-        if not found:
-            return []
-        (entries,) = found.values()
-        return [(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
+        return [
+            (entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)))
+            for entry_id, flat in take_xread(self._connection)
+        ]
 
     def close(self) -> None:
         """Drop the connection, with whatever is under way on it."""

@@ -6,12 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from hiredis import pack_command
 from redis.exceptions import RedisError
 
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.protocol.keys import Keys
-from spoke.protocol.server import BLOCK_MS_MAX, connect
+from spoke.protocol.server import BLOCK_MS_MAX, connect, send_xread, take_xread
 
 ENTRIES_MAX: Final = 512
 Replies = list[tuple[bytes, bytes]]
@@ -90,13 +89,10 @@ class Reader:
 
     def _read(self) -> Replies:
         # On the bare connection: this is on the way of every reply, and half as long as through the redis client.
-        words = ("XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS_MAX, "STREAMS", self._stream, self._after)
-        self._connection.send_packed_command([pack_command(words)], check_health=False)  # type: ignore[arg-type]
-        found = self._connection.read_response()
-        if not found:
-            return []
-        (entries,) = found.values()
-        self._after = entries[-1][0]
+        send_xread(self._connection, self._stream, self._after, block_ms=BLOCK_MS_MAX, count=ENTRIES_MAX)
+        entries = take_xread(self._connection)
+        if entries:
+            self._after = entries[-1][0]
         return [pair for _, flat in entries for pair in zip(flat[::2], flat[1::2], strict=True)]
 
     def _failed(self, error: BaseException) -> None:

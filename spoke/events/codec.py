@@ -19,7 +19,8 @@ from spoke.events.types import EVENT_TYPES, Event, Recorded
 Fields = Mapping[bytes, bytes]
 FlatFields = dict[str, str | bytes | int]
 T = TypeVar("T")
-_json = msgspec.json.Encoder().encode
+to_json = msgspec.json.Encoder().encode
+"""JSON of dataclasses, in half of orjson's time."""
 
 
 class DecodeError(LogError):
@@ -61,7 +62,7 @@ def event_args(event: Event) -> list[str | bytes | int]:
     columns = _columns(type(event))
     values = list(columns.get(event))
     for at in columns.nested:
-        values[at] = _json(values[at])
+        values[at] = to_json(values[at])
     args = columns.template.copy()
     args[len(columns.head) + 1 :: 2] = values
     return args

@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from spoke.events.codec import DecodeError
+from spoke.events.codec import DecodeError, to_json
 from spoke.events.model import ActorSpec
-
-_json = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,7 @@ def encode_order(delivery: Delivery) -> dict[str, str | bytes]:
     raw: dict[str, str | bytes] = {
         "type": delivery.order.TYPE,
         "incarnation": delivery.incarnation,
-        "body": _json(delivery.order),
+        "body": to_json(delivery.order),
     }
     if delivery.blob:
         raw["blob"] = delivery.blob

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from spoke.events.codec import DecodeError
+from spoke.events.codec import DecodeError, to_json
 from spoke.events.model import GangSpec, Slot
 
 
@@ -144,12 +144,11 @@ class Resync(Message):
 _CLASSES = (Done, Failed, Granted, Launched, Queued, ActorEnded, TicketReleasing, TicketReleased, SessionLost, Resync)
 _HEADS: dict[type[Message], bytes] = {cls: cls.TYPE.encode() + b" " for cls in _CLASSES}
 _DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES}
-_json = msgspec.json.Encoder().encode
 
 
 def encode_message(message: Message) -> bytes:
     """The value that tells of the message."""
-    return _HEADS[type(message)] + _json(message)
+    return _HEADS[type(message)] + to_json(message)
 
 
 def decode_message(raw: bytes) -> Message:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import msgspec
 
 from spoke.errors import SpokeError
+from spoke.events.codec import to_json
 from spoke.events.model import ActorSpec, GangSpec, Member, NodeSpec
 from spoke.protocol.identity import Key, Signer
 
@@ -33,7 +34,6 @@ class Request:
 REQUEST_TYPES: dict[str, type[Request]] = {}
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {}
 _R = TypeVar("_R", bound=type[Request])
-_json = msgspec.json.Encoder().encode
 
 
 def _request(name: str, version: int = 1) -> Callable[[_R], _R]:
@@ -243,7 +243,7 @@ def encode_request(envelope: Envelope, key: Key | None = None, pool: str = "") -
         raw["node_id"], raw["incarnation"] = envelope.node_id, envelope.incarnation
     else:
         raw["client_id"], raw["seq"] = envelope.client_id, envelope.seq
-    raw["body"] = _json(request)
+    raw["body"] = to_json(request)
     if envelope.blobs:
         raw["blobs"] = envelope.blobs
     if key is not None:
