@@ -7,8 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+
+def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End processes in order, stopped ones too, and by force those that do not obey."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGCONT)
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class Daemons:
@@ -22,16 +36,7 @@ class Daemons:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end_all(self.processes)
 
     def said(self) -> str:
         """What all of them logged."""

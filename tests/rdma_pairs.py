@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import select
 import socket
+import threading
 import time
 from collections import deque
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from spoke.transport.frames import Frame, Incoming, Kind
 from spoke.transport.rdma.endpoint import RdmaEndpoint
 from spoke.transport.rdma.pool import Pool
 from spoke.transport.rdma.queue import READ, QueuePair
-from spoke.transport.rdma.wire import SLOT_BYTES, SLOTS, check_peer
+from spoke.transport.rdma.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, SLOT_BYTES, SLOTS, check_peer
 
 
 class FakeCompletions:
@@ -155,3 +157,25 @@ def idle(end: RdmaEndpoint) -> None:
             return
         assert end.receive() == []
     raise AssertionError("the descriptor stays readable with nothing to receive")
+
+
+def check_every_size(pair: Pair) -> None:
+    """Frames of every size arrive in order and whole."""
+    sizes = [0, 1, PAYLOAD_BYTES_MAX - 29, PAYLOAD_BYTES_MAX - 28, 70_000, CHUNK_BYTES, CHUNK_BYTES + 1, (5 << 20) + 3]
+    for number, nbytes in enumerate(sizes):
+        data = random.Random(number).randbytes(nbytes)
+        send(pair.a, number, data, b"second", header=b"x" * number)
+        got = frame(receive(pair.b, 1)[0])
+        assert (got.call_id, got.header) == (number, b"x" * number)
+        assert [bytes(buffer) for buffer in got.buffers] == [data, b"second"]
+    idle(pair.b)
+    idle(pair.a)
+
+
+def check_wake_up(pair: Pair) -> None:
+    """A reader that sleeps is woken by what comes."""
+    idle(pair.b)
+    timer = threading.Timer(0.1, send, (pair.a, 7))
+    timer.start()
+    assert receive(pair.b, 1)[0].call_id == 7
+    timer.join()

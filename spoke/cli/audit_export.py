@@ -13,7 +13,7 @@ import typer
 
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain, count
-from spoke.cli.past import ArchiveDir, Offline, Since, Until, past
+from spoke.cli.past import ArchiveDir, Offline, Since, Until, bounds, past
 
 
 def export(
@@ -37,10 +37,10 @@ def export(
     import orjson
 
     from spoke.cli.events import event_document
-    from spoke.cli.moments import id_before, last_id_at
     from spoke.events.chain import hash_of
 
-    after, end, written = id_before(since) if since else "0-0", last_id_at(until) if until else "+", 0
+    after, end = bounds(since, until)
+    written = 0
     with past(archive, offline, url, pool) as found, _opened(output) as file:
         for event_id, fields in found.log.raw(after, end):
             document = {**event_document(event_id, fields), "h": hash_of(fields)}

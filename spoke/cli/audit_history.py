@@ -11,7 +11,7 @@ import typer
 
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain, iso_time, local_time, numbers, span, tables, write_json
-from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, past
+from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, bounds, past
 
 if TYPE_CHECKING:
     from spoke.events.history import Entry
@@ -37,17 +37,16 @@ def history(
     """
     from typing import cast
 
-    from spoke.cli.moments import id_before, last_id_at
     from spoke.events.history import KINDS, Kind
     from spoke.events.history import history as history_of
 
     if kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} has no history: it is one of {', '.join(KINDS)}")
-    after, end = id_before(since) if since else "0-0", last_id_at(until) if until else "+"
+    after, end = bounds(since, until)
     with past(archive, offline, url, pool) as found:
         base = found.log.base()
         entries = history_of(base, found.log.read(base.last_id, end), cast(Kind, kind), name)
-        now_ms = min(found.now_ms, int(end.partition("-")[0])) if until else found.now_ms
+        now_ms = found.end_ms(end)
         shown = _show((entry for entry in entries if _is_after(entry, after)), now_ms, json)
         if base.last_id != "0-0":
             complain(f"the log reaches back to event {base.last_id} only; an archive may tell more (--archive)")

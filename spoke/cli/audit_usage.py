@@ -11,7 +11,7 @@ import typer
 
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import clean, complain, count, iso_time, say, tables, write_json
-from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, past
+from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, bounds, past
 
 if TYPE_CHECKING:
     from spoke.events.usage import Ledger, Usage
@@ -42,11 +42,11 @@ def usage(
     if json and as_csv:
         raise typer.BadParameter("--json and --csv were given: choose one of them")
     begin_ms = int(last_id_at(since).partition("-")[0]) if since else 0
-    end = last_id_at(until) if until else "+"
+    _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
         base = found.log.base()
         base_ms = int(base.last_id.partition("-")[0])
-        end_ms = min(found.now_ms, int(end.partition("-")[0])) if until else found.now_ms
+        end_ms = found.end_ms(end)
         if base_ms > begin_ms:
             complain(f"the log reaches back to {iso_time(base_ms)} only: what was used before is missing (--archive)")
         ledger = Ledger(cast(By, by), begin_ms, end_ms)

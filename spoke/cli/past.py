@@ -39,6 +39,10 @@ class Past:
     pool: str
     now_ms: int
 
+    def end_ms(self, end: str) -> int:
+        """The time of the end that ``bounds`` gave: what still goes on is counted up to there."""
+        return self.now_ms if end == "+" else min(self.now_ms, int(end.partition("-")[0]))
+
 
 @contextmanager
 def past(archive: Path | None, offline: bool, url: str | None, pool: str | None) -> Iterator[Past]:
@@ -58,6 +62,13 @@ def past(archive: Path | None, offline: bool, url: str | None, pool: str | None)
         log = place.log if archive is None else ArchivedLog(place.log, Archive(archive, name))
         seconds, micros = place.redis.time()
         yield Past(log, name, seconds * 1000 + micros // 1000)
+
+
+def bounds(since: str | None, until: str | None) -> tuple[str, str]:
+    """The event ids that the options name: after the first, up to and including the second."""
+    from spoke.cli.moments import id_before, last_id_at
+
+    return id_before(since) if since else "0-0", last_id_at(until) if until else "+"
 
 
 def state_at(log: EventLog, until: str) -> PoolState:

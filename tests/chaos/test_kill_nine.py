@@ -20,6 +20,7 @@ from spoke.events.audit import Report, verify
 from spoke.events.log import EventLog
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import connect
+from tests.daemons import end_all
 
 HERE = Path(__file__).parent
 WAIT_S = 40.0
@@ -92,16 +93,7 @@ class Cluster:
         assert report.problems == []
 
     def close(self) -> None:
-        for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end_all(self.processes)
         self.redis.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from spoke.transport.frames import Kind
 from spoke.transport.rdma import device
 from spoke.transport.rdma.ports import Choice, choose, ports
 from spoke.transport.rdma.verbs import VerbsMissing
-from spoke.transport.rdma.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, SLOTS
-from tests.rdma_pairs import Pair, frame, idle, receive, send
+from spoke.transport.rdma.wire import SLOTS
+from tests.rdma_pairs import Pair, check_every_size, check_wake_up, frame, receive, send
 
 COUNTERS = Path("/sys/class/infiniband/rxe0/ports/1/hw_counters")
 MIB = 1 << 20
@@ -54,23 +53,11 @@ def test_the_device_is_found_and_configured() -> None:
 
 
 def test_frames_of_every_size_arrive_in_order_and_whole(pair: Pair) -> None:
-    sizes = [0, 1, PAYLOAD_BYTES_MAX - 29, PAYLOAD_BYTES_MAX - 28, 70_000, CHUNK_BYTES, CHUNK_BYTES + 1, 5 * MIB + 3]
-    for number, nbytes in enumerate(sizes):
-        data = random.Random(number).randbytes(nbytes)
-        send(pair.a, number, data, b"second", header=b"x" * number)
-        got = frame(receive(pair.b, 1)[0])
-        assert (got.call_id, got.header) == (number, b"x" * number)
-        assert [bytes(buffer) for buffer in got.buffers] == [data, b"second"]
-    idle(pair.b)
-    idle(pair.a)
+    check_every_size(pair)
 
 
 def test_a_sleeping_reader_is_woken_by_the_completion_channel(pair: Pair) -> None:
-    idle(pair.b)
-    timer = threading.Timer(0.1, send, (pair.a, 7))
-    timer.start()
-    assert receive(pair.b, 1)[0].call_id == 7
-    timer.join()
+    check_wake_up(pair)
 
 
 def test_both_sides_send_more_than_they_have_credits_for(pair: Pair) -> None:

@@ -18,8 +18,8 @@ import pytest
 from spoke.errors import LimitExceeded, MalformedData
 from spoke.transport.endpoint import EndpointClosed
 from spoke.transport.frames import Incoming, Kind, Oversized
-from spoke.transport.rdma.wire import CHUNK_BYTES, HEAD, PAYLOAD_BYTES_MAX, SLOTS
-from tests.rdma_pairs import Pair, frame, idle, receive, send
+from spoke.transport.rdma.wire import HEAD, SLOTS
+from tests.rdma_pairs import Pair, check_every_size, check_wake_up, frame, idle, receive, send
 
 MIB = 1 << 20
 
@@ -40,23 +40,11 @@ def pair() -> Iterator[Pair]:
 
 
 def test_frames_of_every_size_arrive_in_order_and_whole(pair: Pair) -> None:
-    sizes = [0, 1, PAYLOAD_BYTES_MAX - 29, PAYLOAD_BYTES_MAX - 28, 70_000, CHUNK_BYTES, CHUNK_BYTES + 1, 5 * MIB + 3]
-    for number, nbytes in enumerate(sizes):
-        data = random.Random(number).randbytes(nbytes)
-        send(pair.a, number, data, b"second", header=b"x" * number)
-        got = frame(receive(pair.b, 1)[0])
-        assert (got.call_id, got.header) == (number, b"x" * number)
-        assert [bytes(buffer) for buffer in got.buffers] == [data, b"second"]
-    idle(pair.b)
-    idle(pair.a)
+    check_every_size(pair)
 
 
 def test_a_sleeping_reader_is_woken(pair: Pair) -> None:
-    idle(pair.b)
-    timer = threading.Timer(0.1, send, (pair.a, 7))
-    timer.start()
-    assert receive(pair.b, 1)[0].call_id == 7
-    timer.join()
+    check_wake_up(pair)
 
 
 def test_more_frames_than_credits_wait_in_the_backlog_and_keep_their_order(pair: Pair) -> None:
