@@ -11,13 +11,14 @@ it. `ib_send_lat` is printed beside it, to show what the interpreter costs befor
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import socket
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+
+from transport import report  # the benchmark beside this one
 
 from spoke.transport.frames import Kind
 from spoke.transport.rdma.device import Device, acquire
@@ -129,14 +130,6 @@ def endpoint_round_trip_us(device: Device) -> Callable[[], float]:
         return statistics.median(times) * 1e6
 
     return figure
-
-
-def report(as_json: bool, figure: str, unit: str, value: float, floor: float) -> None:
-    line = {"figure": figure, "value": value, "unit": unit, "floor": floor, "ratio": value / floor}
-    if as_json:
-        print(json.dumps(line), flush=True)
-    else:
-        print(f"{figure:28} {value:12,.2f} {unit:8} floor {floor:12,.2f}   ratio {value / floor:.2f}", flush=True)
 
 
 def main() -> None:
