@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from spoke.errors import WaitTimeout as WaitTimeout
     from spoke.events.model import Resources as Resources
     from spoke.events.model import Slot as Slot
+    from spoke.protocol.notice import Notice as Notice
     from spoke.transport.carrier import Transport as Transport
     from spoke.transport.handles import BufferHandle as BufferHandle
     from spoke.transport.mailbox import Mailbox as Mailbox
@@ -94,6 +95,7 @@ _HOMES = {
         "WaitTimeout",
     ),
     "spoke.events.model": ("Resources", "Slot"),
+    "spoke.protocol.notice": ("Notice",),
     "spoke.transport.handles": ("BufferHandle",),
     "spoke.transport.mailbox": ("Mailbox",),
     "spoke.transport.regions": ("Buffer",),

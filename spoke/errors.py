@@ -181,6 +181,27 @@ class NodeRefused(SpokeError):
     code = "node_refused"
 
 
+class NodeRemoved(NodeRefused):
+    """An operator has removed the node; its agent ends, and should not be started again by itself."""
+
+    code = "node_removed"
+
+
+class NodeBusy(SpokeError):
+    """The node cannot be removed while tickets hold places there."""
+
+    code = "node_busy"
+
+
+class UnknownNode(SpokeError, KeyError):
+    """No node of this id is registered in this pool."""
+
+    code = "unknown_node"
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0]) if self.args else ""
+
+
 class LogError(SpokeError):
     """The event log cannot be read as it stands."""
 

@@ -14,7 +14,8 @@ TICKETS = """A ticket is a gang from its request to its end. It holds its GPUs w
 ACTORS = """An actor is the process in a slot. It may hold its GPUs while it is {alive}. A rank whose actor has ended
 can be launched again."""
 NODES = """A node takes new slots while it is `up`. One that was lost comes back by registering; what live tickets hold
-on it stays theirs."""
+on it stays theirs. A cordon belongs to the node's id: a node that registers under a cordoned id is `cordoned`,
+`draining` or `drained` at once, as it was before."""
 
 
 def render() -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spoke.agent.inbox import Expected
     from spoke.agent.peers import Peer
     from spoke.agent.runtime import Runtime
+    from spoke.protocol.notice import Notice
     from spoke.transport import CallFuture
 
 MAIL_S: Final = 300.0
@@ -109,7 +110,7 @@ class Actor:
     ctx: ActorContext
     args: Mapping[str, Any]
 
-    _reserved: ClassVar[tuple[str, ...]] = ("ctx", "args", "run", "max_concurrency")
+    _reserved: ClassVar[tuple[str, ...]] = ("ctx", "args", "run", "on_notice", "max_concurrency")
 
     def run(self) -> Any:
         """The actor's main body: when it returns, the actor exits with code 0; when it raises, with code 1.
@@ -117,6 +118,12 @@ class Actor:
         This one serves calls until the actor is told to stop. It may be ``async``.
         """
         self.ctx.stopping.wait()
+
+    def on_notice(self, notice: Notice) -> None:
+        """Called, in a thread of its own, with what the ticket's clients are told, too: its node is drained, say.
+
+        What it raises is printed to the actor's log. This one does nothing.
+        """
 
 
 _A = TypeVar("_A", bound=type[Actor])

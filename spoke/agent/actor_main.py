@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from types import FrameType
 from typing import Any, Final
@@ -25,6 +26,7 @@ from spoke.transport import CallServer, unpack
 
 DOCUMENT_FD: Final = 3
 STATUS_FD: Final = 4
+RING: Final = signal.SIGRTMIN + 7
 FAILURE_LINES: Final = 15
 FAILURE_CHARACTERS: Final = 3_500
 CLOSE_S: Final = 2.0
@@ -63,6 +65,7 @@ def _start(document: dict[str, Any]) -> tuple[Actor, CallServer, Runtime]:
     runtime = Runtime(ctx.rank, ctx.world_size, peers, secret)
     ctx._runtime.append(runtime)
     _stop_on_sigterm(ctx)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (RING,))  # before there are other threads, which inherit it
     _import_all(document["imports"], document["cwd"])
     actor = _build(document["type_name"], ctx, document["args"])
     advertise = document["advertise"]
@@ -71,6 +74,7 @@ def _start(document: dict[str, Any]) -> tuple[Actor, CallServer, Runtime]:
     server = CallServer(actor, secret=secret, host=host, advertise=advertise, workers=workers)
     runtime.serve(server)
     server.start()
+    threading.Thread(target=_hear, args=(actor, peers), name="spoke-notices", daemon=True).start()
     return actor, server, runtime
 
 
@@ -80,6 +84,20 @@ def _stop_on_sigterm(ctx: ActorContext) -> None:
         _thread.start_new_thread(ctx.stopping.set, ())
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def _hear(actor: Actor, peers: Peers) -> None:
+    """Wait to be rung, and tell the actor what is new. A thread, since the main one may be deep in a library."""
+    last = 0
+    while True:
+        signal.sigwait((RING,))
+        try:
+            for number, notice in peers.notices():
+                if number > last:
+                    last = number
+                    actor.on_notice(notice)
+        except Exception:
+            traceback.print_exc()
 
 
 def _import_all(imports: list[str], cwd: str) -> None:

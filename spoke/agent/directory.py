@@ -3,6 +3,7 @@
 An actor asks when it first needs a peer, on a local socket (in the abstract namespace: no file, gone with the agent),
 and is told of all ranks at once, from the ticket's view. So no actor needs the server, nothing is sent to gangs whose
 members do not talk, and it works as well for ranks that were launched apart or again, and when their client is gone.
+Notices for a ticket's actors (a node is being drained, say) wait here, too, until they are fetched.
 Addresses alone open nothing: who connects must know the ticket's secret.
 """
 
@@ -22,6 +23,7 @@ import msgspec
 import redis.exceptions as rx
 
 from spoke.protocol.keys import Keys
+from spoke.protocol.notice import Notice
 from spoke.protocol.server import connect
 
 log = logging.getLogger("spoke.agent")
@@ -30,6 +32,7 @@ KEPT_S: Final = 0.1
 REQUEST_BYTES_MAX: Final = 512
 REQUEST_S: Final = 2.0
 JOIN_S: Final = 3.0
+NOTICES_KEPT: Final = 32
 _CACHED_MAX: Final = 1000
 _CREDENTIALS: Final = struct.Struct("iII")
 
@@ -42,6 +45,9 @@ class Directory:
         self._keys = keys
         self._client = connect(url, pool=keys.pool, timeout_s=REQUEST_S)
         self._known: dict[str, tuple[float, bytes]] = {}
+        self._lock = threading.Lock()
+        self._notices: dict[str, tuple[tuple[int, Notice], ...]] = {}
+        self._posted = 0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind("\0" + self.name)
         self._listener.listen(128)
@@ -75,8 +81,23 @@ class Directory:
                 credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
                     continue
-                ticket_id = sock.recv(REQUEST_BYTES_MAX).decode(errors="replace").strip()
-                sock.sendall(self._answer(ticket_id))
+                what, _, ticket_id = sock.recv(REQUEST_BYTES_MAX).decode(errors="replace").strip().rpartition(" ")
+                sock.sendall(self._notices_of(ticket_id) if what == "notices" else self._answer(ticket_id))
+
+    def post(self, notice: Notice) -> None:
+        """Keep a notice for the ticket's actors, which ask for it when they are rung."""
+        with self._lock:
+            self._posted += 1
+            kept = self._notices.pop(notice.ticket_id, ())
+            self._notices[notice.ticket_id] = (*kept[1 - NOTICES_KEPT :], (self._posted, notice))
+            if len(self._notices) > _CACHED_MAX:
+                del self._notices[next(iter(self._notices))]
+
+    def _notices_of(self, ticket_id: str) -> bytes:
+        """A JSON object: ``notices``, pairs of a number that grows and a notice."""
+        with self._lock:
+            found = self._notices.get(ticket_id, ())
+        return msgspec.json.encode({"notices": found})
 
     def _answer(self, ticket_id: str) -> bytes:
         """A JSON object: ``ranks``, each with ``state`` and ``address``, or ``error``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spoke.protocol.notice import Notice
 from spoke.protocol.orders import StartActor
 from spoke.protocol.requests import Envelope
 
@@ -71,6 +72,14 @@ class StopProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class Notify:
+    """Let running actors know that there is something to be told; ``notice`` is what is new, if anything is."""
+
+    launch_ids: tuple[str, ...]
+    notice: Notice | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KillAll:
     """SIGKILL every actor at once."""
 
@@ -105,6 +114,7 @@ Instruction = (
     | HoldPort
     | Spawn
     | StopProcess
+    | Notify
     | KillAll
     | KillKeeper
     | Warn

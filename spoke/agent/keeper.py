@@ -13,8 +13,8 @@ What can die, and what follows:
 - nobody, but the agent hangs: the keeper knows until when the node's lease is sure, and kills everything at that time.
 
 Messages are JSON datagrams (SOCK_SEQPACKET). To the keeper: ``spawn`` (with two descriptors: its specification, JSON,
-and the launch document), ``stop``, ``kill_all``, ``lease``. From it: ``started``, ``status``, ``failed``, ``ended``,
-``fenced``.
+and the launch document), ``stop``, ``ring``, ``kill_all``, ``lease``. From it: ``started``, ``status``, ``failed``,
+``ended``, ``fenced``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from spoke.agent import procfs
 
 DOCUMENT_FD = 3
 STATUS_FD = 4
+RING = signal.SIGRTMIN + 7
+"""Says to an actor that is up: there are notices for you at the agent. It has blocked this signal and waits for it."""
 DATAGRAM_BYTES_MAX = 64 * 1024
 STATUS_BYTES_MAX = 16 * 1024
 TAIL_BYTES = 2_000
@@ -162,6 +164,10 @@ class Keeper:
                 launch = self._launches.get(message["id"])
                 if launch is not None:
                     self._stop(launch, message["grace_s"])
+            case "ring":
+                launch = self._launches.get(message["id"])
+                if launch is not None and launch.told and launch.exit is None:
+                    procfs.send_signal(launch.root, RING)
             case "kill_all":
                 for launch in self._launches.values():
                     self._stop(launch, 0.0)

@@ -107,6 +107,10 @@ class KeeperLink:
         """SIGTERM now, SIGKILL after the grace."""
         self._send({"do": "stop", "id": launch_id, "grace_s": grace_s})
 
+    def ring(self, launch_id: str) -> None:
+        """Let an actor that is up know that there are notices for it."""
+        self._send({"do": "ring", "id": launch_id})
+
     def kill_all(self) -> None:
         """SIGKILL every actor."""
         self._send({"do": "kill_all"})

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spoke.agent import instructions as i
-from spoke.errors import SpokeError
+from spoke.errors import NodeRemoved, SpokeError
 from spoke.events.model import NodeSpec
 from spoke.events.names import check_name
 from spoke.protocol import orders as o
@@ -84,12 +84,14 @@ class AgentMachine:
         self._held: list[o.Delivery] = []
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
+        self._noticed: OrderedDict[str, None] = OrderedDict()
         self._lent: dict[str, int] = {}
         self._reports: OrderedDict[str, r.Request] = OrderedDict()
         self._seen_last = ""
         self._reconciling = False
         self._server = ""
         self._unknown: set[str] = set()
+        self._end = i.Quit()
 
     @property
     def actors_alive(self) -> tuple[str, ...]:
@@ -121,6 +123,7 @@ class AgentMachine:
         self._wake_at_s = now_s + REGISTER_AGAIN_S
         self._seen.clear()
         self._closed.clear()
+        self._noticed.clear()
         self._held.clear()
         self._reports.clear()
         self._unknown.clear()
@@ -162,6 +165,9 @@ class AgentMachine:
     def _rejected(self, reject: o.Reject, now_s: float) -> list[i.Instruction]:
         if self.phase in ("clearing", "waiting"):
             return []
+        if reject.code == NodeRemoved.code:
+            self.leaving, self._end = True, i.Quit(reject.code, f"the node was removed: {reject.reason}")
+            return self._clear(f"an operator removed this node ({reject.reason})", now_s)
         if self.phase != "joining":
             return self._clear(f"the pool gave this node up ({reject.reason})", now_s)
         if self.leaving:
@@ -244,6 +250,9 @@ class AgentMachine:
                 return self._resume(now_s)
             case o.StopActor() as stop:
                 return self._stop(stop.launch_id, stop.grace_s)
+            case o.NotifyActors(notice=notice):
+                _remember(self._noticed, notice.ticket_id)
+                return [i.Notify(self._listening(notice.ticket_id), notice)]
             case o.CloseTicket() as close:
                 _remember(self._closed, close.ticket_id)
                 mine = [key for key, actor in self._actors.items() if actor.order.ticket_id == close.ticket_id]
@@ -333,7 +342,20 @@ class AgentMachine:
             return []
         actor.up, actor.limit_s = True, None
         order = actor.order
-        return [self._report(r.ReportStarted(order.ticket_id, order.rank, launch_id, pid, address))]
+        steps: list[i.Instruction] = [
+            self._report(r.ReportStarted(order.ticket_id, order.rank, launch_id, pid, address))
+        ]
+        if order.ticket_id in self._noticed and not order.spec.argv:
+            steps.append(i.Notify((launch_id,)))
+        return steps
+
+    def _listening(self, ticket_id: str) -> tuple[str, ...]:
+        """The ticket's actors that run and can hear a notice: commands cannot."""
+        return tuple(
+            launch_id
+            for launch_id, actor in self._actors.items()
+            if actor.order.ticket_id == ticket_id and actor.up and not actor.order.spec.argv
+        )
 
     def failed(self, launch_id: str, reason: str) -> list[i.Instruction]:
         """The actor says why it will not come up; its end follows."""
@@ -437,7 +459,7 @@ class AgentMachine:
     def _quit(self) -> list[i.Instruction]:
         self.phase = "left"
         self._leave_until_s = self._wake_at_s = self._renew_at_s = None
-        return [i.Quit()]
+        return [self._end]
 
 
 def _terminal_report(actor: _Actor, code: int, signal: int, tail: str) -> r.ReportExited | r.ReportStartFailed:

@@ -9,6 +9,7 @@ import time
 from typing import Any, Final
 
 from spoke.errors import ActorUnreachable, InvalidRequest, SpokeError
+from spoke.protocol.notice import Notice
 from spoke.transport import CallFuture, Connection, Stream, connect
 
 CONNECT_S: Final = 30.0
@@ -103,6 +104,11 @@ class Peers:
                 raise ActorUnreachable(f"the members of ticket {self._ticket_id} cannot be told: {reason}")
             time.sleep(_PAUSE_S[1])
 
+    def notices(self) -> list[tuple[int, Notice]]:
+        """The notices that the agent has for this ticket, each with a number that grows; raises OSError, ValueError."""
+        found = _ask(self._directory, f"notices {self._ticket_id}")["notices"]
+        return [(number, Notice(**{**told, "ranks": tuple(told["ranks"])})) for number, told in found]
+
     def close(self) -> None:
         """End the connections."""
         with self._lock:
@@ -113,11 +119,11 @@ class Peers:
             connection.close()
 
 
-def _ask(directory: str, ticket_id: str) -> dict[str, Any]:
+def _ask(directory: str, question: str) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_ATTEMPT_S)
         sock.connect("\0" + directory)
-        sock.sendall(ticket_id.encode() + b"\n")
+        sock.sendall(question.encode() + b"\n")
         received = b""
         while piece := sock.recv(1 << 16):
             received += piece

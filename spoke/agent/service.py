@@ -270,6 +270,11 @@ class Agent:
                     self._spawn(step)
                 case i.StopProcess(launch_id, grace_s):
                     self._keeper.stop(launch_id, grace_s)
+                case i.Notify(launch_ids, notice):
+                    if notice is not None:
+                        self._directory.post(notice)
+                    for launch_id in launch_ids:
+                        self._keeper.ring(launch_id)
                 case i.KillAll():
                     self._keeper.kill_all()
                 case i.KillKeeper():

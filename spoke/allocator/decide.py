@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spoke.allocator import line, nodes, tickets
+from spoke.allocator import line, nodes, operations, tickets
 from spoke.allocator.leases import check_lease
 from spoke.errors import AuthenticationFailed, InvalidRequest, SpokeError
 from spoke.events import types as e
@@ -35,7 +35,20 @@ def decide(state: PoolState, asked: Asked, now_ms: int) -> list[e.Event]:
 
 def tick(state: PoolState, now_ms: int) -> list[e.Event]:
     """What the passing of time leads to; call again until it leads to nothing."""
-    return line.advance(state, now_ms)
+    return operations.advance(state, now_ms) or line.advance(state, now_ms)
+
+
+def waits(state: PoolState) -> bool:
+    """Whether anything waits for time to pass or for places to become free, so that ``tick`` has something to do."""
+    return bool(state.queue) or bool(state.cordons and state.draining)
+
+
+def next_deadline_ms(state: PoolState) -> int | None:
+    """When ``tick`` will have something to do because of the time alone; None if never."""
+    times = [t.deadline_ms for t in map(state.tickets.__getitem__, state.queue) if t.deadline_ms]
+    if state.cordons:
+        times += operations.deadlines(state)
+    return min(times, default=None)
 
 
 def expire(state: PoolState, holder: str) -> list[e.Event]:
@@ -84,6 +97,10 @@ def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
         ]
     if isinstance(request, r.AllocateGang):
         return line.allocate(state, asked.client_id, asked.seq, request, now_ms)
+    if isinstance(request, r.DrainNode):
+        return operations.drain(state, asked, request, now_ms)
+    if isinstance(request, r.RemoveNode):
+        return operations.remove(state, asked, request, now_ms)
     from_client = _FROM_CLIENTS.get(type(request))
     if from_client is None:
         raise InvalidRequest(f"{request.TYPE} is for agents; client {asked.client_id} sent it")
@@ -139,6 +156,9 @@ _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list
     r.AttachGang: tickets.attach,
     r.LaunchActors: tickets.launch,
     r.StopActor: tickets.stop_actor,
+    r.CordonNode: operations.cordon,
+    r.UncordonNode: operations.uncordon,
+    r.MoveGang: operations.move,
 }
 _FROM_NODES: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
     r.RegisterNode: nodes.register,

@@ -16,6 +16,7 @@ from spoke.protocol import orders as o
 from spoke.protocol import replies as p
 from spoke.protocol.identity import owner_of
 from spoke.protocol.keys import client_lease, node_lease
+from spoke.protocol.notice import Notice
 
 
 class Tell(NamedTuple):
@@ -140,12 +141,78 @@ def _node_registered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> It
         yield Command(event.node_id, o.Delivery(event.incarnation, o.ReportHoldings(state.server)))
 
 
-def _node_gone(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
-    event: Any = recorded.event
+def _node_lost(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    yield from _end_of_node(state, recorded.event, "node_lost")
+
+
+def _end_of_node(state: PoolState, event: Any, code: str) -> Iterator[Effect]:
     incarnation = state.nodes[event.node_id].incarnation
     if incarnation:
         yield DropLease(node_lease(event.node_id, incarnation))
-        yield Command(event.node_id, o.Delivery(incarnation, o.Reject("node_lost", event.reason)))
+        yield Command(event.node_id, o.Delivery(incarnation, o.Reject(code, event.reason)))
+
+
+def _node_cordoned(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event: Any = recorded.event
+    known = state.cordons.get(event.node_id)
+    if event.seq:
+        yield Tell(event.client_id, event.seq, p.Done())
+    if known is None:
+        return
+    how = "uncordoned" if isinstance(event, e.NodeUncordoned) else "only cordoned now"
+    for client_id, seq in known.waiters:
+        yield Tell(
+            client_id, seq, p.Failed("node_busy", f"the drain of node {event.node_id} was given up: it is {how}")
+        )
+    if known.phase == "draining":
+        text = f"node {event.node_id} is not drained any more"
+        yield from _notify_node(state, event.node_id, "node_drain_ended", text, 0)
+
+
+def _node_draining(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.NodeDraining, recorded)
+    if not event.wait:
+        yield Tell(event.client_id, event.seq, p.Done())
+    what = "is being removed" if event.remove else "is being drained"
+    text = f"node {event.node_id} {what}" + (f": {event.reason}" if event.reason else "")
+    yield from _notify_node(state, event.node_id, "node_draining", text, event.deadline_ms)
+
+
+def _node_drained(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    yield from _drain_answers(state, recorded.event.node_id)  # type: ignore[attr-defined]
+
+
+def _node_removed(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.NodeRemoved, recorded)
+    cordon = state.cordons.get(event.node_id)
+    by_operator = bool(event.client_id) or (cordon is not None and cordon.remove)
+    yield from _end_of_node(state, event, "node_removed" if by_operator else "node_lost")
+    yield from _drain_answers(state, event.node_id)
+    if event.seq:
+        yield Tell(event.client_id, event.seq, p.Done())
+
+
+def _drain_answers(state: PoolState, node_id: str) -> Iterator[Effect]:
+    cordon = state.cordons.get(node_id)
+    for client_id, seq in cordon.waiters if cordon is not None else ():
+        yield Tell(client_id, seq, p.Done())
+
+
+def _notify_node(state: PoolState, node_id: str, kind: str, reason: str, deadline_ms: int) -> Iterator[Effect]:
+    """Tell the owners and the actors of all tickets on a node."""
+    for ticket_id in sorted(state.nodes[node_id].tickets if node_id in state.nodes else ()):
+        ticket = state.tickets[ticket_id]
+        if ticket.phase != "releasing":
+            ranks = tuple(slot.global_rank for slot in ticket.slots if slot.node_id == node_id)
+            yield from notify(state, ticket, Notice(ticket_id, kind, reason, node_id, ranks, deadline_ms))
+
+
+def notify(state: PoolState, ticket: TicketState, notice: Notice) -> Iterator[Effect]:
+    """Tell a ticket's clients and its running actors something that they should know."""
+    for client_id in _interested(state, ticket):
+        yield Tell(client_id, 0, p.TicketNotice(notice))
+    for place in sorted(ticket.alive):
+        yield from _command(state, place, o.NotifyActors(notice))
 
 
 # --- gangs -------------------------------------------------------------------------------------------------------
@@ -173,6 +240,11 @@ def _gang_cancelled(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
     yield Tell(ticket.client_id, ticket.seq, p.Failed("cancelled", f"the waiting gang was withdrawn: {event.reason}"))
     if event.seq:
         yield Tell(event.client_id, event.seq, p.Done())
+
+
+def _gang_moved(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangMoved, recorded)
+    yield Tell(event.client_id, event.seq, p.Done())
 
 
 def _gang_attached(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
@@ -342,12 +414,17 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator
     e.ClientLost: _client_lost,
     e.ClientClosed: _client_closed,
     e.NodeRegistered: _node_registered,
-    e.NodeLost: _node_gone,
-    e.NodeRemoved: _node_gone,
+    e.NodeLost: _node_lost,
+    e.NodeCordoned: _node_cordoned,
+    e.NodeUncordoned: _node_cordoned,
+    e.NodeDraining: _node_draining,
+    e.NodeDrained: _node_drained,
+    e.NodeRemoved: _node_removed,
     e.GangQueued: _gang_queued,
     e.GangAllocated: _gang_allocated,
     e.GangRefused: _gang_refused,
     e.GangCancelled: _gang_cancelled,
+    e.GangMoved: _gang_moved,
     e.GangAttached: _gang_attached,
     e.GangReleasing: _gang_releasing,
     e.GangReleased: _gang_released,

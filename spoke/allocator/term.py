@@ -113,7 +113,7 @@ class Term:
         for asked in chunk:
             self._decide(batch, self._limits.apply(self.state, asked))
         self._cursor = self._intake.cursor
-        if self.state.queue:
+        if core.waits(self.state):
             self._advance_line(batch)
         if chunk:
             batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
@@ -236,11 +236,9 @@ class Term:
         if self._expired or self._views.pending:
             return 1
         now_ms = self._now_ms()
-        waits = [self._renew_at_ms - now_ms]
-        waits += [
-            t.deadline_ms - now_ms for t in map(self.state.tickets.__getitem__, self.state.queue) if t.deadline_ms
-        ]
-        return max(1, min(waits))
+        next_ms = core.next_deadline_ms(self.state)
+        until_ms = self._renew_at_ms if next_ms is None else min(self._renew_at_ms, next_ms)
+        return max(1, until_ms - now_ms)
 
 
 def _after(event_id: str) -> str:

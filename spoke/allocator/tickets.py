@@ -131,11 +131,17 @@ def _check_may(asked: r.Envelope, ticket: TicketState, *, admins: bool = True) -
     )
 
 
-def _live(state: PoolState, ticket_id: str) -> TicketState:
+def find(state: PoolState, ticket_id: str) -> TicketState:
+    """The ticket, waiting or live; raises TicketEnded or UnknownTicket."""
     ticket = state.tickets.get(ticket_id)
     if ticket is None:
         _check_was_granted(state, ticket_id)
         raise TicketEnded(f"ticket {ticket_id} has ended: it was released, cancelled or lost; ask for a new gang")
+    return ticket
+
+
+def _live(state: PoolState, ticket_id: str) -> TicketState:
+    ticket = find(state, ticket_id)
     if ticket.phase == "queued":
         raise InvalidRequest(f"ticket {ticket_id} still waits in line ({ticket.reason}): wait until it is granted")
     if ticket.phase == "releasing":

@@ -13,7 +13,7 @@ import orjson
 from spoke.allocator.commit import Batch, flat
 from spoke.events import types as e
 from spoke.events.model import GPU_MILLI
-from spoke.events.state import NodeState, PoolState, TicketState, indices_of
+from spoke.events.state import Cordon, NodeState, PoolState, TicketState, indices_of
 from spoke.protocol.keys import Keys
 
 ENDED_TICKET_KEPT_S = 3600
@@ -60,7 +60,7 @@ class Views:
         for node_id in self._nodes:
             node = state.nodes.get(node_id)
             if node is not None:
-                batch.add("HSET", keys.nodes, node_id, node_line(node))
+                batch.add("HSET", keys.nodes, node_id, node_line(node, state.cordons.get(node_id)))
             else:
                 batch.add("HDEL", keys.nodes, node_id)
                 batch.add("DEL", keys.node(node_id))
@@ -94,12 +94,13 @@ def _write_end(batch: Batch, keys: Keys, ticket_id: str, fields: list[Any]) -> N
     batch.add("EXPIRE", keys.ticket(ticket_id), ENDED_TICKET_KEPT_S)
 
 
-def node_line(node: NodeState) -> bytes:
-    """A node as one line of JSON."""
+def node_line(node: NodeState, cordon: Cordon | None = None) -> bytes:
+    """A node as one line of JSON; ``cordon`` is what keeps it from having new slots, if anything."""
     spec = node.spec
     return orjson.dumps(
         {
             "state": node.phase,
+            "cordon": _cordon(cordon) if cordon is not None else None,
             "gpus": len(spec.gpus),
             "gpus_free": indices_of(node.free_gpus),
             "gpus_shared": {str(index): (GPU_MILLI - used) / GPU_MILLI for index, used in sorted(node.shared.items())},
@@ -116,6 +117,16 @@ def node_line(node: NodeState) -> bytes:
             "pid": spec.pid,
         }
     )
+
+
+def _cordon(cordon: Cordon) -> dict[str, Any]:
+    return {
+        "state": cordon.phase,
+        "by": cordon.by,
+        "reason": cordon.reason,
+        "since_ms": int(cordon.since.partition("-")[0]),
+        "deadline_ms": cordon.deadline_ms,
+    }
 
 
 def ticket_line(ticket: TicketState) -> bytes:

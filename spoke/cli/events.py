@@ -147,13 +147,19 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.NodeRegistered: _registered,
     e.NodeUpdated: lambda v: f"{v.node_id} {' '.join(f'{key}={value}' for key, value in v.labels.items())}",
     e.NodeLost: lambda v: f"{v.node_id}{_because(v.reason)}",
-    e.NodeDraining: lambda v: f"{v.node_id}{_asked(v)}",
+    e.NodeCordoned: lambda v: f"{v.node_id}{_asked(v)}{_because(v.reason)}",
+    e.NodeUncordoned: lambda v: f"{v.node_id}{_asked(v)}",
+    e.NodeDraining: lambda v: (
+        f"{v.node_id}{f', until {local_time(v.deadline_ms)}' if v.deadline_ms else ''}"
+        f"{', then it is removed' * v.remove}{_asked(v)}{_because(v.reason)}"
+    ),
     e.NodeDrained: lambda v: f"{v.node_id}",
-    e.NodeRemoved: lambda v: f"{v.node_id}{_because(v.reason)}",
+    e.NodeRemoved: lambda v: f"{v.node_id}{_asked(v)}{_because(v.reason)}",
     e.GangQueued: _queued,
     e.GangAllocated: lambda v: f"{v.ticket_id} {_gang(v.spec)} for {v.client_id}; {_places(v.slots)}",
     e.GangRefused: lambda v: f"{v.ticket_id or '-'} {_gang(v.spec)} for {v.client_id} ({v.code}): {v.reason}",
     e.GangCancelled: lambda v: f"{v.ticket_id}{_because(v.reason)}",
+    e.GangMoved: lambda v: f"{v.ticket_id} to the {v.to}{_asked(v)}",
     e.GangAttached: lambda v: f"{v.ticket_id} by {v.client_id}",
     e.GangReleasing: lambda v: f"{v.ticket_id}{_asked(v)}{_because(v.reason)}",
     e.GangReleased: lambda v: f"{v.ticket_id} on {', '.join(v.nodes) or 'no node'}" + (", all of it" * v.final),

@@ -24,11 +24,11 @@ def init(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to wri
 
 @app.command("issue")
 def issue(
-    kind: Annotated[str, typer.Argument(metavar="user|admin|node", help="What the key is for.")],
+    kind: Annotated[str, typer.Argument(metavar="user|operator|admin|node", help="What the key is for.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The user, or the node's id (* for any node).")],
     keys: Annotated[Path, typer.Option("--keys", metavar="FILE", help="The file with the master key.")],
 ) -> None:
-    """Print the key of one user, administrator or node. It is the same each time, while the master is."""
+    """Print the key of one user, operator, administrator or node. It is the same each time, while the master is."""
     from spoke.protocol.identity import issue as make
     from spoke.protocol.identity import read_masters
 

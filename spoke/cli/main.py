@@ -1,7 +1,7 @@
 """``spoke``: the application, and how its commands end.
 
 Exit codes: 0 all went well, 1 a SpokeError (one line ``spoke: …`` on standard error), 2 the command line was not
-understood, 130 Ctrl-C. ``spoke run`` returns what its command returned.
+understood, 78 an operator removed the agent's node, 130 Ctrl-C. ``spoke run`` returns what its command returned.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spoke.cli import audit, daemons, doctor, history, keys, logs, pool, run, up
+from spoke.cli import audit, daemons, doctor, history, keys, logs, node, pool, run, ticket, up
 from spoke.cli.output import complain, forget_output
-from spoke.errors import SpokeError
+from spoke.errors import NodeRemoved, SpokeError
+
+REMOVED = 78
+"""The exit code of an agent whose node an operator removed: whoever watches over it must not start it again."""
 
 
 class SpokeGroup(TyperGroup):
@@ -33,7 +36,7 @@ class SpokeGroup(TyperGroup):
             return result
         except SpokeError as error:
             complain(str(error) or type(error).__name__)
-            raise typer.Exit(1) from error
+            raise typer.Exit(REMOVED if isinstance(error, NodeRemoved) else 1) from error
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except OSError as error:
@@ -78,6 +81,8 @@ app.command("tickets")(pool.tickets)
 app.command("logs")(logs.logs)
 app.command("log")(history.log)
 app.command("release")(pool.release)
+app.add_typer(node.app, name="node")
+app.add_typer(ticket.app, name="ticket")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="key")
 app.command("allocator")(daemons.allocator)

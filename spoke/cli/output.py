@@ -20,6 +20,7 @@ _STATE_STYLES = {
     "allocated": "cyan",
     "launching": "cyan",
     "queued": "yellow",
+    "cordoned": "yellow",
     "draining": "yellow",
     "drained": "yellow",
     "releasing": "yellow",

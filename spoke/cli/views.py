@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 def node_table(nodes: Iterable[NodeStatus]) -> None:
     """The nodes, one a line."""
-    columns = ("node", "state", "gpus", "free", ">cpus free", ">memory free", "tickets", "host", "model")
+    nodes = tuple(nodes)
+    columns: tuple[str, ...] = ("node", "state", "gpus", "free", ">cpus free", ">memory free", "tickets", "host")
+    columns = (*columns, "model")
+    remarks = [remark_on(node) for node in nodes]
+    if any(remarks):
+        columns = (*columns, "remarks")
     table(
         columns,
         (
@@ -29,10 +34,20 @@ def node_table(nodes: Iterable[NodeStatus]) -> None:
                 " ".join(node.tickets) or "-",
                 f"{node.host} {node.address}",
                 node.gpu_model,
-            )
-            for node in nodes
+                remark,
+            )[: len(columns)]
+            for node, remark in zip(nodes, remarks, strict=True)
         ),
     )
+
+
+def remark_on(node: NodeStatus) -> str:
+    """Why a node has no new slots, by whom, and until when its tickets may stay; empty for most."""
+    cordon = node.cordon
+    if cordon is None:
+        return ""
+    until = f" until {local_time(cordon.deadline_ms)}" if cordon.deadline_ms else ""
+    return f"{cordon.state} by {cordon.by or '?'}{until}" + (f": {cordon.reason}" if cordon.reason else "")
 
 
 def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) -> None:
@@ -156,7 +171,7 @@ def status_of_state(state: PoolState, pool: str) -> PoolStatus:
         return {**plain, **names}
 
     nodes = [
-        msgspec.convert(row(node_line(node), node_id=node_id), NodeStatus, strict=False)
+        msgspec.convert(row(node_line(node, state.cordons.get(node_id)), node_id=node_id), NodeStatus, strict=False)
         for node_id, node in sorted(state.nodes.items())
     ]
     tickets = [

@@ -8,18 +8,20 @@ awaits a request withdraws the request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Env, Gang, Ids
 from spoke.client.handle import ActorHandle
+from spoke.client.operate import AsyncOperations
 from spoke.client.status import PoolStatus
 from spoke.client.sync import CLOSE_TIMEOUT_S, Client
 from spoke.client.tracking import ActorExit
 from spoke.errors import ClientClosed
 from spoke.events.model import OnFailure, Resources, Slot
+from spoke.protocol.notice import Notice
 from spoke.transport import Stream, Transport
 from spoke.transport.mailbox import CAPACITY, Mailbox
 
@@ -201,6 +203,15 @@ class AsyncGang:
         """How the actors ended that have ended so far, by rank."""
         return self.sync.exits
 
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """The last notices that came; see ``Gang.notices``."""
+        return self.sync.notices
+
+    def on_notice(self, tell: Callable[[Notice], object]) -> None:
+        """Call ``tell`` with each notice from now on, in a thread of the client; see ``Gang.on_notice``."""
+        self.sync.on_notice(tell)
+
     async def launch(self, type: str, args: Args = None, *, ids: Ids = None, env: Env = None) -> list[AsyncActorHandle]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
         return _wrap_all(await _await_late(self.sync.launch, type, args, ids=ids, env=env))
@@ -242,7 +253,7 @@ class AsyncGang:
         return f"<Async{repr(self.sync)[1:]}"
 
 
-class AsyncClient:
+class AsyncClient(AsyncOperations):
     """``Client`` for asyncio: ``async with spoke.AsyncClient(url) as client``. The options are those of ``Client``.
 
     Making one does nothing yet; ``async with``, or ``await client.open()``, opens the session.

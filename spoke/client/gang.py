@@ -14,6 +14,7 @@ from spoke.client.memory import MEMORY, GangMemory
 from spoke.client.tracking import ENDED, ActorExit, Ticket
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events.model import Slot
+from spoke.protocol.notice import Notice
 from spoke.protocol.replies import ActorInfo
 from spoke.transport import CallServer
 from spoke.transport.mailbox import CAPACITY, Mailbox
@@ -78,6 +79,19 @@ class Gang:
     def exits(self) -> dict[int, ActorExit]:
         """How the actors ended that have ended so far, by rank."""
         return dict(sorted(self.ticket.exits.copy().items()))
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """The last notices that came, oldest first: a node is being drained, and the like; see ``Notice``."""
+        return self.ticket.notices
+
+    def on_notice(self, tell: Callable[[Notice], object]) -> None:
+        """Call ``tell`` with each notice from now on, in a thread of the client; without any, they are logged.
+
+        It may use the client, and should not block for long. It must not refer to the gang if the gang is to be given
+        back with its last reference.
+        """
+        self.ticket.on_notice = (*self.ticket.on_notice, tell)
 
     def launch(self, type: str, args: Args = None, *, ids: Ids = None, env: Env = None) -> Future[list[ActorHandle]]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""

@@ -23,6 +23,7 @@ from spoke.events.codec import DecodeError
 from spoke.events.model import GangSpec
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
+from spoke.protocol.notice import Notice
 
 OUTSTANDING_MAX = 10_000
 """Requests that may wait for their answer at once, per client."""
@@ -83,6 +84,14 @@ class WaitFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Noticed:
+    """There is something that the user should know of a ticket."""
+
+    ticket: Ticket
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
 class TicketGone:
     """Nothing is left of the ticket."""
 
@@ -96,7 +105,7 @@ class Lost:
     error: SpokeError
 
 
-Output = Transmit | Resolve | Fail | Connected | WaitOver | WaitFailed | TicketGone | Lost
+Output = Transmit | Resolve | Fail | Connected | WaitOver | WaitFailed | Noticed | TicketGone | Lost
 
 
 # --- state -------------------------------------------------------------------------------------------------------
@@ -307,6 +316,12 @@ class Machine:
             if ticket is not None:
                 ticket.releasing = message.reason
             return []
+        if isinstance(message, p.TicketNotice):
+            ticket = self.tickets.get(message.notice.ticket_id)
+            if ticket is None:
+                return []
+            ticket.noticed(message.notice)
+            return [Noticed(ticket, message.notice)]
         if isinstance(message, p.TicketReleased):
             return self._gone(message.ticket_id)
         if isinstance(message, p.Resync):

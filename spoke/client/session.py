@@ -33,6 +33,7 @@ from spoke.events.codec import DecodeError
 from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, client_prefix
 from spoke.protocol.keys import Keys
+from spoke.protocol.notice import Notice
 from spoke.protocol.replies import Failed, Message, decode_message
 from spoke.protocol.server import check_server, connect
 
@@ -454,6 +455,8 @@ class Session:
                 wait = self._waits.pop(output.wait_id, None)
                 if wait is not None:
                     wait.fail(output.error)
+            elif type(output) is m.Noticed:
+                self._tell(output.ticket, output.notice)
             elif type(output) is m.TicketGone:
                 gang = self.gangs.get(output.ticket.ticket_id)
                 if gang is not None and gang.has_lines:
@@ -462,6 +465,13 @@ class Session:
                 log.error("client %s has lost its session: %s", self.client_id, output.error)
         if sends:
             self._sender.kick(direct=False)
+
+    def _tell(self, ticket: Ticket, notice: Notice) -> None:
+        """Tell the user, in a thread that may be kept waiting; nobody listens: in the log at least."""
+        if not ticket.on_notice:
+            log.warning("client %s, ticket %s: %s", self.client_id, ticket.ticket_id, notice.reason)
+        for tell in ticket.on_notice:
+            self.upkeep.soon(lambda tell=tell: tell(notice))  # type: ignore[misc]
 
     def _fail(self, output: m.Fail) -> None:
         future = self._futures.pop(output.seq, None)

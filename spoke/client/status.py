@@ -17,10 +17,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """A node. ``state`` is up, draining, drained or lost; ``memory`` in bytes; ``gpus_free`` are physical indices.
+class CordonStatus:
+    """Why nothing new is placed on a node. ``state`` is cordoned, draining or drained; ``by`` is who asked for it.
 
-    ``gpus_shared`` says of each GPU that is shared, by its index, what fraction of it is free.
+    Times are in milliseconds of the server's clock since 1970; ``deadline_ms`` is 0 for a drain that waits for ever.
+    """
+
+    state: str = ""
+    by: str = ""
+    reason: str = ""
+    since_ms: int = 0
+    deadline_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node. ``state`` is up, cordoned, draining, drained or lost; ``memory`` is in bytes.
+
+    ``gpus_free`` are physical indices; ``gpus_shared`` says of each GPU that is shared, by its index, what fraction of it
+    is free.
     """
 
     node_id: str = ""
@@ -38,6 +53,7 @@ class NodeStatus:
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     pid: int = 0
+    cordon: CordonStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

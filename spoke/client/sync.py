@@ -14,6 +14,7 @@ from spoke.client.futures import Chain, failed
 from spoke.client.gang import Args, Env, Gang, Ids, close_all
 from spoke.client.handle import ActorHandle, Line
 from spoke.client.memory import GangMemory
+from spoke.client.operate import Operations
 from spoke.client.session import Session
 from spoke.client.status import PoolStatus, read_status
 from spoke.client.tracking import Ticket
@@ -36,7 +37,7 @@ SECRET_BYTES = 32
 _NO_NEED = Resources()
 
 
-class Client(Closing):
+class Client(Operations, Closing):
     """A session in a pool: asks for gangs, launches actors, and gives everything back when it ends.
 
     ``url`` (redis://, rediss://, unix://; else SPOKE_URL, else redis://127.0.0.1:6379) and ``pool`` (else SPOKE_POOL,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from spoke.events.model import GangSpec, Slot
+from spoke.protocol.notice import Notice
 from spoke.protocol.replies import ActorInfo
 
+NOTICES_KEPT = 64
 ENDED = frozenset({"exited", "start_failed", "lost"})
 
 
@@ -54,7 +56,15 @@ class Ticket:
     """The latest known actor of each rank."""
     exits: dict[int, ActorExit] = field(default_factory=dict)
     """How the latest actor of each rank ended, if it has."""
+    notices: tuple[Notice, ...] = ()
+    """The last that was told of it."""
+    on_notice: tuple[Callable[[Notice], object], ...] = ()
+    """Whom to tell of the next."""
     _waits: dict[int, set[int]] = field(default_factory=dict)
+
+    def noticed(self, notice: Notice) -> None:
+        """Take note of a notice."""
+        self.notices = (*self.notices[1 - NOTICES_KEPT :], notice)
 
     def saw(self, actors: Iterable[ActorInfo]) -> list[int]:
         """Take note of actors as the allocator describes them; the waits that are over."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spoke.events.model import GPU_MILLI
-from spoke.events.state import ActorState, NodeState, PoolState, TicketState, indices_of
+from spoke.events.state import ActorState, Cordon, NodeState, PoolState, TicketState, indices_of
 
 Subject = tuple[str, str]
 """What kind of thing, and its name."""
@@ -32,7 +32,7 @@ def facts(state: PoolState) -> Facts:
     """A state as plain values, by subject."""
     found: Facts = {("allocator", "leader"): {"holder": state.allocator, "epoch": state.epoch, "server": state.server}}
     for node_id, node in state.nodes.items():
-        found["node", node_id] = _node(node)
+        found["node", node_id] = _node(node, state.cordons.get(node_id))
     places = {ticket_id: place for place, ticket_id in enumerate(state.queue, start=1)}
     for ticket_id, ticket in state.tickets.items():
         found["ticket", ticket_id] = _ticket(ticket, places.get(ticket_id, 0))
@@ -58,10 +58,11 @@ def changes(before: Facts, after: Facts) -> Iterator[Change]:
             yield Change(*subject, "added", {}, now)
 
 
-def _node(node: NodeState) -> dict[str, Any]:
+def _node(node: NodeState, cordon: Cordon | None) -> dict[str, Any]:
     return {
         "state": node.phase,
         "confirmed": node.confirmed,
+        "cordon": cordon.reason if cordon is not None else None,
         "agent": node.incarnation,
         "gpus": len(node.spec.gpus),
         "gpus_free": list(indices_of(node.free_gpus)),

@@ -15,12 +15,13 @@ from typing import Any
 
 from spoke.errors import InvalidTransition
 from spoke.events import types as e
-from spoke.events.lifecycle import ACTOR, NODE, TICKET, advance
+from spoke.events.lifecycle import ACTOR, NODE, TICKET, NodePhase, advance
 from spoke.events.state import (
     GONE_CLIENTS_KEPT,
     SEQ_WINDOW,
     ActorState,
     ClientState,
+    Cordon,
     NodeState,
     PoolState,
     TicketState,
@@ -154,7 +155,9 @@ def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -
         raise InvalidTransition(f"event {event_id} registers node {event.node_id} as {event.spec.node_id}")
     known = state.nodes.get(event.node_id)
     advance(NODE, f"node {event.node_id}", known.phase if known else None, event_id, event.TYPE)
-    node = NodeState.empty(event.spec, "up", event.incarnation, event.lease_ms, not state.changed)
+    cordon = state.cordons.get(event.node_id)
+    phase: NodePhase = cordon.phase if cordon is not None else "up"
+    node = NodeState.empty(event.spec, phase, event.incarnation, event.lease_ms, not state.changed)
     if known is not None:  # what live tickets hold on the node stays theirs
         for ticket_id in sorted(known.tickets):
             _book(node, state.tickets[ticket_id], event_id)
@@ -173,12 +176,57 @@ def _node_updated(state: PoolState, event_id: str, event: e.NodeUpdated) -> None
     node.spec = dataclasses.replace(node.spec, labels=event.labels)
 
 
-def _node_moved(state: PoolState, event_id: str, event: e.NodeLost | e.NodeDraining | e.NodeDrained) -> None:
+def _advance_node(state: PoolState, event_id: str, event: Any) -> NodeState:
     node = _node(state, event_id, event)
     node.phase = advance(NODE, f"node {event.node_id}", node.phase, event_id, event.TYPE)
-    if event.TYPE == "node.lost":
-        node.incarnation = ""
     state.index(node)
+    return node
+
+
+def _node_lost(state: PoolState, event_id: str, event: e.NodeLost) -> None:
+    _advance_node(state, event_id, event).incarnation = ""
+
+
+def _node_cordoned(state: PoolState, event_id: str, event: e.NodeCordoned) -> None:
+    _advance_node(state, event_id, event)
+    state.cordons[event.node_id] = Cordon(user_of(state, event.client_id), event_id, event.reason)
+
+
+def _node_uncordoned(state: PoolState, event_id: str, event: e.NodeUncordoned) -> None:
+    if event.node_id in state.nodes:
+        _advance_node(state, event_id, event)
+    state.cordons.pop(event.node_id, None)
+
+
+def _node_draining(state: PoolState, event_id: str, event: e.NodeDraining) -> None:
+    _advance_node(state, event_id, event)
+    known = state.cordons.get(event.node_id)
+    cordon = Cordon(
+        user_of(state, event.client_id), event_id, event.reason, "draining", event.deadline_ms, event.remove
+    )
+    if known is not None:
+        cordon.waiters = known.waiters
+    if event.wait:
+        cordon.waiters.append((event.client_id, event.seq))
+    state.cordons[event.node_id] = cordon
+
+
+def _node_drained(state: PoolState, event_id: str, event: e.NodeDrained) -> None:
+    if _advance_node(state, event_id, event).tickets:
+        raise InvalidTransition(f"event {event_id} says that node {event.node_id} is drained, which has tickets")
+    _end_drain(state, event.node_id)
+
+
+def _end_drain(state: PoolState, node_id: str) -> None:
+    cordon = state.cordons.get(node_id)
+    if cordon is not None and cordon.phase == "draining":
+        cordon.phase, cordon.deadline_ms, cordon.waiters = "drained", 0, []
+
+
+def user_of(state: PoolState, client_id: str) -> str:
+    """The user of a client, as far as it is known; else the client's id."""
+    client = state.client(client_id)
+    return (client.user if client is not None else "") or client_id
 
 
 def _node_removed(state: PoolState, event_id: str, event: e.NodeRemoved) -> None:
@@ -187,8 +235,10 @@ def _node_removed(state: PoolState, event_id: str, event: e.NodeRemoved) -> None
         raise InvalidTransition(
             f"event {event_id} removes node {event.node_id}, which still holds {', '.join(sorted(node.tickets))}"
         )
+    advance(NODE, f"node {event.node_id}", node.phase, event_id, event.TYPE)
     state.capacity.drop(event.node_id)
     del state.nodes[event.node_id]
+    _end_drain(state, event.node_id)
 
 
 # --- gangs -------------------------------------------------------------------------------------------------------
@@ -239,6 +289,8 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
         node = state.nodes.get(node_id)
         if node is None:
             raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {node_id}, which is not there")
+        if node.phase != "up":
+            raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {node_id}, which is {node.phase}")
         _book(node, ticket, event_id)
         ticket.held.add(node_id)
         state.index(node)
@@ -264,6 +316,14 @@ def _gang_not_granted(state: PoolState, event_id: str, event: e.GangRefused | e.
     ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
     state.queue.remove(event.ticket_id)
     _forget_ticket(state, ticket)
+
+
+def _gang_moved(state: PoolState, event_id: str, event: e.GangMoved) -> None:
+    ticket = _ticket(state, event_id, event)
+    if ticket.phase != "queued":
+        raise InvalidTransition(f"event {event_id} moves ticket {event.ticket_id}, which is {ticket.phase}")
+    state.queue.remove(event.ticket_id)
+    state.queue.insert(0 if event.to == "head" else len(state.queue), event.ticket_id)
 
 
 def _gang_attached(state: PoolState, event_id: str, event: e.GangAttached) -> None:
@@ -379,14 +439,17 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.NodeReconciling: _nothing,
     e.NodeConfirmed: _node_confirmed,
     e.NodeUpdated: _node_updated,
-    e.NodeLost: _node_moved,
-    e.NodeDraining: _node_moved,
-    e.NodeDrained: _node_moved,
+    e.NodeLost: _node_lost,
+    e.NodeCordoned: _node_cordoned,
+    e.NodeUncordoned: _node_uncordoned,
+    e.NodeDraining: _node_draining,
+    e.NodeDrained: _node_drained,
     e.NodeRemoved: _node_removed,
     e.GangQueued: _gang_queued,
     e.GangAllocated: _gang_allocated,
     e.GangRefused: _gang_not_granted,
     e.GangCancelled: _gang_not_granted,
+    e.GangMoved: _gang_moved,
     e.GangAttached: _gang_attached,
     e.GangReleasing: _gang_releasing,
     e.GangReleased: _gang_released,

@@ -94,6 +94,12 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
         yield f"I3: node {node_id}: mCPU used {need_cpu} + free {node.free_cpu_milli} is not {node.spec.cpu_milli}"
     if need_memory + node.free_memory != node.spec.memory or node.free_memory < 0:
         yield f"I3: node {node_id}: memory used {need_memory} + free {node.free_memory} is not {node.spec.memory}"
+    cordon = state.cordons.get(node_id)
+    expected = ("lost", cordon.phase) if cordon is not None else ("lost", "up")
+    if node.phase not in expected:
+        yield f"node {node_id} is {node.phase}, but by its cordon it can be {' or '.join(expected)} only"
+    if node.phase == "drained" and node.tickets:
+        yield f"node {node_id} is drained and holds {', '.join(sorted(node.tickets))}"
     indexed = state.capacity.free(node_id)
     if indexed != (node.free if node.phase == "up" and node.confirmed else None):
         yield f"the index has {indexed} free on node {node_id}, which is {node.phase} with {node.free}"

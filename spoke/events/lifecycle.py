@@ -13,7 +13,7 @@ from spoke.errors import InvalidTransition
 
 TicketPhase = Literal["queued", "allocated", "active", "releasing", "released", "refused", "cancelled"]
 ActorPhase = Literal["launching", "running", "exited", "start_failed", "lost"]
-NodePhase = Literal["up", "draining", "drained", "lost", "removed"]
+NodePhase = Literal["up", "cordoned", "draining", "drained", "lost", "removed"]
 P = TypeVar("P", bound=str)
 Table = Mapping[tuple[P | None, str], P]
 
@@ -49,12 +49,27 @@ ACTOR: Final[Table[ActorPhase]] = {
 NODE: Final[Table[NodePhase]] = {
     (None, "node.registered"): "up",
     ("lost", "node.registered"): "up",
+    ("up", "node.cordoned"): "cordoned",  # also at once when a node registers whose id is cordoned
+    ("draining", "node.cordoned"): "cordoned",
+    ("drained", "node.cordoned"): "cordoned",
+    ("lost", "node.cordoned"): "lost",  # a cordon belongs to the node's id: a lost node comes back cordoned
+    ("cordoned", "node.uncordoned"): "up",
+    ("draining", "node.uncordoned"): "up",
+    ("drained", "node.uncordoned"): "up",
+    ("lost", "node.uncordoned"): "lost",
     ("up", "node.draining"): "draining",
+    ("cordoned", "node.draining"): "draining",
+    ("draining", "node.draining"): "draining",
+    ("drained", "node.draining"): "draining",
+    ("lost", "node.draining"): "lost",
     ("draining", "node.drained"): "drained",
+    ("lost", "node.drained"): "lost",
     ("up", "node.lost"): "lost",
+    ("cordoned", "node.lost"): "lost",
     ("draining", "node.lost"): "lost",
     ("drained", "node.lost"): "lost",
     ("up", "node.removed"): "removed",
+    ("cordoned", "node.removed"): "removed",
     ("draining", "node.removed"): "removed",
     ("drained", "node.removed"): "removed",
     ("lost", "node.removed"): "removed",

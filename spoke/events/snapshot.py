@@ -6,14 +6,14 @@ no GPU is held twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from spoke.errors import LogError
 from spoke.events.lifecycle import NodePhase
 from spoke.events.model import NodeSpec
-from spoke.events.state import ClientState, NodeState, PoolState, TicketState
+from spoke.events.state import ClientState, Cordon, NodeState, PoolState, TicketState
 
 VERSION = 1
 
@@ -49,6 +49,7 @@ class _Snapshot:
     changed: bool = False
     history_end: str = ""
     demand: tuple[int, int, int] = (0, 0, 0)  # CPU and GPU, in thousandths, of what was granted; how many shares
+    cordons: dict[str, Cordon] = field(default_factory=dict)
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
@@ -77,6 +78,7 @@ def encode(state: PoolState) -> bytes:
             state.changed,
             state.history_end,
             demand=(state.demand_cpu_milli, state.demand_gpu_milli, state.shares_granted),
+            cordons=state.cordons,
         )
     )
 
@@ -108,6 +110,7 @@ def decode(raw: bytes) -> PoolState:
         demand_cpu_milli=read.demand[0],
         demand_gpu_milli=read.demand[1],
         shares_granted=read.demand[2],
+        cordons=read.cordons,
     )
     for ticket in state.tickets.values():
         for slot in ticket.slots:

@@ -7,6 +7,7 @@ from its spec and the tickets on it; it is kept beside them because placement re
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from spoke.events.capacity import Amount, CapacityIndex
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
@@ -16,6 +17,8 @@ SEQ_WINDOW = 1_024
 DEMAND_GPU_MILLI_MAX = 100_000_000
 """At a hundred thousand GPUs granted, the learned demand is halved, so that it follows what is asked for now."""
 GONE_CLIENTS_KEPT = 1_000
+
+CordonPhase = Literal["cordoned", "draining", "drained"]
 
 
 @dataclass(slots=True)
@@ -199,6 +202,23 @@ class ClientState:
 
 
 @dataclass(slots=True)
+class Cordon:
+    """Why nothing is placed on a node. It belongs to the node's id, and outlives the node itself.
+
+    ``by`` is the user who asked (else the client), ``since`` the event's id, ``waiters`` the requests that are answered
+    when the drain is over.
+    """
+
+    by: str
+    since: str
+    reason: str = ""
+    phase: CordonPhase = "cordoned"
+    deadline_ms: int = 0
+    remove: bool = False
+    waiters: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class PoolState:
     """All of a pool. ``queue`` holds the waiting tickets in their order, ``last_id`` the last folded event's id."""
 
@@ -218,11 +238,18 @@ class PoolState:
     gone: dict[str, ClientState] = field(default_factory=dict)
     """The last clients that left: what they send again is still known, and they cannot come back to life."""
     queue: list[str] = field(default_factory=list)
+    cordons: dict[str, Cordon] = field(default_factory=dict)
+    """By node id, also of nodes that are not there now."""
     demand_cpu_milli: int = 0
     """CPU that the granted members with GPUs were given, against ``demand_gpu_milli``: what a GPU usually needs."""
     demand_gpu_milli: int = 0
     shares_granted: int = 0
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
+
+    @property
+    def draining(self) -> list[str]:
+        """The nodes that are being drained."""
+        return [node_id for node_id, cordon in self.cordons.items() if cordon.phase == "draining"]
 
     def client(self, client_id: str) -> ClientState | None:
         """A client that is connected, or left not long ago."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
 
@@ -204,14 +204,42 @@ class NodeLost(Event):
     reason: str
 
 
-@_event("node.draining")
+@_event("node.cordoned")
 @dataclass(frozen=True, slots=True)
-class NodeDraining(Event):
-    """No new slots are placed on the node; what runs there goes on."""
+class NodeCordoned(Event):
+    """No new slots are placed on the node, until it is uncordoned; also after it was lost, or left and came back."""
 
     node_id: str
     client_id: str
     seq: int
+    reason: str = ""
+
+
+@_event("node.uncordoned")
+@dataclass(frozen=True, slots=True)
+class NodeUncordoned(Event):
+    """New slots may be placed on the node again; a drain that was under way ends."""
+
+    node_id: str
+    client_id: str
+    seq: int
+
+
+@_event("node.draining")
+@dataclass(frozen=True, slots=True)
+class NodeDraining(Event):
+    """No new slots are placed on the node; what runs there goes on, at most until ``deadline_ms`` (0: for ever).
+
+    ``remove``: the node is removed when its last ticket has gone. ``wait``: the request is answered only then.
+    """
+
+    node_id: str
+    client_id: str
+    seq: int
+    reason: str = ""
+    deadline_ms: int = 0
+    remove: bool = False
+    wait: bool = False
 
 
 @_event("node.drained")
@@ -225,10 +253,12 @@ class NodeDrained(Event):
 @_event("node.removed")
 @dataclass(frozen=True, slots=True)
 class NodeRemoved(Event):
-    """The node left the pool on purpose."""
+    """The node left the pool on purpose: its agent stopped, or an operator (``client_id``, ``seq``) removed it."""
 
     node_id: str
     reason: str
+    client_id: str = ""
+    seq: int = 0
 
 
 # --- gangs -----------------------------------------------------------------------------------------------------
@@ -284,6 +314,17 @@ class GangCancelled(Event):
     client_id: str
     seq: int
     reason: str
+
+
+@_event("gang.moved")
+@dataclass(frozen=True, slots=True)
+class GangMoved(Event):
+    """A waiting gang was moved to the head or the tail of the line."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    to: Literal["head", "tail"]
 
 
 @_event("gang.attached")

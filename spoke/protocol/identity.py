@@ -1,10 +1,10 @@
 """Who asks: the keys with which users and nodes sign their requests, and how a signature is checked.
 
-The operator holds a master key. From it follows one key for each name: ``user:alice``, ``admin:ops``, ``node:n1``
-(``node:*`` for any node). Whoever holds a key signs each request with it; the allocator, which knows the master,
-derives the key of the name that a request carries and checks. So there is no list of users to keep, and a request
-cannot be made in another's name without that name's key. A signature covers the pool and every field, so a copy
-is of no use elsewhere, and in its own pool the idempotency key makes it harmless.
+Whoever runs the pool holds a master key. From it follows one key for each name: ``user:alice``, ``operator:bob``,
+``admin:ops``, ``node:n1`` (``node:*`` for any node). Whoever holds a key signs each request with it; the allocator,
+which knows the master, derives the key of the name that a request carries and checks. So there is no list of users to
+keep, and a request cannot be made in another's name without that name's key. A signature covers the pool and every
+field, so a copy is of no use elsewhere, and in its own pool the idempotency key makes it harmless.
 
 A key derived from a master is HMAC-SHA256 (RFC 2104) over the name, a signature keyed BLAKE2b (RFC 7693) of 16 bytes.
 """
@@ -25,8 +25,8 @@ from typing import Literal
 from spoke.errors import InvalidRequest
 from spoke.events.names import check_name
 
-Kind = Literal["user", "admin", "node"]
-KINDS: tuple[Kind, ...] = ("user", "admin", "node")
+Kind = Literal["user", "admin", "operator", "node"]
+KINDS: tuple[Kind, ...] = ("user", "admin", "operator", "node")
 MASTER_BYTES = 32
 MASTERS_MAX = 16
 FILE_BYTES_MAX = 16_384

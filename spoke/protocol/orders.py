@@ -10,6 +10,7 @@ import msgspec
 
 from spoke.events.codec import DecodeError, to_json
 from spoke.events.model import ActorSpec
+from spoke.protocol.notice import Notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,14 @@ class CloseTicket(Order):
 
 
 @dataclass(frozen=True, slots=True)
+class NotifyActors(Order):
+    """Tell the running actors of a ticket what its clients are told."""
+
+    TYPE = "ticket.notify"
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
 class ReportHoldings(Order):
     """The server has changed: report again how actors ended, say what runs, and start nothing until told.
 
@@ -107,7 +116,7 @@ class Resume(Order):
     TYPE = "node.resume"
 
 
-_CLASSES = (Welcome, Reject, StartActor, StopActor, CloseTicket, ReportHoldings, StopUnknown, Resume)
+_CLASSES = (Welcome, Reject, StartActor, StopActor, CloseTicket, NotifyActors, ReportHoldings, StopUnknown, Resume)
 _TYPES: dict[str, type[Order]] = {cls.TYPE: cls for cls in _CLASSES}
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(cls) for name, cls in _TYPES.items()}
 

@@ -14,6 +14,7 @@ import msgspec
 
 from spoke.events.codec import DecodeError, to_json
 from spoke.events.model import GangSpec, Slot
+from spoke.protocol.notice import Notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,14 @@ class TicketReleased(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class TicketNotice(Message):
+    """Notice: something that the client should know of a ticket, which goes on."""
+
+    TYPE = "ticket_notice"
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
 class SessionLost(Message):
     """Notice: the client's lease ran out; its tickets are being released."""
 
@@ -141,7 +150,19 @@ class Resync(Message):
     holdings: tuple[Holding, ...]
 
 
-_CLASSES = (Done, Failed, Granted, Launched, Queued, ActorEnded, TicketReleasing, TicketReleased, SessionLost, Resync)
+_CLASSES = (
+    Done,
+    Failed,
+    Granted,
+    Launched,
+    Queued,
+    ActorEnded,
+    TicketReleasing,
+    TicketReleased,
+    TicketNotice,
+    SessionLost,
+    Resync,
+)
 _HEADS: dict[type[Message], bytes] = {cls: cls.TYPE.encode() + b" " for cls in _CLASSES}
 _DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES}
 

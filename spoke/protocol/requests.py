@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -118,6 +118,59 @@ class StopActor(Request):
 
     ticket_id: str
     rank: int
+
+
+# --- from operators ----------------------------------------------------------------------------------------------
+
+
+@_request("node.cordon")
+@dataclass(frozen=True, slots=True)
+class CordonNode(Request):
+    """Place nothing new on the node. Ends a drain that is under way."""
+
+    node_id: str
+    reason: str = ""
+
+
+@_request("node.uncordon")
+@dataclass(frozen=True, slots=True)
+class UncordonNode(Request):
+    """Let the node have new slots again."""
+
+    node_id: str
+
+
+@_request("node.drain")
+@dataclass(frozen=True, slots=True)
+class DrainNode(Request):
+    """Cordon the node until its tickets have gone; after ``deadline_ms`` (None: never) they are released.
+
+    ``wait``: the answer comes when the node is drained; else at once.
+    """
+
+    node_id: str
+    deadline_ms: int | None = None
+    reason: str = ""
+    wait: bool = False
+
+
+@_request("node.remove")
+@dataclass(frozen=True, slots=True)
+class RemoveNode(Request):
+    """Take a node out of the pool; its agent ends. ``force``: its tickets are released first."""
+
+    node_id: str
+    force: bool = False
+    reason: str = ""
+
+
+@_request("gang.move")
+@dataclass(frozen=True, slots=True)
+class MoveGang(Request):
+    """Move a waiting ticket to the head or the tail of the line."""
+
+    ticket_id: str
+    to: Literal["head", "tail"] = "head"
 
 
 # --- from agents -------------------------------------------------------------------------------------------------

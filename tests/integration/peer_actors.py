@@ -80,3 +80,23 @@ class Serial(spoke.Actor):
 
     def noted(self) -> list[int]:
         return self.seen
+
+
+@spoke.register_actor("Listener")
+class Listener(spoke.Actor):
+    """Keeps what it is told of its ticket."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def on_notice(self, notice: spoke.Notice) -> None:
+        self.kinds.append(notice.kind)
+
+    def heard(self) -> list[str]:
+        return self.kinds
+
+    def rank_of(self, rank: int) -> int:
+        return self.ctx.peer(rank).call("my_rank").result(20)
+
+    def my_rank(self) -> int:
+        return self.ctx.rank

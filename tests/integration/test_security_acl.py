@@ -22,7 +22,7 @@ from tests.fakes import eventually
 from tests.servers import Process
 
 ACL = Path(__file__).resolve().parents[2] / "deploy" / "users.acl"
-USERS = ("allocator", "agent", "client", "auditor")
+USERS = ("allocator", "agent", "client", "operator", "auditor")
 T_S = 40
 
 
@@ -72,6 +72,8 @@ def test_a_gang_runs_under_these_users_and_an_auditor_checks_it(users: Users, po
             assert len(ended) == 2
             assert all(end.ok for end in gang.wait(T_S).result(T_S))
             assert gang.release().result(T_S)
+        with spoke.Client(users.url("operator"), pool=pool) as operator:
+            assert operator.drain_node("n1").result(T_S)
         with contextlib.closing(connect(users.url("auditor"))) as auditor:
             keys = Keys(pool)
             report = verify(EventLog(auditor, keys.events, keys.snapshot))
@@ -104,6 +106,13 @@ FORBIDDEN: list[tuple[str, tuple[Any, ...]]] = [
     ("agent", ("HGETALL", "tickets")),
     ("agent", ("HSET", "leader", "epoch", "9")),
     ("agent", ("DEL", "leases")),
+    # an operator asks and reads, and launches nothing
+    ("operator", ("XADD", "events", "*", "type", "node.cordoned")),
+    ("operator", ("GET", "secret:t-1")),
+    ("operator", ("SET", "secret:t-1", "x")),
+    ("operator", ("XADD", "node:n1", "*", "type", "actor.start")),
+    ("operator", ("XREAD", "STREAMS", "requests", "0")),
+    ("operator", ("HSET", "snapshot", "state", "x")),
     # an auditor reads
     ("auditor", ("XADD", "events", "*", "type", "gang.allocated")),
     ("auditor", ("XADD", "requests", "*", "type", "gang.release")),

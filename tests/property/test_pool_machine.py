@@ -129,6 +129,29 @@ class PoolMachine(RuleBasedStateMachine):
         raw = {b"type": name.encode(), b"v": b"1", b"client_id": self.sessions[client].encode(), b"body": b"{"}
         self.pool.handle(r.decode_request(raw))
 
+    # --- operators ---
+
+    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), cordon=st.booleans())
+    def cordon(self, client: str, node: str, cordon: bool) -> None:
+        self._ask(client, r.CordonNode(node) if cordon else r.UncordonNode(node))
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        node=st.sampled_from(NODES),
+        deadline_ms=st.sampled_from([None, 0, 1_000]),
+        wait=st.booleans(),
+    )
+    def drain(self, client: str, node: str, deadline_ms: int | None, wait: bool) -> None:
+        self._ask(client, r.DrainNode(node, deadline_ms, wait=wait))
+
+    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), force=st.booleans())
+    def remove(self, client: str, node: str, force: bool) -> None:
+        self._ask(client, r.RemoveNode(node, force))
+
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets, to=st.sampled_from(["head", "tail"]))
+    def move(self, client: str, ticket: str, to: str) -> None:
+        self._ask(client, r.MoveGang(ticket, to))  # type: ignore[arg-type]
+
     # --- agents ---
 
     @rule(node=st.sampled_from(NODES), gpus=st.sampled_from([2, 4, 4, 4, 6]), machine=st.sampled_from("mmx"))

@@ -1,0 +1,100 @@
+"""``spoke node``: nodes in and out of service: cordon, uncordon, drain, remove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from spoke.cli.options import Pool, Url
+from spoke.cli.output import say
+
+app = typer.Typer(no_args_is_help=True, help="Take nodes out of service and back: cordon, drain, uncordon, remove.")
+
+Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's id; see `spoke nodes`.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it is shown to whoever asks.")]
+ANSWER_S = 30.0
+
+
+@app.command("cordon")
+def cordon(node: Node, reason: Reason = "", url: Url = None, pool: Pool = None) -> None:
+    """Place nothing new on a node. It stays so when its agent starts anew, until `spoke node uncordon`."""
+    import spoke
+
+    with spoke.Client(url, pool=pool) as client:
+        changed = client.cordon_node(node, reason).result(ANSWER_S)
+    say(f"{node} is cordoned: nothing new is placed there." if changed else f"{node} was cordoned before.")
+
+
+@app.command("uncordon")
+def uncordon(node: Node, url: Url = None, pool: Pool = None) -> None:
+    """Let a node have new slots again; a drain that is under way ends."""
+    import spoke
+
+    with spoke.Client(url, pool=pool) as client:
+        changed = client.uncordon_node(node).result(ANSWER_S)
+    say(f"{node} takes new slots again." if changed else f"{node} was not cordoned.")
+
+
+@app.command("drain")
+def drain(
+    node: Node,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Release the tickets that are left after this time, like 90s, 10m, 2h."),
+    ] = None,
+    reason: Reason = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the node is drained.")] = True,
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Cordon a node and wait until its tickets have gone. Their owners and actors are told at once.
+
+    Ctrl-C ends the waiting, not the drain.
+    """
+    import spoke
+
+    seconds = None if deadline is None else parse_time(deadline)
+    with spoke.Client(url, pool=pool) as client:
+        asked = client.drain_node(node, deadline=seconds, reason=reason, wait=wait)
+        left = next((found.tickets for found in client.status().nodes if found.node_id == node), ())
+        if wait and left:
+            say(f"waiting for {', '.join(left)}: {node} takes nothing new.")
+        begun = asked.result(None if wait else ANSWER_S)
+    say(f"{node} is drained." if wait or not begun else f"{node} is being drained.")
+
+
+@app.command("remove")
+def remove(
+    node: Node,
+    force: Annotated[bool, typer.Option("--force", help="Release the tickets there first.")] = False,
+    reason: Reason = "",
+    timeout: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for the end.")] = 120.0,
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Take an empty node out of the pool (or any, with --force); its agent ends. A cordon stays with its id."""
+    import spoke
+
+    with spoke.Client(url, pool=pool) as client:
+        client.remove_node(node, force=force, reason=reason).result(timeout)
+    say(f"{node} is removed.")
+
+
+def parse_time(text: str) -> float:
+    """A time span in seconds: a number, or one with a unit (s, m, h, d); raises InvalidRequest.
+
+    >>> parse_time("90"), parse_time("10m"), parse_time("1.5h")
+    (90.0, 600.0, 5400.0)
+    """
+    from spoke.errors import InvalidRequest
+
+    units = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 365 * 86_400:
+        raise InvalidRequest(f"{text!r} is no time span: write e.g. 90s, 10m or 2h, at most a year")
+    return seconds

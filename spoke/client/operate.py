@@ -1,0 +1,110 @@
+"""What operators do through a client: nodes in and out of service, tickets forward and back in the line."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar
+
+from spoke.client.tracking import Ticket
+from spoke.errors import InvalidRequest
+from spoke.events.model import check_name
+from spoke.protocol import requests as r
+
+T = TypeVar("T")
+
+
+class Operations:
+    """The operators' part of ``Client``. Where requests are signed, it needs the key of an operator or administrator.
+
+    The futures fail with Forbidden, UnknownNode, UnknownTicket, TicketEnded, InvalidRequest, or as all requests do.
+    """
+
+    def cordon_node(self, node_id: str, reason: str = "") -> Future[bool]:
+        """Place nothing new on a node; what runs there goes on. False if it was so already.
+
+        It holds for the node's id until ``uncordon_node``, also when its agent starts anew.
+        """
+        return self._operate(r.CordonNode(_node(node_id), _reason(reason)))
+
+    def uncordon_node(self, node_id: str) -> Future[bool]:
+        """Let a node have new slots again; a drain that is under way ends. False if nothing kept it from them."""
+        return self._operate(r.UncordonNode(_node(node_id)))
+
+    def drain_node(
+        self, node_id: str, *, deadline: float | None = None, reason: str = "", wait: bool = True
+    ) -> Future[bool]:
+        """Cordon a node until its tickets have gone. After ``deadline`` seconds (None: never) they are released.
+
+        The tickets' clients and actors are told at once (``Gang.on_notice``, ``Actor.on_notice``). The future is True
+        once the node is drained, with ``wait=False`` once the drain has begun. It fails with NodeBusy if the drain is
+        given up meanwhile.
+        """
+        if deadline is not None and (type(deadline) not in (int, float) or not 0 <= deadline <= 365 * 86_400):
+            raise InvalidRequest(f"deadline must be None or seconds from 0 up to a year, not {deadline!r}")
+        deadline_ms = None if deadline is None else math.ceil(deadline * 1000)
+        return self._operate(r.DrainNode(_node(node_id), deadline_ms, _reason(reason), wait))
+
+    def remove_node(self, node_id: str, *, force: bool = False, reason: str = "") -> Future[bool]:
+        """Take a node out of the pool; its agent ends. The future is True once it is gone.
+
+        It fails with NodeBusy if tickets hold places there; with ``force`` they are released first.
+        """
+        return self._operate(r.RemoveNode(_node(node_id), force, _reason(reason)))
+
+    def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> Future[bool]:
+        """Move a waiting ticket to the head or the tail of the line; to the tail its owner may, too."""
+        check_name("the ticket id", ticket_id)
+        if to not in ("head", "tail"):
+            raise InvalidRequest(f"a ticket is moved to 'head' or 'tail', not {to!r}")
+        return self._operate(r.MoveGang(ticket_id, to))
+
+    def _operate(self, request: r.Request) -> Future[bool]:
+        return self._request(request, lambda message, ticket: bool(message.value))
+
+    def _request(self, request: r.Request, convert: Callable[[Any, Ticket | None], T]) -> Future[T]:
+        raise NotImplementedError
+
+
+class AsyncOperations:
+    """The operators' part of ``AsyncClient``: as ``Operations``, with results instead of futures."""
+
+    @property
+    def sync(self) -> Operations:
+        """The client that does the work."""
+        raise NotImplementedError
+
+    async def cordon_node(self, node_id: str, reason: str = "") -> bool:
+        """Place nothing new on a node; see ``Client.cordon_node``."""
+        return await asyncio.wrap_future(self.sync.cordon_node(node_id, reason))
+
+    async def uncordon_node(self, node_id: str) -> bool:
+        """Let a node have new slots again; see ``Client.uncordon_node``."""
+        return await asyncio.wrap_future(self.sync.uncordon_node(node_id))
+
+    async def drain_node(
+        self, node_id: str, *, deadline: float | None = None, reason: str = "", wait: bool = True
+    ) -> bool:
+        """Cordon a node until its tickets have gone; see ``Client.drain_node``."""
+        return await asyncio.wrap_future(self.sync.drain_node(node_id, deadline=deadline, reason=reason, wait=wait))
+
+    async def remove_node(self, node_id: str, *, force: bool = False, reason: str = "") -> bool:
+        """Take a node out of the pool; see ``Client.remove_node``."""
+        return await asyncio.wrap_future(self.sync.remove_node(node_id, force=force, reason=reason))
+
+    async def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> bool:
+        """Move a waiting ticket in the line; see ``Client.move_ticket``."""
+        return await asyncio.wrap_future(self.sync.move_ticket(ticket_id, to))
+
+
+def _node(node_id: str) -> str:
+    check_name("the node id", node_id)
+    return node_id
+
+
+def _reason(reason: str) -> str:
+    if not isinstance(reason, str) or len(reason) > 500:
+        raise InvalidRequest(f"a reason is a text of up to 500 characters, not {reason!r:.100}")
+    return reason

@@ -1,0 +1,22 @@
+"""Notices: what a ticket's clients and actors are told though the ticket goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that happened around a ticket. ``kind`` is a short stable name, ``reason`` says it in words.
+
+    ``node_draining``: a node is being drained; the ticket will be released at ``deadline_ms`` (milliseconds of the
+    server's clock since 1970; 0: it may stay). ``node_drain_ended``: it may stay after all. ``ranks`` are those that it
+    is about.
+    """
+
+    ticket_id: str
+    kind: str
+    reason: str
+    node_id: str = ""
+    ranks: tuple[int, ...] = ()
+    deadline_ms: int = 0

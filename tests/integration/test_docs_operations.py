@@ -1,0 +1,80 @@
+"""The commands of "Operations" run in the order of the page, and say what it says they do."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import spoke
+from spoke.cli.embedded import EmbeddedServer
+from spoke.cli.main import app
+from tests.fakes import eventually, real_allocator
+from tests.integration.agent_harness import pool_at
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/operations.md"
+ACTORS = str(Path(__file__).with_name("peer_actors.py"))
+
+
+@pytest.fixture
+def place(shared_server: EmbeddedServer, pool: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    with real_allocator(shared_server.url, pool), pool_at(shared_server.url, pool, tmp_path) as agents:
+        for node in ("node-0", "node-1"):
+            agents.start_agent(node, gpus=2, imports=[ACTORS])
+        yield shared_server.url, pool
+
+
+def run(place: tuple[str, str], command: str) -> str:
+    words = shlex.split(command)
+    assert words[0] == "spoke"
+    env = {"SPOKE_URL": place[0], "SPOKE_POOL": place[1], "COLUMNS": "400"}
+    result = CliRunner().invoke(app, words[1:], env=env)
+    assert result.exit_code == 0, f"{command}: {result.output}"
+    return result.output
+
+
+def test_the_page(place: tuple[str, str]) -> None:
+    steps: list[tuple[str, list[str]]] = []
+    for block in re.findall(r"^```console\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                steps.append((line[2:], []))
+            else:
+                steps[-1][1].append(line)
+    with spoke.Client(place[0], pool=place[1]) as client:
+        eventually(lambda: client.status().gpus_free == 4, "both nodes")
+        gang = client.gang_allocate(1, 1, spoke.Resources(gpus=2), preferred_node="node-1", timeout=30).result(40)
+        waits = client.gang_allocate(1, 1, spoke.Resources(gpus=3), timeout=300)
+        waits.add_done_callback(lambda done: None)
+        for command, said in steps:
+            told = run(place, command)
+            for line in said:
+                assert line in told, f"{command}\n{told}"
+        assert gang.slots[0].node_id == "node-1"
+
+
+def test_client_and_actors_hear_of_a_drain_before_its_end(place: tuple[str, str]) -> None:
+    told: list[spoke.Notice] = []
+    with spoke.Client(place[0], pool=place[1]) as client, spoke.Client(place[0], pool=place[1]) as operator:
+        gang = client.gang_allocate(1, 2, spoke.Resources(gpus=1), preferred_node="node-0", timeout=30).result(40)
+        gang.on_notice(told.append)
+        actors = gang.launch("Listener").result(40)
+        drained = operator.drain_node("node-0", deadline=60, reason="new kernel")
+        for actor in actors:
+            eventually(lambda actor=actor: actor.call("heard").result(20) == ["node_draining"])  # type: ignore[misc]
+        (notice,) = eventually(lambda: told)
+        assert (notice.node_id, notice.ranks, notice.reason) == (
+            "node-0",
+            (0, 1),
+            "node node-0 is being drained: new kernel",
+        )
+        assert notice.deadline_ms
+        assert gang.notices == (notice,)
+        operator.drain_node("node-0", deadline=0, wait=False).result(20)
+        assert drained.result(40) is True
+        assert gang.released
+        assert [node.cordon.state for node in operator.status().nodes if node.cordon] == ["drained"]
