@@ -34,7 +34,7 @@ class CordonStatus:
 class NodeStatus:
     """A node. ``state`` is up, cordoned, draining, drained or lost; ``memory`` is in bytes.
 
-    ``gpus_free`` are physical indices; ``gpus_shared`` says of each GPU that is shared, by its index, what fraction of it
+    ``gpus_free`` are physical indices; ``gpus_shared`` says of each shared GPU, by its index, what fraction of it
     is free.
     """
 

@@ -76,5 +76,5 @@ def test_client_and_actors_hear_of_a_drain_before_its_end(place: tuple[str, str]
         assert gang.notices == (notice,)
         operator.drain_node("node-0", deadline=0, wait=False).result(20)
         assert drained.result(40) is True
-        assert gang.released
+        eventually(lambda: gang.released)
         assert [node.cordon.state for node in operator.status().nodes if node.cordon] == ["drained"]

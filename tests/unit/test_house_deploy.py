@@ -62,7 +62,7 @@ def test_the_compose_file_holds_together() -> None:
 
 def test_the_access_list_names_each_role_once_and_lets_nobody_in() -> None:
     lines = (DEPLOY / "users.acl").read_text().splitlines()
-    assert [line.split()[1] for line in lines] == ["default", "allocator", "agent", "client", "auditor"]
+    assert [line.split()[1] for line in lines] == ["default", "allocator", "agent", "client", "auditor", "operator"]
     for line in lines:
         assert line.split()[2] == "off"
         assert "-@all" in line
