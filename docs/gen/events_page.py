@@ -19,6 +19,7 @@ GROUPS = {
     "request": "The allocator and requests",
     "client": "Clients",
     "node": "Nodes",
+    "gpu": "GPUs",
     "gang": "Gangs",
     "actor": "Actors",
 }
@@ -41,6 +42,8 @@ WRITTEN_WHEN = {
     "node.draining": "an operator drains a node, or removes one that has tickets",
     "node.drained": "a draining node's last ticket has gone",
     "node.removed": "an agent sends `node.leave`, or an operator removes the node",
+    "gpu.marked_unhealthy": "an agent's `node.report_health` says so, or an operator marks the GPU",
+    "gpu.marked_healthy": "an agent's `node.report_health` says so, or an operator marks the GPU",
     "gang.queued": "a gang asks for places, does not fit now, and is willing to wait",
     "gang.allocated": "a gang fits: at once, or when it is its turn in the line",
     "gang.refused": "a gang does not fit and does not wait, or has waited as long as it was willing to",
@@ -111,6 +114,9 @@ BY_NAME: dict[str, Any] = {
     "address": "tcp://10.0.0.7:40117",
     "signal": 0,
     "to": "head",
+    "index": 3,
+    "uuid": "GPU-5ca1ab1e-3",
+    "kind": "temperature",
 }
 SPECIAL: dict[tuple[str, str], Any] = {
     ("client.lost", "reason"): "no sign of life for 10 s",
@@ -127,6 +133,10 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("node.draining", "reason"): "new kernel",
     ("node.draining", "deadline_ms"): 1_764_000_600_000,
     ("node.draining", "remove"): False,
+    ("gpu.marked_unhealthy", "reason"): "94 degrees Celsius, where it slows down at 90",
+    ("gpu.marked_unhealthy", "client_id"): "",
+    ("gpu.marked_unhealthy", "seq"): 0,
+    ("gpu.marked_healthy", "reason"): "its fan was replaced",
     ("gang.cancelled", "reason"): "its client cancelled it",
     ("gang.releasing", "reason"): "its client released it",
     ("gang.refused", "code"): "timeout",

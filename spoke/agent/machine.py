@@ -15,6 +15,7 @@ everything) -> waiting (a moment before it joins again) -> joining. Leaving, at 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +93,7 @@ class AgentMachine:
         self._server = ""
         self._unknown: set[str] = set()
         self._end = i.Quit()
+        self._health: dict[int, tuple[str, str]] | None = None  # by index: what is wrong; None: nobody looks
 
     @property
     def actors_alive(self) -> tuple[str, ...]:
@@ -209,6 +211,8 @@ class AgentMachine:
         if self.phase == "confirming":
             self.phase, self._up_since_s, self._refused_since_s = "up", now_s, None
             steps.append(i.Joined())
+            if self._health is not None:
+                steps.append(self._report_health([gpu.index for gpu in self._settings.spec.gpus]))
             held_back, self._held = self._held, []
             for delivery in held_back:
                 steps += self.order(delivery, now_s)
@@ -332,6 +336,29 @@ class AgentMachine:
             return []
         actor.stopping, actor.limit_s = True, None
         return [i.StopProcess(launch_id, grace_s)]
+
+    # --- the health of GPUs ------------------------------------------------------------------------------------------
+
+    def health(self, found: Mapping[int, tuple[str, str]]) -> list[i.Instruction]:
+        """What is wrong with which GPU, kind and reason by index; the others are healthy."""
+        before, self._health = self._health or {}, dict(found)
+        changed = sorted(index for index in before.keys() | found.keys() if before.get(index) != found.get(index))
+        warnings: list[i.Instruction] = [
+            i.Warn(
+                f"GPU {index} is unhealthy ({found[index][0]}): {found[index][1]}"
+                if index in found
+                else f"GPU {index} is healthy again"
+            )
+            for index in changed
+        ]
+        return [*warnings, self._report_health(changed)] if changed and self.phase == "up" else warnings
+
+    def _report_health(self, indices: Iterable[int]) -> i.Send:
+        uuids = {gpu.index: gpu.uuid for gpu in self._settings.spec.gpus}
+        known = self._health or {}
+        return self._send(
+            r.ReportHealth(tuple(r.GpuReport(n, uuids[n], *known.get(n, ("", ""))) for n in indices if n in uuids))
+        )
 
     # --- what becomes of actors --------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
@@ -24,10 +25,12 @@ from spoke.agent import inventory
 from spoke.agent.claim import NodeClaim, mark_prefix
 from spoke.agent.config import AgentConfig
 from spoke.agent.directory import Directory
+from spoke.agent.health import Health, HealthMonitor, source_of
 from spoke.agent.keeper import clock_s
 from spoke.agent.launching import Site, prepare
 from spoke.agent.link import KeeperLink
 from spoke.agent.machine import AgentMachine, Settings
+from spoke.agent.nvml import NvmlSource
 from spoke.agent.ports import HeldPorts
 from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
 from spoke.errors import InvalidRequest, NodeRefused, SpokeError, from_code
@@ -91,6 +94,20 @@ def _check_key(config: AgentConfig) -> None:
         )
 
 
+def _health_monitor(config: AgentConfig, spec: NodeSpec, tell: Callable[[Health], object]) -> HealthMonitor | None:
+    """What watches the GPUs' health: the source that the settings name, else NVML for real GPUs; else nothing does."""
+    if config.health:
+        return HealthMonitor(source_of(config.health, spec.gpus), tell)
+    if config.gpus != "auto" or not spec.gpus:
+        return None
+    nvml = import_module("pynvml")
+    try:
+        return HealthMonitor(NvmlSource(nvml, spec.gpus), tell)
+    except nvml.NVMLError as error:
+        log.error("nobody watches the health of the GPUs: NVML answers %r", str(error))
+        return None
+
+
 class Agent:
     """One agent. Making it claims the node, checks the server and clears what an earlier agent left; ``run`` serves."""
 
@@ -144,6 +161,9 @@ class Agent:
         self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered)
         self._renewer = LeaseRenewer(config.url, keys, config.node_id, outage, config.lease_ms, self._renewed)
         self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]
+        self._monitor = _health_monitor(config, spec, self._found_health)
+        if self._monitor is not None:
+            self._closers.append(self._monitor.stop)
 
     def close(self) -> None:
         """Give everything back, the keeper and what still runs first."""
@@ -162,6 +182,8 @@ class Agent:
         self._directory.start()
         self._sender.start()
         self._renewer.start()
+        if self._monitor is not None:
+            self._monitor.start()
         former = self._take_signals()
         try:
             self._do(self._machine.start(clock_s()))
@@ -218,6 +240,10 @@ class Agent:
 
     def _renewed(self, incarnation: str, sent_at_s: float, held: bool | None) -> None:
         self._inbox.put(lambda now_s: self._machine.renewed(incarnation, sent_at_s, held, now_s))
+
+    def _found_health(self, found: Health) -> None:
+        plain = {index: (trouble.kind, trouble.reason) for index, trouble in found.items()}
+        self._inbox.put(lambda now_s: self._machine.health(plain))
 
     def _heard(self, generation: int, message: dict[str, Any] | None) -> None:
         self._inbox.put(lambda now_s: self._on_keeper(generation, message, now_s))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spoke.allocator import line, nodes, operations, tickets
+from spoke.allocator import health, line, nodes, operations, tickets
 from spoke.allocator.leases import check_lease
 from spoke.errors import AuthenticationFailed, InvalidRequest, SpokeError
 from spoke.events import types as e
@@ -159,11 +159,13 @@ _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list
     r.CordonNode: operations.cordon,
     r.UncordonNode: operations.uncordon,
     r.MoveGang: operations.move,
+    r.MarkGpu: health.mark,
 }
 _FROM_NODES: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
     r.RegisterNode: nodes.register,
     r.LeaveNode: nodes.leave,
     r.ReportHeld: nodes.report_held,
+    r.ReportHealth: health.report,
     r.ReportStarted: nodes.report_started,
     r.ReportStartFailed: nodes.report_start_failed,
     r.ReportExited: nodes.report_exited,

@@ -22,8 +22,8 @@ DEADLINE_MS_MAX = 365 * 24 * 3600 * 1000
 
 def cordon(state: PoolState, asked: r.Envelope, request: r.CordonNode) -> list[e.Event]:
     """Place nothing new on a node; said again, it changes the reason."""
-    _check_operator(asked)
-    _check_there(state, request.node_id)
+    check_operator(asked)
+    check_there(state, request.node_id)
     known = state.cordons.get(request.node_id)
     reason = request.reason[:REASON_MAX]
     if known is not None and known.phase == "cordoned" and known.reason == reason:
@@ -33,18 +33,18 @@ def cordon(state: PoolState, asked: r.Envelope, request: r.CordonNode) -> list[e
 
 def uncordon(state: PoolState, asked: r.Envelope, request: r.UncordonNode) -> list[e.Event]:
     """Let a node have new slots again."""
-    _check_operator(asked)
+    check_operator(asked)
     check_name("the node id", request.node_id)
     if request.node_id not in state.cordons:
-        _check_there(state, request.node_id)
+        check_there(state, request.node_id)
         return [e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, f"{request.node_id} is not cordoned")]
     return [e.NodeUncordoned(request.node_id, asked.client_id, asked.seq)]
 
 
 def drain(state: PoolState, asked: r.Envelope, request: r.DrainNode, now_ms: int) -> list[e.Event]:
     """Cordon a node until its tickets have gone. A drain that is under way gets the new deadline and reason."""
-    _check_operator(asked)
-    _check_there(state, request.node_id)
+    check_operator(asked)
+    check_there(state, request.node_id)
     known = state.cordons.get(request.node_id)
     if known is not None and known.phase == "drained" and not state.nodes[request.node_id].tickets:
         return [e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, f"{request.node_id} is drained")]
@@ -61,8 +61,8 @@ def drain(state: PoolState, asked: r.Envelope, request: r.DrainNode, now_ms: int
 
 def remove(state: PoolState, asked: r.Envelope, request: r.RemoveNode, now_ms: int) -> list[e.Event]:
     """Take a node out of the pool; with ``force`` its tickets are released first."""
-    _check_operator(asked)
-    _check_there(state, request.node_id)
+    check_operator(asked)
+    check_there(state, request.node_id)
     node_id, reason = request.node_id, request.reason[:REASON_MAX] or "an operator removed it"
     tickets = sorted(state.nodes[node_id].tickets)
     if not tickets:
@@ -81,7 +81,7 @@ def move(state: PoolState, asked: r.Envelope, request: r.MoveGang) -> list[e.Eve
     ticket = find(state, request.ticket_id)
     own = asked.signer is not None and owner_of(ticket.client_id) == asked.signer.name
     if not (request.to == "tail" and own):
-        _check_operator(asked)
+        check_operator(asked)
     if ticket.phase != "queued":
         raise InvalidRequest(f"ticket {ticket.ticket_id} is {ticket.phase}: only a ticket that waits can be moved")
     return [e.GangMoved(ticket.ticket_id, asked.client_id, asked.seq, request.to)]
@@ -122,7 +122,7 @@ def _goes_on(state: PoolState, ticket_id: str) -> bool:
     return state.tickets[ticket_id].phase != "releasing"
 
 
-def _check_operator(asked: r.Envelope) -> None:
+def check_operator(asked: r.Envelope) -> None:
     """Where requests are signed, operations are for operators and administrators."""
     signer = asked.signer
     if signer is not None and signer.kind not in ("operator", "admin"):
@@ -132,7 +132,8 @@ def _check_operator(asked: r.Envelope) -> None:
         )
 
 
-def _check_there(state: PoolState, node_id: str) -> None:
+def check_there(state: PoolState, node_id: str) -> None:
+    """Raise UnknownNode for a node that is not registered."""
     check_name("the node id", node_id)
     if node_id not in state.nodes:
         known = sorted(state.nodes)

@@ -215,6 +215,25 @@ def notify(state: PoolState, ticket: TicketState, notice: Notice) -> Iterator[Ef
         yield from _command(state, place, o.NotifyActors(notice))
 
 
+# --- GPUs --------------------------------------------------------------------------------------------------------
+
+
+def _gpu_marked(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    """Tell whoever holds the GPU, or a share of it."""
+    event: Any = recorded.event
+    if event.seq:
+        yield Tell(event.client_id, event.seq, p.Done())
+    kind, what = ("gpu_healthy", "healthy again")
+    if isinstance(event, e.GpuMarkedUnhealthy):
+        kind, what = "gpu_unhealthy", f"unhealthy ({event.kind})"
+    text = f"GPU {event.index} of node {event.node_id} is {what}" + (f": {event.reason}" if event.reason else "")
+    for ticket_id in sorted(state.nodes[event.node_id].tickets):
+        ticket = state.tickets[ticket_id]
+        ranks = tuple(s.global_rank for s in ticket.slots if s.node_id == event.node_id and event.index in s.gpu_ids)
+        if ranks and ticket.phase != "releasing":
+            yield from notify(state, ticket, Notice(ticket_id, kind, text, event.node_id, ranks))
+
+
 # --- gangs -------------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +439,8 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator
     e.NodeDraining: _node_draining,
     e.NodeDrained: _node_drained,
     e.NodeRemoved: _node_removed,
+    e.GpuMarkedUnhealthy: _gpu_marked,
+    e.GpuMarkedHealthy: _gpu_marked,
     e.GangQueued: _gang_queued,
     e.GangAllocated: _gang_allocated,
     e.GangRefused: _gang_refused,

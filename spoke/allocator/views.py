@@ -13,7 +13,7 @@ import orjson
 from spoke.allocator.commit import Batch, flat
 from spoke.events import types as e
 from spoke.events.model import GPU_MILLI
-from spoke.events.state import Cordon, NodeState, PoolState, TicketState, indices_of
+from spoke.events.state import Cordon, GpuFault, NodeState, PoolState, TicketState, indices_of
 from spoke.protocol.keys import Keys
 
 ENDED_TICKET_KEPT_S = 3600
@@ -37,7 +37,7 @@ class Views:
             self._nodes.update(slot.node_id for slot in event.slots)
         elif isinstance(event, e.GangReleased):
             self._nodes.update(event.nodes)
-        elif event.TYPE.startswith("node."):
+        elif event.TYPE.startswith(("node.", "gpu.")):
             self._nodes.add(event.node_id)  # type: ignore[attr-defined]
         ticket_id = getattr(event, "ticket_id", "")
         if ticket_id:
@@ -60,7 +60,7 @@ class Views:
         for node_id in self._nodes:
             node = state.nodes.get(node_id)
             if node is not None:
-                batch.add("HSET", keys.nodes, node_id, node_line(node, state.cordons.get(node_id)))
+                batch.add("HSET", keys.nodes, node_id, node_line(node, state))
             else:
                 batch.add("HDEL", keys.nodes, node_id)
                 batch.add("DEL", keys.node(node_id))
@@ -94,9 +94,10 @@ def _write_end(batch: Batch, keys: Keys, ticket_id: str, fields: list[Any]) -> N
     batch.add("EXPIRE", keys.ticket(ticket_id), ENDED_TICKET_KEPT_S)
 
 
-def node_line(node: NodeState, cordon: Cordon | None = None) -> bytes:
-    """A node as one line of JSON; ``cordon`` is what keeps it from having new slots, if anything."""
-    spec = node.spec
+def node_line(node: NodeState, state: PoolState) -> bytes:
+    """A node as one line of JSON."""
+    spec, cordon = node.spec, state.cordons.get(node.spec.node_id)
+    faults = state.faults.get(spec.node_id, {})
     return orjson.dumps(
         {
             "state": node.phase,
@@ -104,6 +105,7 @@ def node_line(node: NodeState, cordon: Cordon | None = None) -> bytes:
             "gpus": len(spec.gpus),
             "gpus_free": indices_of(node.free_gpus),
             "gpus_shared": {str(index): (GPU_MILLI - used) / GPU_MILLI for index, used in sorted(node.shared.items())},
+            "gpus_unhealthy": {str(gpu.index): _fault(faults[gpu.uuid]) for gpu in spec.gpus if gpu.uuid in faults},
             "gpu_model": spec.gpus[0].model if spec.gpus else "",
             "cpus": spec.cpu_milli / 1000,
             "cpus_free": node.free_cpu_milli / 1000,
@@ -117,6 +119,11 @@ def node_line(node: NodeState, cordon: Cordon | None = None) -> bytes:
             "pid": spec.pid,
         }
     )
+
+
+def _fault(fault: GpuFault) -> str:
+    by = f" by {fault.by}" if fault.by else ""
+    return f"{fault.kind}{by}" + (f": {fault.reason}" if fault.reason else "")
 
 
 def _cordon(cordon: Cordon) -> dict[str, Any]:

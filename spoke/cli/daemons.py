@@ -96,6 +96,16 @@ def agent(
         float,
         typer.Option(metavar="SECONDS", help="After so long without the server, the node's actors are killed."),
     ] = 10.0,
+    health_file: Annotated[
+        str,
+        typer.Option(
+            "--health-file",
+            metavar="FILE",
+            envvar="SPOKE_HEALTH",
+            help='A JSON file that names unhealthy GPUs, {"3": "why"}, read every second; or module:function. '
+            "Default: NVML, for real GPUs.",
+        ),
+    ] = "",
     address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where other nodes reach this one (default: found).")
     ] = "",
@@ -133,6 +143,7 @@ def agent(
             memory=None if memory is None else parse_bytes(memory),
             address=address,
             key=find_key(),
+            health=health_file,
         )
     )
 

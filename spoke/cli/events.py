@@ -155,6 +155,8 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     ),
     e.NodeDrained: lambda v: f"{v.node_id}",
     e.NodeRemoved: lambda v: f"{v.node_id}{_asked(v)}{_because(v.reason)}",
+    e.GpuMarkedUnhealthy: lambda v: f"GPU {v.index} of {v.node_id} ({v.kind}){_asked(v)}{_because(v.reason)}",
+    e.GpuMarkedHealthy: lambda v: f"GPU {v.index} of {v.node_id}{_asked(v)}{_because(v.reason)}",
     e.GangQueued: _queued,
     e.GangAllocated: lambda v: f"{v.ticket_id} {_gang(v.spec)} for {v.client_id}; {_places(v.slots)}",
     e.GangRefused: lambda v: f"{v.ticket_id or '-'} {_gang(v.spec)} for {v.client_id} ({v.code}): {v.reason}",

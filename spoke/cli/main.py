@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spoke.cli import audit, daemons, doctor, history, keys, logs, node, pool, run, ticket, up
+from spoke.cli import audit, daemons, doctor, gpu, history, keys, logs, node, pool, run, ticket, up
 from spoke.cli.output import complain, forget_output
 from spoke.errors import NodeRemoved, SpokeError
 
@@ -83,6 +83,7 @@ app.command("log")(history.log)
 app.command("release")(pool.release)
 app.add_typer(node.app, name="node")
 app.add_typer(ticket.app, name="ticket")
+app.add_typer(gpu.app, name="gpu")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="key")
 app.command("allocator")(daemons.allocator)

@@ -42,12 +42,13 @@ def node_table(nodes: Iterable[NodeStatus]) -> None:
 
 
 def remark_on(node: NodeStatus) -> str:
-    """Why a node has no new slots, by whom, and until when its tickets may stay; empty for most."""
-    cordon = node.cordon
-    if cordon is None:
-        return ""
-    until = f" until {local_time(cordon.deadline_ms)}" if cordon.deadline_ms else ""
-    return f"{cordon.state} by {cordon.by or '?'}{until}" + (f": {cordon.reason}" if cordon.reason else "")
+    """Why a node or some of its GPUs have no new slots, and until when its tickets may stay; empty for most."""
+    cordon, remarks = node.cordon, []
+    if cordon is not None:
+        until = f" until {local_time(cordon.deadline_ms)}" if cordon.deadline_ms else ""
+        remarks.append(f"{cordon.state} by {cordon.by or '?'}{until}" + (f": {cordon.reason}" if cordon.reason else ""))
+    remarks += [f"GPU {index} unhealthy: {why}" for index, why in node.gpus_unhealthy.items()]
+    return "; ".join(remarks)
 
 
 def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) -> None:
@@ -171,7 +172,7 @@ def status_of_state(state: PoolState, pool: str) -> PoolStatus:
         return {**plain, **names}
 
     nodes = [
-        msgspec.convert(row(node_line(node, state.cordons.get(node_id)), node_id=node_id), NodeStatus, strict=False)
+        msgspec.convert(row(node_line(node, state), node_id=node_id), NodeStatus, strict=False)
         for node_id, node in sorted(state.nodes.items())
     ]
     tickets = [

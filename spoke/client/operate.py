@@ -54,6 +54,15 @@ class Operations:
         """
         return self._operate(r.RemoveNode(_node(node_id), force, _reason(reason)))
 
+    def mark_gpu(self, node_id: str, index: int, *, healthy: bool, reason: str = "") -> Future[bool]:
+        """Mark one GPU of a node (by its physical index) unhealthy, so that it is not given out; or healthy again.
+
+        Whoever holds it is told. What an operator has said stands until an operator says otherwise.
+        """
+        if type(index) is not int or index < 0:
+            raise InvalidRequest(f"a GPU's index is a whole number from 0 on, not {index!r}")
+        return self._operate(r.MarkGpu(_node(node_id), index, healthy, _reason(reason)))
+
     def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> Future[bool]:
         """Move a waiting ticket to the head or the tail of the line; to the tail its owner may, too."""
         check_name("the ticket id", ticket_id)
@@ -93,6 +102,10 @@ class AsyncOperations:
     async def remove_node(self, node_id: str, *, force: bool = False, reason: str = "") -> bool:
         """Take a node out of the pool; see ``Client.remove_node``."""
         return await asyncio.wrap_future(self.sync.remove_node(node_id, force=force, reason=reason))
+
+    async def mark_gpu(self, node_id: str, index: int, *, healthy: bool, reason: str = "") -> bool:
+        """Mark one GPU of a node unhealthy or healthy; see ``Client.mark_gpu``."""
+        return await asyncio.wrap_future(self.sync.mark_gpu(node_id, index, healthy=healthy, reason=reason))
 
     async def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> bool:
         """Move a waiting ticket in the line; see ``Client.move_ticket``."""

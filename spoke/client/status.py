@@ -35,7 +35,7 @@ class NodeStatus:
     """A node. ``state`` is up, cordoned, draining, drained or lost; ``memory`` is in bytes.
 
     ``gpus_free`` are physical indices; ``gpus_shared`` says of each shared GPU, by its index, what fraction of it
-    is free.
+    is free; ``gpus_unhealthy`` why GPUs are not given out.
     """
 
     node_id: str = ""
@@ -43,6 +43,7 @@ class NodeStatus:
     gpus: int = 0
     gpus_free: tuple[int, ...] = ()
     gpus_shared: Mapping[str, float] = field(default_factory=dict)
+    gpus_unhealthy: Mapping[str, str] = field(default_factory=dict)
     gpu_model: str = ""
     cpus: float = 0.0
     cpus_free: float = 0.0

@@ -65,6 +65,7 @@ def _node(node: NodeState, cordon: Cordon | None) -> dict[str, Any]:
         "cordon": cordon.reason if cordon is not None else None,
         "agent": node.incarnation,
         "gpus": len(node.spec.gpus),
+        "gpus_unhealthy": list(indices_of(node.unhealthy)),
         "gpus_free": list(indices_of(node.free_gpus)),
         "gpus_shared": {str(gpu): (GPU_MILLI - used) / GPU_MILLI for gpu, used in sorted(node.shared.items())},
         "cpus_free": node.free_cpu_milli / 1000,

@@ -22,6 +22,7 @@ from spoke.events.state import (
     ActorState,
     ClientState,
     Cordon,
+    GpuFault,
     NodeState,
     PoolState,
     TicketState,
@@ -161,6 +162,7 @@ def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -
     if known is not None:  # what live tickets hold on the node stays theirs
         for ticket_id in sorted(known.tickets):
             _book(node, state.tickets[ticket_id], event_id)
+    state.apply_faults(node)
     state.nodes[event.node_id] = node
     state.index(node)
 
@@ -239,6 +241,40 @@ def _node_removed(state: PoolState, event_id: str, event: e.NodeRemoved) -> None
     state.capacity.drop(event.node_id)
     del state.nodes[event.node_id]
     _end_drain(state, event.node_id)
+
+
+# --- GPUs --------------------------------------------------------------------------------------------------------
+
+
+def _gpu_node(state: PoolState, event_id: str, event: e.GpuMarkedUnhealthy | e.GpuMarkedHealthy) -> NodeState:
+    node = _node(state, event_id, event)
+    if not any(gpu.index == event.index and gpu.uuid == event.uuid for gpu in node.spec.gpus):
+        raise InvalidTransition(
+            f"event {event_id} ({event.TYPE}) is about GPU {event.index} ({event.uuid}) of node {event.node_id}, which "
+            f"has no such GPU"
+        )
+    return node
+
+
+def _gpu_marked_unhealthy(state: PoolState, event_id: str, event: e.GpuMarkedUnhealthy) -> None:
+    node = _gpu_node(state, event_id, event)
+    by = user_of(state, event.client_id) if event.client_id else ""
+    faults = state.faults.setdefault(event.node_id, {})
+    faults[event.uuid] = GpuFault(event.kind, event.reason, by, event_id)
+    node.mark_unhealthy(event.index)
+    state.index(node)
+
+
+def _gpu_marked_healthy(state: PoolState, event_id: str, event: e.GpuMarkedHealthy) -> None:
+    node = _gpu_node(state, event_id, event)
+    faults = state.faults.get(event.node_id, {})
+    if faults.pop(event.uuid, None) is None:
+        raise InvalidTransition(f"event {event_id} marks GPU {event.uuid} healthy, which is not unhealthy")
+    if not faults:
+        del state.faults[event.node_id]
+    slots = (slot for ticket_id in node.tickets for slot in state.tickets[ticket_id].slots)
+    node.mark_healthy(event.index, any(s.node_id == event.node_id and event.index in s.gpu_ids for s in slots))
+    state.index(node)
 
 
 # --- gangs -------------------------------------------------------------------------------------------------------
@@ -445,6 +481,8 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.NodeDraining: _node_draining,
     e.NodeDrained: _node_drained,
     e.NodeRemoved: _node_removed,
+    e.GpuMarkedUnhealthy: _gpu_marked_unhealthy,
+    e.GpuMarkedHealthy: _gpu_marked_healthy,
     e.GangQueued: _gang_queued,
     e.GangAllocated: _gang_allocated,
     e.GangRefused: _gang_not_granted,

@@ -85,11 +85,20 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
             yield f"I1: GPU {index} of node {node_id} is shared out to {milli} thousandths" + " and held" * (
                 held >> index & 1
             )
-    if node.shared != shares:
-        yield f"I3: node {node_id} counts shares {node.shared}, but its tickets have {dict(shares)}"
+    if node.shared | node.unhealthy_shared != shares:
+        counted = node.shared | node.unhealthy_shared
+        yield f"I3: node {node_id} counts shares {counted}, but its tickets have {dict(shares)}"
     held |= mask_of(tuple(shares))
-    if held & node.free_gpus or held | node.free_gpus != total:
-        yield f"I3: node {node_id}: GPUs used {held:b} + free {node.free_gpus:b} is not total {total:b}"
+    sick = node.unhealthy
+    if held & node.free_gpus or held | node.free_gpus | sick != total:
+        yield f"I3: node {node_id}: GPUs used {held:b} + free {node.free_gpus:b} + unhealthy {sick:b} is not {total:b}"
+    known = state.faults.get(node_id, {})
+    faulty = mask_of(tuple(gpu.index for gpu in node.spec.gpus if gpu.uuid in known))
+    if sick != faulty or node.free_gpus & sick or any(sick >> index & 1 for index in node.shared):
+        yield (
+            f"node {node_id}: GPUs {indices_of(faulty)} are unhealthy, but {indices_of(sick)} are kept back, and "
+            f"{indices_of(node.free_gpus)} and the rests of {sorted(node.shared)} can be given out"
+        )
     if need_cpu + node.free_cpu_milli != node.spec.cpu_milli or node.free_cpu_milli < 0:
         yield f"I3: node {node_id}: mCPU used {need_cpu} + free {node.free_cpu_milli} is not {node.spec.cpu_milli}"
     if need_memory + node.free_memory != node.spec.memory or node.free_memory < 0:

@@ -13,7 +13,7 @@ import msgspec
 from spoke.errors import LogError
 from spoke.events.lifecycle import NodePhase
 from spoke.events.model import NodeSpec
-from spoke.events.state import ClientState, Cordon, NodeState, PoolState, TicketState
+from spoke.events.state import ClientState, Cordon, GpuFault, NodeState, PoolState, TicketState
 
 VERSION = 1
 
@@ -50,6 +50,7 @@ class _Snapshot:
     history_end: str = ""
     demand: tuple[int, int, int] = (0, 0, 0)  # CPU and GPU, in thousandths, of what was granted; how many shares
     cordons: dict[str, Cordon] = field(default_factory=dict)
+    faults: dict[str, dict[str, GpuFault]] = field(default_factory=dict)
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
@@ -79,6 +80,7 @@ def encode(state: PoolState) -> bytes:
             state.history_end,
             demand=(state.demand_cpu_milli, state.demand_gpu_milli, state.shares_granted),
             cordons=state.cordons,
+            faults=state.faults,
         )
     )
 
@@ -111,6 +113,7 @@ def decode(raw: bytes) -> PoolState:
         demand_gpu_milli=read.demand[1],
         shares_granted=read.demand[2],
         cordons=read.cordons,
+        faults=read.faults,
     )
     for ticket in state.tickets.values():
         for slot in ticket.slots:
@@ -122,6 +125,7 @@ def decode(raw: bytes) -> PoolState:
                         f"which are not there or taken twice"
                     )
     for node in state.nodes.values():
+        state.apply_faults(node)
         state.index(node)
     return state
 

@@ -25,8 +25,9 @@ CordonPhase = Literal["cordoned", "draining", "drained"]
 class NodeState:
     """A node and what is free on it. ``free_gpus`` and ``free_ports`` are bit sets (GPU index, offset of the port).
 
-    ``free_gpus`` are the GPUs that nobody uses. ``shared`` holds the ones that are shared: GPU index -> how many
-    thousandths of it are taken (at least 1, at most 1000).
+    ``free_gpus`` are the healthy GPUs that nobody uses. ``shared`` holds the healthy ones that are shared: GPU index ->
+    how many thousandths of it are taken (at least 1, at most 1000). ``unhealthy`` are the GPUs that are not given out,
+    whether or not a ticket still holds them, and ``unhealthy_shared`` what is taken of those that are shared.
     """
 
     spec: NodeSpec
@@ -38,6 +39,8 @@ class NodeState:
     free_memory: int
     tickets: set[str] = field(default_factory=set)
     shared: dict[int, int] = field(default_factory=dict)
+    unhealthy: int = 0
+    unhealthy_shared: dict[int, int] = field(default_factory=dict)
     lease_ms: int = 0
     confirmed: bool = True
     """False from a change of servers until the agent has said what runs here; nothing is granted meanwhile."""
@@ -86,19 +89,39 @@ class NodeState:
         if slot.gpu_milli:
             self._give_back_share(slot.gpu_ids[0], slot.gpu_milli)
         else:
-            self.free_gpus |= mask_of(slot.gpu_ids)
+            self.free_gpus |= mask_of(slot.gpu_ids) & ~self.unhealthy
         self.free_ports |= self._port_bit(ticket, slot)
         self.free_cpu_milli += need.cpu_milli
         self.free_memory += need.memory
         self.tickets.discard(ticket.ticket_id)
 
     def _give_back_share(self, index: int, milli: int) -> None:
-        left = self.shared[index] - milli
+        shared = self.unhealthy_shared if self.unhealthy >> index & 1 else self.shared
+        left = shared[index] - milli
         if left:
-            self.shared[index] = left
+            shared[index] = left
         else:
-            del self.shared[index]
+            del shared[index]
+            self.free_gpus |= 1 << index & ~self.unhealthy
+
+    def mark_unhealthy(self, index: int) -> None:
+        """Give this GPU out no more; what tickets hold of it stays theirs."""
+        self.unhealthy |= 1 << index
+        self.free_gpus &= ~self.unhealthy
+        if index in self.shared:
+            self.unhealthy_shared[index] = self.shared.pop(index)
+
+    def mark_healthy(self, index: int, held: bool) -> None:
+        """Give this GPU out again; ``held``: a ticket holds all of it."""
+        self.unhealthy &= ~(1 << index)
+        if index in self.unhealthy_shared:
+            self.shared[index] = self.unhealthy_shared.pop(index)
+        elif not held:
             self.free_gpus |= 1 << index
+
+    def is_unhealthy(self, index: int) -> bool:
+        """Whether the GPU is not given out because it is unhealthy."""
+        return bool(self.unhealthy >> index & 1)
 
     def free_milli(self, index: int) -> int:
         """How many thousandths of a GPU are free."""
@@ -113,8 +136,8 @@ class NodeState:
 
     @property
     def total(self) -> Amount:
-        """All that the node has."""
-        return Amount(len(self.spec.gpus), self.spec.cpu_milli, self.spec.memory)
+        """All that the node can give: what it has, without the unhealthy GPUs."""
+        return Amount(len(self.spec.gpus) - self.unhealthy.bit_count(), self.spec.cpu_milli, self.spec.memory)
 
     @property
     def free(self) -> Amount:
@@ -218,6 +241,16 @@ class Cordon:
     waiters: list[tuple[str, int]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class GpuFault:
+    """Why a GPU is unhealthy. ``by`` is the user who marked it; empty: its agent's source did. ``since``: the event."""
+
+    kind: str
+    reason: str
+    by: str
+    since: str
+
+
 @dataclass(slots=True)
 class PoolState:
     """All of a pool. ``queue`` holds the waiting tickets in their order, ``last_id`` the last folded event's id."""
@@ -240,6 +273,8 @@ class PoolState:
     queue: list[str] = field(default_factory=list)
     cordons: dict[str, Cordon] = field(default_factory=dict)
     """By node id, also of nodes that are not there now."""
+    faults: dict[str, dict[str, GpuFault]] = field(default_factory=dict)
+    """The unhealthy GPUs: node id -> UUID, also of nodes that are not there now."""
     demand_cpu_milli: int = 0
     """CPU that the granted members with GPUs were given, against ``demand_gpu_milli``: what a GPU usually needs."""
     demand_gpu_milli: int = 0
@@ -250,6 +285,14 @@ class PoolState:
     def draining(self) -> list[str]:
         """The nodes that are being drained."""
         return [node_id for node_id, cordon in self.cordons.items() if cordon.phase == "draining"]
+
+    def apply_faults(self, node: NodeState) -> None:
+        """Mark the GPUs of a node that are known to be unhealthy, once its tickets are booked."""
+        known = self.faults.get(node.spec.node_id)
+        if known:
+            for gpu in node.spec.gpus:
+                if gpu.uuid in known:
+                    node.mark_unhealthy(gpu.index)
 
     def client(self, client_id: str) -> ClientState | None:
         """A client that is connected, or left not long ago."""

@@ -261,6 +261,39 @@ class NodeRemoved(Event):
     seq: int = 0
 
 
+# --- GPUs ------------------------------------------------------------------------------------------------------
+
+
+@_event("gpu.marked_unhealthy")
+@dataclass(frozen=True, slots=True)
+class GpuMarkedUnhealthy(Event):
+    """Nothing new is placed on this GPU. ``kind`` is a short stable name of what was found (``operator``: by hand).
+
+    It holds for the GPU of this ``uuid`` on this node until it is marked healthy, also when the node comes back.
+    """
+
+    node_id: str
+    index: int
+    uuid: str
+    kind: str
+    reason: str
+    client_id: str = ""
+    seq: int = 0
+
+
+@_event("gpu.marked_healthy")
+@dataclass(frozen=True, slots=True)
+class GpuMarkedHealthy(Event):
+    """The GPU can be given out again: the agent's source says so, or an operator."""
+
+    node_id: str
+    index: int
+    uuid: str
+    reason: str = ""
+    client_id: str = ""
+    seq: int = 0
+
+
 # --- gangs -----------------------------------------------------------------------------------------------------
 
 

@@ -10,8 +10,8 @@ class Notice:
     """Something that happened around a ticket. ``kind`` is a short stable name, ``reason`` says it in words.
 
     ``node_draining``: a node is being drained; the ticket will be released at ``deadline_ms`` (milliseconds of the
-    server's clock since 1970; 0: it may stay). ``node_drain_ended``: it may stay after all. ``ranks`` are those that it
-    is about.
+    server's clock since 1970; 0: it may stay). ``node_drain_ended``: it may stay after all.
+    ``gpu_unhealthy``, ``gpu_healthy``: a GPU that the ticket holds. ``ranks`` are those that the notice is about.
     """
 
     ticket_id: str

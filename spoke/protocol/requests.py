@@ -164,6 +164,17 @@ class RemoveNode(Request):
     reason: str = ""
 
 
+@_request("gpu.mark")
+@dataclass(frozen=True, slots=True)
+class MarkGpu(Request):
+    """Mark one GPU of a node unhealthy, so that it is not given out; or healthy again."""
+
+    node_id: str
+    index: int
+    healthy: bool
+    reason: str = ""
+
+
 @_request("gang.move")
 @dataclass(frozen=True, slots=True)
 class MoveGang(Request):
@@ -226,6 +237,24 @@ class ReportExited(Request):
     launch_id: str
     code: int
     signal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReport:
+    """What a node's source says of one GPU; an empty ``kind`` means that it is healthy."""
+
+    index: int
+    uuid: str
+    kind: str = ""
+    reason: str = ""
+
+
+@_request("node.report_health")
+@dataclass(frozen=True, slots=True)
+class ReportHealth(Request):
+    """The health of these GPUs: of all when the node has joined, later of those whose health has changed."""
+
+    gpus: tuple[GpuReport, ...]
 
 
 @_request("node.report_held")

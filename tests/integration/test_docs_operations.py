@@ -21,10 +21,15 @@ ACTORS = str(Path(__file__).with_name("peer_actors.py"))
 
 
 @pytest.fixture
-def place(shared_server: EmbeddedServer, pool: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
+def sick_file(tmp_path: Path) -> Path:
+    return tmp_path / "health.json"
+
+
+@pytest.fixture
+def place(shared_server: EmbeddedServer, pool: str, tmp_path: Path, sick_file: Path) -> Iterator[tuple[str, str]]:
     with real_allocator(shared_server.url, pool), pool_at(shared_server.url, pool, tmp_path) as agents:
         for node in ("node-0", "node-1"):
-            agents.start_agent(node, gpus=2, imports=[ACTORS])
+            agents.start_agent(node, gpus=2, imports=[ACTORS], health=str(sick_file) if node == "node-1" else "")
         yield shared_server.url, pool
 
 
@@ -57,9 +62,25 @@ def test_the_page(place: tuple[str, str]) -> None:
         assert gang.slots[0].node_id == "node-1"
 
 
+def test_a_health_file_takes_a_gpu_out_of_service_and_back(place: tuple[str, str], sick_file: Path) -> None:
+    told: list[str] = []
+    with spoke.Client(place[0], pool=place[1]) as client:
+        eventually(lambda: client.status().gpus_free == 4, "both nodes")
+        gang = client.gang_allocate(1, 2, spoke.Resources(gpus=1), preferred_node="node-1", timeout=30).result(40)
+        gang.on_notice(lambda notice: told.append(notice.kind))
+        sick_file.write_text('{"1": "its fan rattles"}')
+        eventually(lambda: told == ["gpu_unhealthy"])
+        gang.release().result(20)
+        eventually(lambda: client.status().gpus_free == 3)
+        assert [dict(node.gpus_unhealthy) for node in client.status().nodes] == [{}, {"1": "reported: its fan rattles"}]
+        sick_file.write_text("{}")
+        eventually(lambda: client.status().gpus_free == 4)
+
+
 def test_client_and_actors_hear_of_a_drain_before_its_end(place: tuple[str, str]) -> None:
     told: list[spoke.Notice] = []
     with spoke.Client(place[0], pool=place[1]) as client, spoke.Client(place[0], pool=place[1]) as operator:
+        eventually(lambda: client.status().gpus_free == 4, "both nodes")
         gang = client.gang_allocate(1, 2, spoke.Resources(gpus=1), preferred_node="node-0", timeout=30).result(40)
         gang.on_notice(told.append)
         actors = gang.launch("Listener").result(40)

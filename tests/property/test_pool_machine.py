@@ -148,6 +148,16 @@ class PoolMachine(RuleBasedStateMachine):
     def remove(self, client: str, node: str, force: bool) -> None:
         self._ask(client, r.RemoveNode(node, force))
 
+    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), index=st.integers(0, 4), healthy=st.booleans())
+    def mark(self, client: str, node: str, index: int, healthy: bool) -> None:
+        self._ask(client, r.MarkGpu(node, index, healthy))
+
+    @rule(node=st.sampled_from(NODES), sick=st.dictionaries(st.integers(0, 5), st.sampled_from(["", "ecc", "xid"])))
+    def report_health(self, node: str, sick: dict[int, str]) -> None:
+        if node in self.pool.agents:
+            gpus = tuple(r.GpuReport(index, f"{node}-gpu-{index}", kind, kind) for index, kind in sick.items())
+            self.pool.report(self.pool.agents[node], r.ReportHealth(gpus))
+
     @rule(client=st.sampled_from(CLIENTS), ticket=tickets, to=st.sampled_from(["head", "tail"]))
     def move(self, client: str, ticket: str, to: str) -> None:
         self._ask(client, r.MoveGang(ticket, to))  # type: ignore[arg-type]

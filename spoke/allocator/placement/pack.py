@@ -137,7 +137,7 @@ def _never_fits_ids(state: PoolState, spec: GangSpec) -> str:
     if not spec.gpu_ids:
         return ""
     having = sum(
-        set(spec.gpu_ids) <= {gpu.index for gpu in node.spec.gpus}
+        set(spec.gpu_ids) <= {gpu.index for gpu in node.spec.gpus if not node.is_unhealthy(gpu.index)}
         for node in state.nodes.values()
         if node.phase == "up"
     )

@@ -123,7 +123,7 @@ def _holds(node: NodeState, resources: Resources, need: Amount) -> int:
     limit = node.total.holds(need)
     if not limit:
         return 0
-    shares = (resources.share_of(gpu.memory) for gpu in node.spec.gpus)
+    shares = (resources.share_of(gpu.memory) for gpu in node.spec.gpus if not node.is_unhealthy(gpu.index))
     return min(limit, sum(GPU_MILLI // share for share in shares if share))
 
 
