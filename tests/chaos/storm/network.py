@@ -22,7 +22,7 @@ def _run(*words: str, input: str | None = None) -> None:
     if done.returncode:
         raise NoNamespaces(
             f"`{' '.join(words)}` failed with {done.returncode}: {done.stderr.strip()}. The storm needs network "
-            "namespaces with veth links and routing rules: run it as root (CAP_NET_ADMIN and CAP_SYS_ADMIN), with iproute2"
+            "namespaces with veth links and routing rules: run it as root (CAP_NET_ADMIN, CAP_SYS_ADMIN), with iproute2"
         )
 
 

@@ -20,9 +20,10 @@ from spoke.events.log import EventLog
 from spoke.protocol.keys import Keys
 from tests.chaos.storm.check import Verdict, check
 from tests.chaos.storm.faults import Faults
-from tests.chaos.storm.machines import AGENTS, CLIENTS, GPUS, MACHINES, Machines
+from tests.chaos.storm.machines import AGENTS, CLIENTS, MACHINES, Machines
 from tests.chaos.storm.network import Network
 
+START_S = 60.0
 CALM_S = 60.0
 """After the last fault, everything must be in order within this time."""
 
@@ -37,7 +38,7 @@ def storm(directory: Path, seconds: float, seed: int) -> tuple[Verdict, Counter[
 
         def whole() -> bool:
             state = log.recover()
-            up = [node for node in state.nodes.values() if node.phase == "up" and len(node.free) == GPUS]
+            up = [node for node in state.nodes.values() if node.phase == "up" and node.free == node.total]
             return len(up) == len(AGENTS) and not state.tickets and not machines.actors()
 
         for name in MACHINES:
@@ -62,9 +63,6 @@ def storm(directory: Path, seconds: float, seed: int) -> tuple[Verdict, Counter[
     problems += [f"{path.name} has a traceback" for path in directory.glob("*.log") if "Traceback" in path.read_text()]
     verdict.problems[:0] = problems
     return verdict, faults.counts
-
-
-START_S = 60.0
 
 
 def _granted(directory: Path) -> int:
