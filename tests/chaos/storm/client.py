@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -62,7 +63,7 @@ class Asker:
             raise
 
     def _say(self, what: str, number: int, **more: object) -> None:
-        note("journal", json.dumps({"by": self._name, "what": what, "n": number, **more}))
+        note("journal", json.dumps({"by": self._name, "what": what, "n": number, "at": round(time.time(), 3), **more}))
 
     def _ask(self, kind: str, start: Callable[[], Future[Any]], **about: object) -> Any:
         """The answer's value; None for an error, which is an answer too."""

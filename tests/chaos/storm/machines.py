@@ -27,6 +27,7 @@ LEASE_S = 3.0
 PORT = 6379
 START_S = 30.0
 END_S = 20.0
+RESTART_S = 2.0
 
 
 class Machines:
@@ -39,6 +40,7 @@ class Machines:
         self.ended: list[str] = []
         """What ended by itself, which nothing should."""
         self._runs: Counter[str] = Counter()
+        self._started_s: dict[str, float] = {}
         self._socket = str(directory / "s")
         self.admin: Redis = connect(f"unix://{self._socket}", timeout_s=5.0)
 
@@ -75,6 +77,7 @@ class Machines:
     def start(self, name: str) -> None:
         """Start what the machine is for."""
         self._runs[name] += 1
+        self._started_s[name] = time.monotonic()
         if name == "server":
             self._spawn(name, self._server())
             self._wait_for_server()
@@ -158,11 +161,17 @@ class Machines:
             os.kill(self.running[name].pid, number)
 
     def revive(self) -> None:
-        """Start again what has ended by itself, and note it."""
+        """Start again what has ended by itself, as systemd would, and note it if it had no reason to."""
         for name, process in tuple(self.running.items()):
-            if process.poll() is not None:
-                self.ended.append(f"{name} ended by itself with {process.returncode}: see {self.directory}/{name}.log")
-                self.start(name)
+            if process.poll() is None:
+                continue
+            last = ([""] + (self.directory / f"{name}.log").read_text(errors="replace").splitlines())[-1]
+            if last.startswith("spoke: no server answers"):  # it was started while there was none
+                if time.monotonic() - self._started_s[name] < RESTART_S:
+                    continue
+            else:
+                self.ended.append(f"{name} ended by itself with {process.returncode}: {last}")
+            self.start(name)
 
 
 def _has(pid: int, variable: str) -> bool:
