@@ -89,6 +89,12 @@ EXAMPLES ?= 20000
 fuzz: $(TEST_READY) ## hostile bytes for everything that reads bytes, many of them: make fuzz EXAMPLES=20000
 	SPOKE_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 0 tests/property/test_hostile_bytes.py
 
+SECONDS_LONG = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
+SEED ?=
+.PHONY: chaos-long
+chaos-long: $(TEST_READY) ## the storm for longer, as root: make chaos-long SECONDS=3600 SEED=7
+	$(BIN)/python -m tests.chaos.storm.run --seconds $(SECONDS_LONG) $(if $(SEED),--seed $(SEED))
+
 .PHONY: lint
 lint: $(TEST_READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ LEASE_S = 3.0
 PORT = 6379
 START_S = 30.0
 END_S = 20.0
+KEEPER = "/keeper"
 RESTART_S = 2.0
 
 
@@ -66,13 +67,15 @@ class Machines:
 
     def actors(self) -> list[int]:
         """All living processes of actors, their children included."""
-        return [pid for pid in procfs.all_pids() if f"/{self.pool}/" in procfs.mark_of(pid) and procfs.is_alive(pid)]
+        marks = ((pid, procfs.mark_of(pid)) for pid in procfs.all_pids())
+        ours = [pid for pid, mark in marks if f"/{self.pool}/" in mark and not mark.endswith(KEEPER)]
+        return [pid for pid in ours if procfs.is_alive(pid)]
 
     def keeper(self, agent: str) -> int:
         """The process id of an agent's keeper; 0 if it has none now."""
         above = str(self.running[agent].pid)
         pids = (pid for pid in procfs.all_pids() if (procfs.stat_of(pid) or ["", ""])[1] == above)
-        return next((pid for pid in pids if not procfs.mark_of(pid)), 0)
+        return next((pid for pid in pids if procfs.mark_of(pid).endswith(KEEPER)), 0)
 
     def start(self, name: str) -> None:
         """Start what the machine is for."""
@@ -165,7 +168,7 @@ class Machines:
         for name, process in tuple(self.running.items()):
             if process.poll() is None:
                 continue
-            last = ([""] + (self.directory / f"{name}.log").read_text(errors="replace").splitlines())[-1]
+            last = ["", *(self.directory / f"{name}.log").read_text(errors="replace").splitlines()][-1]
             if last.startswith("spoke: no server answers"):  # it was started while there was none
                 if time.monotonic() - self._started_s[name] < RESTART_S:
                     continue
