@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -112,10 +113,13 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that namespaces and processes go
     directory = Path(tempfile.mkdtemp(prefix="storm-"))
-    print(f"seed {given.seed}, logs and journals in {directory}", flush=True)
+    print(f"seed {given.seed}, logs and journals in {directory} (kept if there are problems)", flush=True)
     verdict, faults = storm(directory, given.seconds, given.seed)
     print(show(verdict, faults, given.seed))
-    return 1 if verdict.problems else 0
+    if verdict.problems:
+        return 1
+    shutil.rmtree(directory)
+    return 0
 
 
 if __name__ == "__main__":
