@@ -53,11 +53,14 @@ def test_parted_machines_hear_nothing_of_each_other_until_they_are_joined() -> N
 def test_two_processes_on_one_gpu_are_seen(tmp_path: Path) -> None:
     def start(ticket: str, gpus: str) -> subprocess.Popen[bytes]:
         env = {"STORM_DIR": str(tmp_path), "SPOKE_NODE": "n1", "SPOKE_TICKET": ticket, "CUDA_VISIBLE_DEVICES": gpus}
-        return subprocess.Popen([sys.executable, "-S", str(Path(gpus_program.__file__)), "60"], env=env)
+        return subprocess.Popen(
+            [sys.executable, "-S", str(Path(gpus_program.__file__)), "60"], env=env, stdout=subprocess.PIPE
+        )
 
     processes = [start("t-1", "0,1")]
     try:
-        eventually(lambda: (tmp_path / "gpu-n1-1").exists(), "the first one holds its GPUs", 30)
+        assert processes[0].stdout is not None
+        assert processes[0].stdout.readline() == b"holds 2\n"
         processes.append(start("t-2", "1,2"))
         double = tmp_path / "double"
         eventually(lambda: double.exists() and double.read_text(), "the second one is seen", 30)

@@ -38,4 +38,5 @@ def note(name: str, line: str) -> None:
 
 if __name__ == "__main__":
     held = hold()
+    print(f"holds {len(held)}", flush=True)
     time.sleep(float(sys.argv[1]))
