@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from spoke.errors import NoAllocator as NoAllocator
     from spoke.errors import NotSerializable as NotSerializable
     from spoke.errors import RankOutOfRange as RankOutOfRange
+    from spoke.errors import RepairRefused as RepairRefused
     from spoke.errors import ServerError as ServerError
     from spoke.errors import ServerUnreachable as ServerUnreachable
     from spoke.errors import ServerUnsuitable as ServerUnsuitable
@@ -84,6 +85,7 @@ _HOMES = {
         "NoAllocator",
         "NotSerializable",
         "RankOutOfRange",
+        "RepairRefused",
         "ServerError",
         "ServerUnreachable",
         "ServerUnsuitable",

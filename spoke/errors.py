@@ -108,6 +108,12 @@ class RankOutOfRange(TicketError, IndexError):
     code = "rank_out_of_range"
 
 
+class RepairRefused(TicketError):
+    """The member's slot is not replaced: nothing else fits, or it has not failed."""
+
+    code = "repair_refused"
+
+
 class AlreadyLaunched(TicketError):
     """The rank has an actor that is starting or running."""
 

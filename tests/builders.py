@@ -241,9 +241,10 @@ class MemoryPool:
 
     def _check_nothing_runs_where(self, event: e.Event) -> None:
         """I4: a GPU that is handed out has no process of an old ticket on it."""
-        if isinstance(event, e.GangAllocated):
-            given = {slot.node_id: self.agents[slot.node_id].running_milli() for slot in event.slots}
-            for slot in event.slots:
+        if isinstance(event, (e.GangAllocated, e.GangRepaired)):
+            slots = event.slots if isinstance(event, e.GangAllocated) else (event.slot,)
+            given = {slot.node_id: self.agents[slot.node_id].running_milli() for slot in slots}
+            for slot in slots:
                 for index in slot.gpu_ids:
                     given[slot.node_id][index] += slot.gpu_milli or GPU_MILLI
                     milli = given[slot.node_id][index]

@@ -257,6 +257,8 @@ class AgentMachine:
             case o.NotifyActors(notice=notice):
                 _remember(self._noticed, notice.ticket_id)
                 return [i.Notify(self._listening(notice.ticket_id), notice)]
+            case o.TakeBackPort(ticket_id=ticket_id):
+                return self._hold_port_of(ticket_id)
             case o.CloseTicket() as close:
                 _remember(self._closed, close.ticket_id)
                 mine = [key for key, actor in self._actors.items() if actor.order.ticket_id == close.ticket_id]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spoke.allocator import health, line, nodes, operations, tickets
+from spoke.allocator import health, line, nodes, operations, repair, tickets
 from spoke.allocator.leases import check_lease
 from spoke.errors import AuthenticationFailed, InvalidRequest, SpokeError
 from spoke.events import types as e
@@ -158,6 +158,7 @@ _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list
     r.StopActor: tickets.stop_actor,
     r.CordonNode: operations.cordon,
     r.UncordonNode: operations.uncordon,
+    r.RepairGang: repair.repair,
     r.MoveGang: operations.move,
     r.MarkGpu: health.mark,
 }

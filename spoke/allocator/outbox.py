@@ -274,6 +274,23 @@ def _gang_attached(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iter
     yield Tell(event.client_id, event.seq, granted)
 
 
+def _gang_repaired(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangRepaired, recorded)
+    ticket = state.tickets[event.ticket_id]
+    told = p.Repaired(event.ticket_id, event.slot, event.master_addr, event.master_port)
+    yield Tell(event.client_id, event.seq, told)
+    for client_id in _interested(state, ticket):
+        if client_id != event.client_id:
+            yield Tell(client_id, 0, told)
+    old = ticket.slots[event.rank].node_id
+    if event.rank == 0 and old != event.slot.node_id:
+        yield from _command(state, old, o.TakeBackPort(event.ticket_id))
+    text = f"rank {event.rank} has another place, on {event.slot.node_id}"
+    notice = Notice(event.ticket_id, "member_repaired", text, event.slot.node_id, (event.rank,))
+    for place in sorted(ticket.alive):
+        yield from _command(state, place, o.NotifyActors(notice))
+
+
 def _gang_releasing(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.GangReleasing, recorded)
     ticket = state.tickets[event.ticket_id]
@@ -319,7 +336,7 @@ def _launch_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> I
         group_rank=slot.group_rank,
         world_size=len(ticket.slots),
         local_world_size=ticket.group_sizes[slot.group_rank],
-        num_nodes=len(ticket.group_sizes),
+        num_nodes=sum(size > 0 for size in ticket.group_sizes),
         gpu_ids=slot.gpu_ids,
         gpu_uuids=slot.gpu_uuids,
         master_addr=ticket.master_addr,
@@ -447,6 +464,7 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator
     e.GangCancelled: _gang_cancelled,
     e.GangMoved: _gang_moved,
     e.GangAttached: _gang_attached,
+    e.GangRepaired: _gang_repaired,
     e.GangReleasing: _gang_releasing,
     e.GangReleased: _gang_released,
     e.ActorLaunchRequested: _launch_requested,

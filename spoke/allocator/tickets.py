@@ -20,7 +20,7 @@ def release(state: PoolState, asked: r.Envelope, request: r.ReleaseGang) -> list
     if ticket is None:
         _check_was_granted(state, request.ticket_id)
         return [e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, f"{request.ticket_id} has ended before")]
-    _check_may(asked, ticket)
+    check_may(asked, ticket)
     reason = request.reason[:500] or "its client released it"
     return give_back(ticket, reason, (asked.client_id, asked.seq))
 
@@ -37,23 +37,22 @@ def cancel(state: PoolState, asked: r.Envelope, request: r.CancelGang) -> list[e
 
 def attach(state: PoolState, asked: r.Envelope, request: r.AttachGang) -> list[e.Event]:
     """Show a ticket to another client, and tell it from now on what becomes of it."""
-    ticket = _live(state, request.ticket_id)
-    _check_may(asked, ticket)
+    ticket = live(state, request.ticket_id)
+    check_may(asked, ticket)
     return [e.GangAttached(ticket.ticket_id, asked.client_id, asked.seq)]
 
 
 def launch(state: PoolState, asked: r.Envelope, request: r.LaunchActors) -> list[e.Event]:
     """Start actors at some ranks of a ticket: all of them, or a refusal."""
-    ticket = _live(state, request.ticket_id)
-    _check_may(asked, ticket, admins=False)
+    ticket = live(state, request.ticket_id)
+    check_may(asked, ticket, admins=False)
     ranks = [member.rank for member in request.members]
     if not ranks or len(set(ranks)) != len(ranks):
         raise InvalidRequest(f"a launch names each rank once, and at least one; this one names {ranks[:20]}")
     unpack_blobs(asked.blobs, len(ranks))
     events: list[e.Event] = []
     for member in request.members:
-        if not 0 <= member.rank < len(ticket.slots):
-            raise _no_rank(ticket, member.rank)
+        check_rank(ticket, member.rank)
         actor = ticket.actor(member.rank)
         if actor is not None and actor.alive:
             raise AlreadyLaunched(
@@ -76,10 +75,9 @@ def launch(state: PoolState, asked: r.Envelope, request: r.LaunchActors) -> list
 
 def stop_actor(state: PoolState, asked: r.Envelope, request: r.StopActor) -> list[e.Event]:
     """Stop one actor; the ticket keeps its slot."""
-    ticket = _live(state, request.ticket_id)
-    _check_may(asked, ticket)
-    if not 0 <= request.rank < len(ticket.slots):
-        raise _no_rank(ticket, request.rank)
+    ticket = live(state, request.ticket_id)
+    check_may(asked, ticket)
+    check_rank(ticket, request.rank)
     actor = ticket.actor(request.rank)
     if actor is None or not actor.alive:
         return [e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, f"no actor runs at rank {request.rank}")]
@@ -120,10 +118,12 @@ def free_nodes(ticket: TicketState, candidates: Iterable[str], dead: Iterable[Ac
     return [e.GangReleased(ticket.ticket_id, free, len(free) == len(ticket.held))] if free else []
 
 
-def _check_may(asked: r.Envelope, ticket: TicketState, *, admins: bool = True) -> None:
+def check_may(asked: r.Envelope, ticket: TicketState, *, admins: bool = True, operators: bool = False) -> None:
     """Where requests are signed, a ticket obeys its user; ``admins``: and administrators, who do not run code in it."""
     signer, owner = asked.signer, owner_of(ticket.client_id)
     if signer is None or (admins and signer.kind == "admin") or (owner and signer.name == owner):
+        return
+    if operators and signer.kind == "operator":
         return
     raise Forbidden(
         f"{asked.request.TYPE}: ticket {ticket.ticket_id} is {owner or 'nobody'}'s and {signer} asked: use a key of "
@@ -140,7 +140,8 @@ def find(state: PoolState, ticket_id: str) -> TicketState:
     return ticket
 
 
-def _live(state: PoolState, ticket_id: str) -> TicketState:
+def live(state: PoolState, ticket_id: str) -> TicketState:
+    """The ticket, which holds its slots; raises TicketEnded, UnknownTicket, InvalidRequest."""
     ticket = find(state, ticket_id)
     if ticket.phase == "queued":
         raise InvalidRequest(f"ticket {ticket_id} still waits in line ({ticket.reason}): wait until it is granted")
@@ -149,10 +150,12 @@ def _live(state: PoolState, ticket_id: str) -> TicketState:
     return ticket
 
 
-def _no_rank(ticket: TicketState, rank: int) -> RankOutOfRange:
-    return RankOutOfRange(
-        f"rank {rank} of ticket {ticket.ticket_id} was asked for; it has ranks 0 to {len(ticket.slots) - 1}"
-    )
+def check_rank(ticket: TicketState, rank: int) -> None:
+    """Raise RankOutOfRange for a rank that the ticket does not have."""
+    if not 0 <= rank < len(ticket.slots):
+        raise RankOutOfRange(
+            f"rank {rank} of ticket {ticket.ticket_id} was asked for; it has ranks 0 to {len(ticket.slots) - 1}"
+        )
 
 
 def _check_was_granted(state: PoolState, ticket_id: str) -> None:

@@ -35,6 +35,8 @@ class Views:
         """Note what an event changes; ``before`` is the state that it is about to change."""
         if isinstance(event, e.GangAllocated):
             self._nodes.update(slot.node_id for slot in event.slots)
+        elif isinstance(event, e.GangRepaired):
+            self._nodes |= {event.slot.node_id, before.tickets[event.ticket_id].slots[event.rank].node_id}
         elif isinstance(event, e.GangReleased):
             self._nodes.update(event.nodes)
         elif event.TYPE.startswith(("node.", "gpu.")):
@@ -173,7 +175,7 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
         if slot.gpu_milli:
             rank["gpu_share"] = slot.gpu_milli / GPU_MILLI
         actor = ticket.actor(slot.global_rank)
-        if actor is not None:
+        if actor is not None and (actor.alive or actor.node_id == slot.node_id):
             rank |= {"actor": actor.actor_id, "runs": actor.spec.title[:200], "state": actor.phase, "pid": actor.pid}
             rank |= {"address": actor.address} if actor.address else {}
             if actor.phase in ("exited", "start_failed", "lost"):

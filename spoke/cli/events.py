@@ -163,6 +163,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.GangCancelled: lambda v: f"{v.ticket_id}{_because(v.reason)}",
     e.GangMoved: lambda v: f"{v.ticket_id} to the {v.to}{_asked(v)}",
     e.GangAttached: lambda v: f"{v.ticket_id} by {v.client_id}",
+    e.GangRepaired: lambda v: f"{v.ticket_id} rank {v.rank}{_asked(v)}; now {_places((v.slot,))}",
     e.GangReleasing: lambda v: f"{v.ticket_id}{_asked(v)}{_because(v.reason)}",
     e.GangReleased: lambda v: f"{v.ticket_id} on {', '.join(v.nodes) or 'no node'}" + (", all of it" * v.final),
     e.ActorLaunchRequested: lambda v: f"{_actor(v)}: {_short(v.spec.title)}",

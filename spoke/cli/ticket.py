@@ -9,7 +9,7 @@ import typer
 from spoke.cli.options import Pool, Ticket, Url
 from spoke.cli.output import say
 
-app = typer.Typer(no_args_is_help=True, help="Move waiting tickets in the line.")
+app = typer.Typer(no_args_is_help=True, help="Move waiting tickets in the line, and repair live ones.")
 ANSWER_S = 30.0
 
 
@@ -26,3 +26,21 @@ def move(
     with spoke.Client(url, pool=pool) as client:
         client.move_ticket(ticket, to).result(ANSWER_S)  # type: ignore[arg-type]
     say(f"{ticket} is at the {to} of the line.")
+
+
+@app.command("repair")
+def repair(
+    ticket: Ticket,
+    rank: Annotated[int, typer.Option("--rank", min=0, metavar="R", help="The failed member.")],
+    elsewhere: Annotated[bool, typer.Option("--elsewhere", help="On another node only.")] = False,
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Give a failed member of a live ticket another place: other GPUs of its node, or another node."""
+    import spoke
+    from spoke.cli.output import numbers
+
+    with spoke.Client(url, pool=pool) as client:
+        slot = client.gang_repair(ticket, rank, elsewhere=elsewhere).result(ANSWER_S)
+    gpus = f", GPUs {numbers(slot.gpu_ids)}" if slot.gpu_ids else ""
+    say(f"rank {rank} of {ticket} has its place on {slot.node_id} now{gpus}: it can be launched there.")

@@ -230,6 +230,10 @@ class AsyncGang:
         """What the gang's actors push from now on: ``async for push in mailbox``; see ``Gang.mailbox``."""
         return await asyncio.to_thread(self.sync.mailbox, capacity)
 
+    async def repair(self, rank: int, *, elsewhere: bool = False) -> Slot:
+        """Give the failed member at a rank another place; see ``Client.gang_repair``."""
+        return await asyncio.wrap_future(self.sync.repair(rank, elsewhere=elsewhere))
+
     async def release(self) -> bool:
         """Give everything back; see ``Client.gang_release``."""
         return await asyncio.wrap_future(self.sync.release())
@@ -312,6 +316,10 @@ class AsyncClient(AsyncOperations):
     async def gang_release(self, ticket_id: str, *, timeout: float | None = None) -> bool:
         """Give a ticket back; see ``Client.gang_release``."""
         return await asyncio.wrap_future(self.sync.gang_release(ticket_id, timeout=timeout))
+
+    async def gang_repair(self, ticket_id: str, rank: int, *, elsewhere: bool = False) -> Slot:
+        """Give a failed member another place; see ``Client.gang_repair``."""
+        return await asyncio.wrap_future(self.sync.gang_repair(ticket_id, rank, elsewhere=elsewhere))
 
     async def attach(self, ticket_id: str) -> AsyncGang:
         """A ticket that another client was granted; see ``Client.attach``."""

@@ -41,13 +41,17 @@ class Gang:
         self.client = client
         self.ticket = ticket
         self.ticket_id = ticket.ticket_id
-        self.slots: tuple[Slot, ...] = ticket.slots
         self._lines: dict[
             str, Line | GangMemory
         ] = {}  # refers to no gang: a cycle would keep the ticket until the next collection
         self._lines_lock = threading.Lock()
         if ticket.owned and not ticket.spec.detached:
             weakref.finalize(self, client.dropped, ticket, self._lines).atexit = False
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The places, by rank. ``repair`` changes one of them."""
+        return self.ticket.slots
 
     @property
     def master_addr(self) -> str:
@@ -130,6 +134,10 @@ class Gang:
             return found[0]
 
         return self.client.wait_for_exits(self, [rank], end_of, timeout)
+
+    def repair(self, rank: int, *, elsewhere: bool = False) -> Future[Slot]:
+        """Give the failed member at a rank another place; see ``Client.gang_repair``."""
+        return self.client.gang_repair(self.ticket_id, rank, elsewhere=elsewhere)
 
     def release(self) -> Future[bool]:
         """Give everything back; see ``Client.gang_release``."""

@@ -228,6 +228,8 @@ class Machine:
             return self._attached(seq, message)
         elif type(message) is p.Launched:
             return self._launched(seq, message)
+        elif type(message) is p.Repaired:
+            return [Resolve(seq, message, self._repaired(message))]
         return [Resolve(seq, message)]
 
     def _answered_again(self, message: p.Message, now: float) -> list[Output]:
@@ -258,6 +260,9 @@ class Machine:
                     reason = "the server lost its last writes, and this launch with them"
                     lost = replace(actor, phase="lost", reason=reason)
                     outputs += self._over(ticket, ticket.ended(lost, False))
+        for ticket_id, ticket in self.tickets.items():
+            if ticket.was_repaired and ticket_id not in self._releasing:
+                self._ask_internally(r.AttachGang(ticket_id), now)  # the log may have lost it: see the places it has
         for ticket_id, holding in log.items():
             let_go = holding.seq and holding.seq not in self.outstanding and not holding.releasing
             if let_go and ticket_id not in self.tickets and ticket_id not in self._releasing:
@@ -283,6 +288,9 @@ class Machine:
                 message.ticket_id, message.spec, message.slots, message.master_addr, message.master_port, owned=False
             )
             self.tickets[message.ticket_id] = ticket
+        elif ticket.slots != message.slots:
+            ticket.slots, ticket.master_addr = message.slots, message.master_addr
+            ticket.master_port = message.master_port
         done = ticket.saw(message.actors)
         return [*self._over(ticket, done), Resolve(seq, message, ticket)]
 
@@ -291,6 +299,12 @@ class Machine:
         if ticket is None:  # released while the launch was answered
             return [Resolve(seq, message)]
         return [*self._over(ticket, ticket.saw(message.actors)), Resolve(seq, message, ticket)]
+
+    def _repaired(self, message: p.Repaired) -> Ticket | None:
+        ticket = self.tickets.get(message.ticket_id)
+        if ticket is not None:
+            ticket.repaired(message.slot, message.master_addr, message.master_port)
+        return ticket
 
     def _failed(self, seq: int, one: Outstanding, message: p.Failed) -> list[Output]:
         error = from_code(message.code, message.reason)
@@ -315,6 +329,9 @@ class Machine:
             ticket = self.tickets.get(message.ticket_id)
             if ticket is not None:
                 ticket.releasing = message.reason
+            return []
+        if isinstance(message, p.Repaired):
+            self._repaired(message)
             return []
         if isinstance(message, p.TicketNotice):
             ticket = self.tickets.get(message.notice.ticket_id)

@@ -19,7 +19,7 @@ from spoke.client.session import Session
 from spoke.client.status import PoolStatus, read_status
 from spoke.client.tracking import Ticket
 from spoke.errors import InvalidRequest, RankOutOfRange, SpokeError, TicketEnded
-from spoke.events.model import GangSpec, OnFailure, Resources, check_name
+from spoke.events.model import GangSpec, OnFailure, Resources, Slot, check_name
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, find_key
@@ -149,6 +149,21 @@ class Client(Operations, Closing):
         """A ticket that another client was granted, with the actors that run in it. It stays that client's."""
         check_name("the ticket id", _text("the ticket id", ticket_id))
         return self._request(r.AttachGang(ticket_id), self._granted)
+
+    def gang_repair(self, ticket_id: str, rank: int, *, elsewhere: bool = False) -> Future[Slot]:
+        """Give a failed member of a live ticket another place: other GPUs of its node, or another node.
+
+        ``elsewhere``: only another node. The future has the new slot; the others keep theirs. Launch the rank there
+        with ``launch_actor``; peers reach it then. The rendezvous address moves with rank 0. It fails with
+        AlreadyLaunched if the member is alive, RepairRefused if nothing fits or it has not failed, UnknownTicket,
+        TicketEnded, RankOutOfRange.
+        """
+        check_name("the ticket id", _text("the ticket id", ticket_id))
+        try:
+            launching.check_rank(rank)
+        except RankOutOfRange as error:
+            return failed(error)
+        return self._request(r.RepairGang(ticket_id, rank, elsewhere), lambda message, ticket: message.slot)
 
     # --- actors --------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,8 @@ class Ticket:
     released: bool = False
     dropped: bool = False
     """Whether the user let go of the gang; set by a finalizer, which takes no lock."""
+    was_repaired: bool = False
+    """Whether its places may have changed since it was granted."""
     secret: bytes = b""
     """What its actors and clients know each other by, once this client has it."""
     actors: dict[int, ActorInfo] = field(default_factory=dict)
@@ -61,6 +63,13 @@ class Ticket:
     on_notice: tuple[Callable[[Notice], object], ...] = ()
     """Whom to tell of the next."""
     _waits: dict[int, set[int]] = field(default_factory=dict)
+
+    def repaired(self, slot: Slot, master_addr: str, master_port: int) -> None:
+        """A member has another slot."""
+        self.was_repaired = True
+        rank = slot.global_rank
+        self.slots = (*self.slots[:rank], slot, *self.slots[rank + 1 :])
+        self.master_addr, self.master_port = master_addr, master_port
 
     def noticed(self, notice: Notice) -> None:
         """Take note of a notice."""

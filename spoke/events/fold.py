@@ -16,6 +16,7 @@ from typing import Any
 from spoke.errors import InvalidTransition
 from spoke.events import types as e
 from spoke.events.lifecycle import ACTOR, NODE, TICKET, NodePhase, advance
+from spoke.events.model import Slot
 from spoke.events.state import (
     GONE_CLIENTS_KEPT,
     SEQ_WINDOW,
@@ -317,10 +318,7 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
         state.queue.remove(event.ticket_id)
     ticket.phase, ticket.since, ticket.reason, ticket.slots = phase, event_id, "", event.slots
     ticket.master_addr, ticket.master_port, ticket.policy = event.master_addr, event.master_port, event.policy
-    sizes: dict[int, int] = {}  # in the order of the ranks; a Counter takes three times as long
-    for slot in event.slots:
-        sizes[slot.group_rank] = sizes.get(slot.group_rank, 0) + 1
-    ticket.group_sizes = tuple(sizes.values())
+    ticket.group_sizes = _group_sizes(event.slots)
     for node_id in {slot.node_id for slot in event.slots}:
         node = state.nodes.get(node_id)
         if node is None:
@@ -333,16 +331,54 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
     state.learn(ticket)
 
 
+def _group_sizes(slots: tuple[Slot, ...]) -> tuple[int, ...]:
+    """How many members each group has, by its rank; a repaired gang may have a group that is empty."""
+    sizes: dict[int, int] = {}  # a Counter takes three times as long
+    for slot in slots:
+        sizes[slot.group_rank] = sizes.get(slot.group_rank, 0) + 1
+    return tuple(sizes.get(group, 0) for group in range(max(sizes, default=-1) + 1))
+
+
+def _gang_repaired(state: PoolState, event_id: str, event: e.GangRepaired) -> None:
+    ticket = _ticket(state, event_id, event)
+    rank, slot = event.rank, event.slot
+    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    actor, node = ticket.actor(rank), state.nodes.get(slot.node_id)
+    if not 0 <= rank < len(ticket.slots) or slot.global_rank != rank or (actor is not None and actor.alive):
+        raise InvalidTransition(f"event {event_id} replaces rank {rank} of {event.ticket_id}, which cannot be replaced")
+    if node is None or node.phase != "up":
+        raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {slot.node_id}, which is not up")
+    old = ticket.slots[rank]
+    left = state.nodes[old.node_id]
+    left.give_back(ticket, old)
+    ticket.slots = (*ticket.slots[:rank], slot, *ticket.slots[rank + 1 :])
+    ticket.master_addr, ticket.master_port = event.master_addr, event.master_port
+    ticket.group_sizes = _group_sizes(ticket.slots)
+    if any(other.node_id == old.node_id for other in ticket.slots):
+        left.tickets.add(event.ticket_id)
+    else:
+        ticket.held.discard(old.node_id)
+    if not node.take(ticket, slot):
+        raise _double(ticket, slot, node, event_id)
+    ticket.held.add(slot.node_id)
+    state.index(left)
+    state.index(node)
+
+
 def _book(node: NodeState, ticket: TicketState, event_id: str) -> None:
     for slot in ticket.slots:
         if slot.node_id == node.spec.node_id and not node.take(ticket, slot):
-            raise InvalidTransition(
-                f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids}"
-                f"{f' (a share of {slot.gpu_milli} thousandths)' if slot.gpu_milli else ''}, "
-                f"{ticket.need.cpu_milli} mCPU and {ticket.need.memory} bytes of node {slot.node_id}, where GPUs "
-                f"{indices_of(node.free_gpus)} (and of {node.shared} the rest), {node.free_cpu_milli} mCPU and "
-                f"{node.free_memory} bytes are free: something was handed out twice"
-            )
+            raise _double(ticket, slot, node, event_id)
+
+
+def _double(ticket: TicketState, slot: Slot, node: NodeState, event_id: str) -> InvalidTransition:
+    return InvalidTransition(
+        f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids}"
+        f"{f' (a share of {slot.gpu_milli} thousandths)' if slot.gpu_milli else ''}, "
+        f"{ticket.need.cpu_milli} mCPU and {ticket.need.memory} bytes of node {slot.node_id}, where GPUs "
+        f"{indices_of(node.free_gpus)} (and of {node.shared} the rest), {node.free_cpu_milli} mCPU and "
+        f"{node.free_memory} bytes are free: something was handed out twice"
+    )
 
 
 def _gang_not_granted(state: PoolState, event_id: str, event: e.GangRefused | e.GangCancelled) -> None:
@@ -489,6 +525,7 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.GangCancelled: _gang_not_granted,
     e.GangMoved: _gang_moved,
     e.GangAttached: _gang_attached,
+    e.GangRepaired: _gang_repaired,
     e.GangReleasing: _gang_releasing,
     e.GangReleased: _gang_released,
     e.ActorLaunchRequested: _actor_launch_requested,

@@ -45,6 +45,8 @@ def _names_node(event: e.Event, node_id: str) -> bool:
             return event.node_id == node_id
         case e.GangAllocated():
             return any(slot.node_id == node_id for slot in event.slots)
+        case e.GangRepaired():
+            return event.slot.node_id == node_id
         case e.GangReleased():
             return node_id in event.nodes
         case e.LogRegressed():

@@ -81,6 +81,8 @@ class Holdings:
                 self._tickets.pop(event.ticket_id, None)
             case e.GangReleasing() if event.ticket_id in self._tickets:
                 self._tickets[event.ticket_id].reason = event.reason
+            case e.GangRepaired() if event.ticket_id in self._tickets:
+                return self._repaired(recorded, event)
             case e.GangReleased():
                 return self._released(recorded, event)
             case _:
@@ -117,6 +119,16 @@ class Holdings:
                         begin_id=event_id,
                     )
                 )
+
+    def _repaired(self, recorded: e.Recorded, event: e.GangRepaired) -> list[Holding]:
+        ticket, reason = self._tickets[event.ticket_id], f"rank {event.rank} was given another place"
+        ended: list[Holding] = []
+        for node_id, held in ticket.held.items():
+            mine = [holding for holding in held if holding.rank == event.rank]
+            ended += [replace(one, end_ms=recorded.ms, end_id=recorded.id, reason=reason) for one in mine]
+            ticket.held[node_id] = [holding for holding in held if holding.rank != event.rank]
+        self._hold(event.ticket_id, ticket, (event.slot,), recorded.ms, recorded.id)
+        return ended
 
     def _released(self, recorded: e.Recorded, event: e.GangReleased) -> list[Holding]:
         ticket = self._tickets.get(event.ticket_id)

@@ -25,6 +25,8 @@ TICKET: Final[Table[TicketPhase]] = {
     ("queued", "gang.cancelled"): "cancelled",
     ("allocated", "actor.launch_requested"): "active",
     ("active", "actor.launch_requested"): "active",
+    ("allocated", "gang.repaired"): "allocated",
+    ("active", "gang.repaired"): "active",
     ("allocated", "gang.releasing"): "releasing",
     ("active", "gang.releasing"): "releasing",
     ("releasing", "gang.released"): "released",  # the final one; a partial one leaves the ticket releasing

@@ -370,6 +370,21 @@ class GangAttached(Event):
     seq: int
 
 
+@_event("gang.repaired")
+@dataclass(frozen=True, slots=True)
+class GangRepaired(Event):
+    """A failed member got another slot; what it held is free. The others keep theirs, the master moves with rank 0."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    rank: int
+    slot: Slot
+    master_addr: str
+    master_port: int
+    policy: str
+
+
 @_event("gang.releasing")
 @dataclass(frozen=True, slots=True)
 class GangReleasing(Event):

@@ -11,7 +11,8 @@ class Notice:
 
     ``node_draining``: a node is being drained; the ticket will be released at ``deadline_ms`` (milliseconds of the
     server's clock since 1970; 0: it may stay). ``node_drain_ended``: it may stay after all.
-    ``gpu_unhealthy``, ``gpu_healthy``: a GPU that the ticket holds. ``ranks`` are those that the notice is about.
+    ``gpu_unhealthy``, ``gpu_healthy``: a GPU that the ticket holds. ``member_repaired`` (to actors): a member
+    has another slot. ``ranks`` are those that the notice is about.
     """
 
     ticket_id: str

@@ -81,6 +81,14 @@ class CloseTicket(Order):
 
 
 @dataclass(frozen=True, slots=True)
+class TakeBackPort(Order):
+    """Rank 0 of the ticket has gone to another node: hold the port again that was lent to it here."""
+
+    TYPE = "ticket.take_back_port"
+    ticket_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class NotifyActors(Order):
     """Tell the running actors of a ticket what its clients are told."""
 
@@ -116,7 +124,18 @@ class Resume(Order):
     TYPE = "node.resume"
 
 
-_CLASSES = (Welcome, Reject, StartActor, StopActor, CloseTicket, NotifyActors, ReportHoldings, StopUnknown, Resume)
+_CLASSES = (
+    Welcome,
+    Reject,
+    StartActor,
+    StopActor,
+    CloseTicket,
+    TakeBackPort,
+    NotifyActors,
+    ReportHoldings,
+    StopUnknown,
+    Resume,
+)
 _TYPES: dict[str, type[Order]] = {cls.TYPE: cls for cls in _CLASSES}
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(cls) for name, cls in _TYPES.items()}
 

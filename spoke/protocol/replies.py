@@ -71,6 +71,17 @@ class Granted(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Repaired(Message):
+    """A member of the gang has another slot. The answer to whoever asked, a notice to the others."""
+
+    TYPE = "repaired"
+    ticket_id: str
+    slot: Slot
+    master_addr: str
+    master_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Launched(Message):
     """All actors of the launch are up."""
 
@@ -154,6 +165,7 @@ _CLASSES = (
     Done,
     Failed,
     Granted,
+    Repaired,
     Launched,
     Queued,
     ActorEnded,

@@ -101,6 +101,16 @@ class AttachGang(Request):
     ticket_id: str
 
 
+@_request("gang.repair")
+@dataclass(frozen=True, slots=True)
+class RepairGang(Request):
+    """Give the failed member at ``rank`` another slot; ``elsewhere``: on another node."""
+
+    ticket_id: str
+    rank: int
+    elsewhere: bool = False
+
+
 @_request("actor.launch")
 @dataclass(frozen=True, slots=True)
 class LaunchActors(Request):

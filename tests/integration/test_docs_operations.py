@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +101,26 @@ def test_client_and_actors_hear_of_a_drain_before_its_end(place: tuple[str, str]
         assert drained.result(40) is True
         eventually(lambda: gang.released)
         assert [node.cordon.state for node in operator.status().nodes if node.cordon] == ["drained"]
+
+
+def test_a_repaired_member_is_reached_by_client_and_peers(place: tuple[str, str]) -> None:
+    with spoke.Client(place[0], pool=place[1]) as client:
+        eventually(lambda: client.status().gpus_free == 4, "both nodes")
+        gang = client.gang_allocate(2, 1, spoke.Resources(gpus=1), timeout=30).result(40)
+        first, second = gang.launch("Listener").result(40)
+        assert first.call("rank_of", 1).result(20) == 1
+        os.kill(second.pid, signal.SIGKILL)
+        gang.wait_for_rank(1, 30).result(40)
+        before = gang.slots
+        assert f"rank 1 of {gang.ticket_id} has its place on" in run(
+            place, f"spoke ticket repair {gang.ticket_id} --rank 1"
+        )
+        eventually(lambda: gang.slots != before)
+        assert gang.slots[0] == before[0]
+        assert (gang.slots[1].node_id, gang.slots[1].gpu_ids) == (before[1].node_id, (1,))
+        new = client.launch_actor(gang.ticket_id, 1, "Listener", "again").result(40)
+        assert new.call("my_rank").result(20) == 1
+        assert first.call("rank_of", 1).result(20) == 1
+        eventually(lambda: first.call("heard").result(20) == ["member_repaired"])
+        with pytest.raises(spoke.AlreadyLaunched):
+            gang.repair(1).result(20)

@@ -129,6 +129,10 @@ class PoolMachine(RuleBasedStateMachine):
         raw = {b"type": name.encode(), b"v": b"1", b"client_id": self.sessions[client].encode(), b"body": b"{"}
         self.pool.handle(r.decode_request(raw))
 
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets, rank=st.integers(0, 4), elsewhere=st.booleans())
+    def repair(self, client: str, ticket: str, rank: int, elsewhere: bool) -> None:
+        self._ask(client, r.RepairGang(ticket, rank, elsewhere))
+
     # --- operators ---
 
     @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), cordon=st.booleans())

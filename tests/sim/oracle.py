@@ -58,8 +58,8 @@ class Oracle:
         twice = list(_decided_twice(self.state, recorded, self._previous))
         if twice:
             raise SimulationFailed(twice[0])
-        if isinstance(event, e.GangAllocated):
-            for slot in event.slots:
+        if isinstance(event, (e.GangAllocated, e.GangRepaired)):
+            for slot in event.slots if isinstance(event, e.GangAllocated) else (event.slot,):
                 busy = self.nodes[slot.node_id].busy_gpus() & set(slot.gpu_ids)
                 if busy:
                     runs = {k: one.order.ticket_id for k, one in self.nodes[slot.node_id].running.items()}
