@@ -16,7 +16,8 @@ from typing import Any
 from spoke.transport.frames import Frame, Incoming, Kind
 from spoke.transport.rdma.endpoint import RdmaEndpoint
 from spoke.transport.rdma.pool import Pool
-from spoke.transport.rdma.queue import READ, QueuePair
+from spoke.transport.rdma.queue import QueuePair
+from spoke.transport.rdma.registered import UsersMemory
 from spoke.transport.rdma.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, SLOT_BYTES, SLOTS, check_peer
 
 
@@ -81,9 +82,13 @@ class FakeQueue:
         assert not self.closed
         self.posted.append(slot)
 
-    def post_read(self, number: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
+    def post_read(self, wr_id: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
         ctypes.memmove(address, remote, nbytes)
-        self.send_queue.add(READ + number)
+        self.send_queue.add(wr_id)
+
+    def post_write(self, wr_id: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
+        ctypes.memmove(remote, address, nbytes)
+        self.send_queue.add(wr_id)
 
     def close(self) -> None:
         self.closed = True
@@ -91,12 +96,25 @@ class FakeQueue:
         os.close(self.recv_queue.fd)
 
 
+ENUMS = SimpleNamespace(IBV_ACCESS_LOCAL_WRITE=1, IBV_ACCESS_REMOTE_WRITE=2, IBV_ACCESS_REMOTE_READ=4)
+
+
 class Device:
     def __init__(self) -> None:
         region = lambda address, nbytes: SimpleNamespace(lkey=1, rkey=2, close=lambda: None)  # noqa: E731
         self.staging, self.landing = Pool(region), Pool(region)
+        self.registered: list[tuple[int, int, int]] = []
+        self.deregistered = 0
+        self.users_memory = UsersMemory(self._register, ENUMS, safe=True)
         self.verbs = SimpleNamespace(PyverbsError=OSError)
         self.released = 0
+
+    def _register(self, address: int, nbytes: int, access: int) -> Any:
+        self.registered.append((address, nbytes, access))
+        return SimpleNamespace(lkey=1, rkey=2, close=self._deregister)
+
+    def _deregister(self) -> None:
+        self.deregistered += 1
 
     def release(self) -> None:
         self.released += 1

@@ -154,6 +154,44 @@ def view_of(value: object, *, writable: bool = False) -> memoryview:
     return view
 
 
+def address_of(view: memoryview) -> int:
+    """Where a contiguous view lies, also one that is read-only."""
+    found = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(found), 0)
+    try:
+        return int(found.buf or 0)
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(found))
+
+
+class _PyBuffer(ctypes.Structure):
+    """Py_buffer, of Python's stable interface since 3.11."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p), ("obj", ctypes.c_void_p), ("len", ctypes.c_ssize_t), ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int), ("ndim", ctypes.c_int), ("format", ctypes.c_void_p), ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p), ("suboffsets", ctypes.c_void_p), ("internal", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+def lifetime_of(value: object) -> object | None:
+    """What lives no longer than the memory of ``value`` stays where it is, and can be referred to weakly; or None."""
+    torch = is_tensor(value)
+    if torch is not None:
+        base: object = getattr(value, "_base", None)
+        return value if base is None else base
+    if isinstance(value, memoryview):
+        return value  # holds its exporter
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, numpy.ndarray):
+        return None  # a bytearray, an mmap: may be resized
+    root: Any = value
+    while isinstance(root.base, numpy.ndarray):
+        root = root.base
+    found: object = root
+    return found  # cannot be resized while it is referred to
+
+
 def _check_shape(shape: list[Any]) -> None:
     if len(shape) > _DIMENSIONS_MAX or any(type(size) is not int or size < 0 for size in shape):
         raise MalformedData("an array has an impossible shape")

@@ -19,25 +19,25 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from spoke.transport.direct import Params, Unavailable
 from spoke.transport.endpoint import Endpoint
 
-Params = dict[str, Any]
-"""What crosses in an offer or an answer: text keys; None, bool, int, float, str, bytes and lists of these."""
-
-
-class Unavailable(Exception):
-    """This carrier cannot be used here, or between these two; the text is the reason, for people."""
+__all__ = ["Acceptance", "Carrier", "Offer", "Params", "Transport", "Unavailable", "Wire"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """The authenticated stream socket between two sides, and what an endpoint over it needs to know."""
+    """The authenticated stream socket between two sides, and what an endpoint over it needs to know.
+
+    ``scope`` names the ticket whose secret both have proved: what one ticket's peers may reach, another's may not.
+    """
 
     sock: socket.socket
     peer: str
     limit_bytes: int
+    scope: bytes = b""
 
 
 class Offer(ABC):

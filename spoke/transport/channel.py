@@ -22,11 +22,12 @@ import time
 from collections import deque
 from typing import Final
 
-from spoke.errors import ActorUnreachable, CallTimeout, LimitExceeded, MalformedData, SpokeError
+from spoke.errors import ActorUnreachable, CallTimeout, LimitExceeded, MalformedData
 from spoke.transport.carrier import Transport
 from spoke.transport.deadlines import Deadlines
+from spoke.transport.direct import Copy, RemoteMemory
 from spoke.transport.endpoint import Endpoint, EndpointClosed
-from spoke.transport.frames import Frame, Incoming, Kind
+from spoke.transport.frames import Done, Frame, Incoming, Kind
 from spoke.transport.future import CallFuture, StreamFuture
 from spoke.transport.messages import pack_count, unpack_error
 from spoke.transport.negotiate import transport_of
@@ -100,12 +101,29 @@ class Channel:
         try:
             self._endpoint.send(kind, future.call_id, header, buffers, may_wait=True, must=False)
         except LimitExceeded as error:
-            self._fail_call(future.call_id, error)
+            self._complete(future.call_id, error)
         except EndpointClosed as error:
             self._end_with(str(error))
         except BaseException:
             self.forget(future)
             raise
+
+    def begin_for(self, future: CallFuture, remote: RemoteMemory, copy: Copy) -> None:
+        """Make the future an outstanding one and begin the transfer that it stands for."""
+        if not self._enter(future):
+            return
+        try:
+            if not remote.begin(copy, future.call_id):
+                return
+        except EndpointClosed as error:
+            self._end_with(str(error))
+            return
+        except BaseException as error:
+            self._complete(future.call_id, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._complete(future.call_id, None)
 
     def send_unanswered(self, kind: Kind, header: bytes, buffers: Buffers) -> str:
         """Send what nobody answers; why the connection has ended, if it has. Raises LimitExceeded."""
@@ -203,7 +221,7 @@ class Channel:
             future = self._pending.get(call_id)
             if future is not None:
                 text = f"{future.method} on {self._endpoint.peer} got no answer in time; the actor may still be busy"
-                if self._fail_call(call_id, CallTimeout(text)):
+                if self._complete(call_id, CallTimeout(text)):
                     self._send_quietly(Kind.CANCEL, call_id)
         next_at = self._deadlines.next
         return None if next_at == math.inf else max(0.0, next_at - time.monotonic())
@@ -215,13 +233,17 @@ class Channel:
             except EndpointClosed as error:
                 self._end_with(str(error))
 
-    def _fail_call(self, call_id: int, error: SpokeError) -> bool:
+    def _complete(self, call_id: int, error: BaseException | None) -> bool:
+        """End a future without an answer of the peer; False when it had ended before."""
         with self._lock:
             future = self._pending.pop(call_id, None)
         if future is None:
             return False
         if future.set_running_or_notify_cancel():
-            future.set_exception(error)
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
         self._nudge_leader(future)
         return True
 
@@ -286,7 +308,7 @@ class Channel:
         future = self._pending.get(incoming.call_id)
         if isinstance(future, StreamFuture):
             error = LimitExceeded(f"an item of {future.method} cannot be taken: {incoming}")
-            if self._fail_call(incoming.call_id, error):
+            if self._complete(incoming.call_id, error):
                 self._send_quietly(Kind.CANCEL, incoming.call_id)
 
     def _deliver_one(self, incoming: Incoming) -> None:
@@ -298,9 +320,11 @@ class Channel:
         if future is None or not future.set_running_or_notify_cancel():
             return  # cancelled or late
         try:
-            if not isinstance(incoming, Frame):
+            if isinstance(incoming, Done):
+                future.set_result(None)
+            elif not isinstance(incoming, Frame):
                 raise LimitExceeded(f"the answer of {future.method} cannot be taken: {incoming}")
-            if incoming.kind is _RESULT:
+            elif incoming.kind is _RESULT:
                 future.set_result(unpack(incoming.header, incoming.buffers))
             else:
                 future.set_exception(unpack_error(incoming))

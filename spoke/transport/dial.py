@@ -12,6 +12,7 @@ from spoke.transport.carrier import Wire
 from spoke.transport.choice import Choice
 from spoke.transport.endpoint import Endpoint
 from spoke.transport.frames import FRAME_BYTES_MAX
+from spoke.transport.handles import scope_id
 from spoke.transport.negotiate import ClientNegotiation
 from spoke.transport.tcp import tune
 
@@ -47,7 +48,7 @@ def dial(
         sock.sendall(handshake.hello)
         sock.sendall(handshake.answer(_receive_exactly(sock, HELLO_BYTES, deadline)))
         handshake.check(_receive_exactly(sock, VERDICT_BYTES, deadline))
-        wire = Wire(sock, address, limit_bytes)
+        wire = Wire(sock, address, limit_bytes, scope_id(secret))
         return ClientNegotiation(wire, choice, lambda n: _receive_exactly(sock, n, deadline), deadline).run()
     except WrongSecret:
         sock.close()

@@ -22,6 +22,7 @@ from spoke.transport.auth import ServerHandshake
 from spoke.transport.carrier import Unavailable, Wire
 from spoke.transport.choice import Choice
 from spoke.transport.endpoint import Endpoint
+from spoke.transport.handles import scope_id
 from spoke.transport.negotiate import ServerNegotiation
 from spoke.transport.tcp import tune
 
@@ -75,6 +76,7 @@ class Door:
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._secret = secret
+        self._scope = scope_id(secret)
         self._admit = admit
         self._limit_bytes = limit_bytes
         self._choice = choice
@@ -151,7 +153,7 @@ class Door:
             if len(self._strangers) >= STRANGERS_MAX:
                 self._drop(next(iter(self._strangers.values())))
             sock.setblocking(False)
-            wire = Wire(sock, f"{address[0]}:{address[1]}", self._limit_bytes)
+            wire = Wire(sock, f"{address[0]}:{address[1]}", self._limit_bytes, self._scope)
             stranger = _Stranger(wire, self._secret, self._choice)
             self._strangers[sock.fileno()] = stranger
             self._selector.register(sock, selectors.EVENT_READ)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+from spoke.transport.direct import Lendable, Params, Reach, Unavailable
 from spoke.transport.frames import Incoming, Kind
 
 
@@ -64,6 +65,17 @@ class Endpoint(ABC):
     @abstractmethod
     def backlog_bytes(self) -> int:
         """How much is kept back because the peer does not take it."""
+
+    def lend(self, memory: Lendable, wishes: Params) -> Params:
+        """Let the peer reach memory of this process by itself: what it must know for that, as plain data.
+
+        ``wishes`` come from the peer's ``Reach``, which may be broken: check each. Unavailable when it cannot be done.
+        """
+        raise Unavailable(f"over {self.transport} all memory goes through calls")
+
+    def reach(self) -> Reach | None:
+        """The other side of ``lend``, for one piece of the peer's memory; None when this transport cannot do it."""
+        return None
 
     @abstractmethod
     def shutdown(self) -> None:

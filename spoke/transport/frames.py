@@ -79,7 +79,15 @@ class Oversized:
         return f"a message of {self.nbytes} bytes is over the receiver's limit of {self.limit_bytes}"
 
 
-Incoming = Frame | Oversized
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Something that this side asked of its own endpoint, and not of the peer, is done: a one-sided transfer."""
+
+    call_id: int
+    kind: Kind = Kind.RESULT
+
+
+Incoming = Frame | Oversized | Done
 
 
 def check_size(nbytes: int, buffers: int, limit_bytes: int) -> None:

@@ -1,30 +1,66 @@
 """Memory of other processes: the side that reads and writes it by a handle.
 
 A *scope* is one ticket's part in this process: its secret, and the connections to the owners of its buffers, which are
-opened when they are needed. A transfer goes in pieces, several under way at a time.
+opened when they are needed. The first transfer to or from a buffer asks its owner whether this process may reach the
+memory by itself (``direct.py``); the answer is kept. Where it may not, and where reaching it has failed, since the
+owner has closed the buffer or the connection has ended, the owner is asked by calls: a transfer goes in pieces then,
+several under way at a time, and its errors are the owner's own words.
 """
 
 from __future__ import annotations
 
 import math
+import queue
 import threading
 import time
-from collections.abc import Generator
-from concurrent.futures import Future, InvalidStateError
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from functools import partial
 from typing import Any, Final
 
-from spoke.errors import InvalidRequest, MalformedData, SpokeError
+from spoke.errors import ActorUnreachable, CallTimeout, InvalidRequest, MalformedData, SpokeError
 from spoke.transport.buffers import view_of
 from spoke.transport.call import Connection, connect
+from spoke.transport.direct import Copy, Gone, Reach, RemoteMemory, Unavailable
+from spoke.transport.future import CallFuture
 from spoke.transport.handles import BufferHandle, scope_id
 
 PIECE_BYTES: Final = 8 << 20
 PIECES_UNDER_WAY: Final = 4
 CONNECT_S: Final = 10.0
+REMOTES_MAX: Final = 256
+COPY_AT_ONCE_BYTES: Final = 1 << 20
 
 _scopes: dict[bytes, Scope] = {}
 _scopes_lock = threading.Lock()
+
+
+class Owner:
+    """The connection to one process that owns buffers, and what of its memory this side reaches by itself."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._remotes: OrderedDict[bytes, RemoteMemory | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def remote(self, key: bytes) -> RemoteMemory | None:
+        """A buffer as this side reaches it; None where it does not, KeyError where the owner has not been asked."""
+        with self._lock:
+            self._remotes.move_to_end(key)
+            return self._remotes[key]
+
+    def keep(self, key: bytes, remote: RemoteMemory | None) -> None:
+        """Remember what the owner has answered."""
+        with self._lock:
+            self._remotes[key] = remote
+            if len(self._remotes) > REMOTES_MAX:
+                self._remotes.popitem(last=False)
+
+    def forget(self, key: bytes) -> None:
+        """It is of no use any more."""
+        with self._lock:
+            self._remotes.pop(key, None)
 
 
 class Scope:
@@ -35,30 +71,54 @@ class Scope:
         self.users = 0
         self._secret = secret
         self._lock = threading.Lock()
-        self._connections: dict[str, Connection] = {}
+        self._owners: dict[str, Owner] = {}
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
-    def connection(self, address: str) -> Connection:
-        """The connection to an owner of buffers; raises ActorUnreachable."""
-        known = self._connections.get(address)
-        if known is not None and not known.closed:
+    def owner(self, address: str) -> Owner:
+        """The owner of buffers at an address, connected; raises ActorUnreachable."""
+        known = self._owners.get(address)
+        if known is not None and not known.connection.closed:
             return known
         with self._lock:
-            known = self._connections.pop(address, None)
-            if known is not None and not known.closed:
-                self._connections[address] = known
+            known = self._owners.pop(address, None)
+            if known is not None and not known.connection.closed:
+                self._owners[address] = known
                 return known
             if known is not None:
-                known.close()
-            made = self._connections[address] = connect(address, self._secret, timeout_s=CONNECT_S)
+                known.connection.close()
+            if self._closed:
+                raise ActorUnreachable(f"{address} is not asked any more: this process has left the ticket")
+            made = self._owners[address] = Owner(connect(address, self._secret, timeout_s=CONNECT_S))
             return made
 
-    def close(self) -> None:
-        """End its connections; transfers under way fail."""
+    def later(self, work: Callable[[], None]) -> bool:
+        """Let the scope's own thread do what takes a while; False when it has ended."""
         with self._lock:
-            connections = list(self._connections.values())
-            self._connections.clear()
-        for connection in connections:
-            connection.close()
+            if self._closed:
+                return False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="spoke-transfers", daemon=True)
+                self._thread.start()
+            self._work.put(work)
+        return True
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+    def close(self) -> None:
+        """End its connections and its thread; transfers under way fail."""
+        with self._lock:
+            self._closed = True
+            owners, thread = list(self._owners.values()), self._thread
+            self._owners.clear()
+        self._work.put(None)
+        for owner in owners:
+            owner.connection.close()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(CONNECT_S)
 
 
 def join(secret: bytes) -> Scope:
@@ -102,81 +162,164 @@ class Transfer(Future[None]):
             return
 
 
+class _Task:
+    """One transfer: directly where that can be, else by calls."""
+
+    def __init__(self, handle: BufferHandle, scope: Scope, copy: Copy, timeout_s: float | None) -> None:
+        self.future = Transfer()
+        self._handle = handle
+        self._scope = scope
+        self._copy = copy
+        self._deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+
+    def start(self) -> Transfer:
+        owner = self._owner()
+        if owner is None:
+            return self.future
+        try:
+            remote = owner.remote(self._handle.key)
+        except KeyError:
+            reach = owner.connection.reach()
+            if reach is not None:
+                ask = owner.connection.ask("memory.reach", (self._handle.key, reach.params), timeout_s=self._left_s())
+                ask.add_done_callback(partial(self._answered, owner, reach))
+                return self.future
+            remote = None
+        self._go(owner, remote)
+        return self.future
+
+    def _owner(self) -> Owner | None:
+        try:
+            return self._scope.owner(self._handle.address)
+        except SpokeError as error:
+            self.future.fail(error)
+            return None
+
+    def _left_s(self) -> float | None:
+        return None if self._deadline == math.inf else max(0.0, self._deadline - time.monotonic())
+
+    def _answered(self, owner: Owner, reach: Reach, ask: Future[Any]) -> None:
+        remote: RemoteMemory | None = None
+        try:
+            grant = ask.result(0)
+            if type(grant) is not dict:
+                raise MalformedData("the owner of the buffer sent something else than was asked for")
+            if "why_not" not in grant:
+                remote = reach.opened(grant)
+        except Unavailable:
+            remote = None
+        except BaseException as error:
+            self.future.fail(error)
+            return
+        finally:
+            reach.close()
+        owner.keep(self._handle.key, remote)
+        self._go(owner, remote)
+
+    def _go(self, owner: Owner, remote: RemoteMemory | None) -> None:
+        if remote is None:
+            self._by_calls(owner)
+        elif not remote.waits or len(self._copy.view) <= COPY_AT_ONCE_BYTES:
+            self._directly(owner, remote)
+        elif not self._scope.later(partial(self._directly, owner, remote)):
+            self.future.fail(ActorUnreachable("the transfer was not made: this process has left the ticket"))
+
+    def _directly(self, owner: Owner, remote: RemoteMemory) -> None:
+        call = owner.connection.copy(remote, self._copy, timeout_s=self._left_s())
+        call.add_done_callback(lambda _: self._copied(owner, remote, call))
+
+    def _copied(self, owner: Owner, remote: RemoteMemory, call: CallFuture) -> None:
+        try:
+            call.result(0)
+        except (Gone, Unavailable):
+            owner.forget(self._handle.key)
+            self._by_calls(owner)
+        except ActorUnreachable as error:
+            # The owner may live all the same: it ends the connection of who reaches for memory that it has withdrawn.
+            if not self._scope.later(self._again):
+                self.future.fail(error)
+        except BaseException as error:
+            if isinstance(error, CallTimeout | CancelledError):
+                remote.forget(call.call_id)
+            self.future.fail(error)
+        else:
+            self.future.succeed()
+
+    def _again(self) -> None:
+        owner = self._owner()
+        if owner is not None:
+            self._by_calls(owner)
+
+    def _by_calls(self, owner: Owner) -> None:
+        _Pieces(self._handle.key, owner.connection, self._copy, self.future, self._deadline).start()
+
+
 class _Pieces:
     """A transfer in pieces: what is done with each that was answered, and which comes next."""
 
-    def __init__(self, handle: BufferHandle, view: memoryview, offset: int, timeout_s: float | None) -> None:
-        self.future = Transfer()
-        self._handle = handle
-        self._view = view
-        self._offset = offset
-        self._deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    def __init__(self, key: bytes, connection: Connection, copy: Copy, future: Transfer, deadline: float) -> None:
+        self._key = key
+        self._connection = connection
+        self._copy = copy
+        self._future = future
+        self._deadline = deadline
         self._lock = threading.Lock()
         self._next = 0
-        self._left = max(1, -(-len(view) // PIECE_BYTES))
+        self._left = max(1, -(-len(copy.view) // PIECE_BYTES))
         self._count = self._left
-        self._connection: Connection | None = None
 
-    def start(self, *, reads: bool) -> Transfer:
-        try:
-            self._connection = _scope_of(self._handle).connection(self._handle.address)
-        except InvalidRequest:
-            raise
-        except SpokeError as error:
-            self.future.fail(error)
-            return self.future
+    def start(self) -> None:
         # A reader's memory is bounded by the pieces under way. A writer is held back by the connection itself.
-        for _ in range(min(self._count, PIECES_UNDER_WAY) if reads else self._count):
-            self._ask(reads)
-        return self.future
+        for _ in range(self._count if self._copy.write else min(self._count, PIECES_UNDER_WAY)):
+            self._ask()
 
-    def _ask(self, reads: bool) -> None:
+    def _ask(self) -> None:
         with self._lock:
             number, self._next = self._next, self._next + 1
-        if number >= self._count or self.future.done():
+        if number >= self._count or self._future.done():
             return
-        piece = self._view[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
-        offset = self._offset + number * PIECE_BYTES
+        piece = self._copy.view[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
+        offset = self._copy.offset + number * PIECE_BYTES
         left_s = None if self._deadline == math.inf else max(0.0, self._deadline - time.monotonic())
-        assert self._connection is not None
-        key = self._handle.key
-        if reads:
-            ask = self._connection.ask("memory.read", (key, offset, len(piece)), timeout_s=left_s)
+        if self._copy.write:
+            ask = self._connection.ask("memory.write", (self._key, offset, piece), timeout_s=left_s)
         else:
-            ask = self._connection.ask("memory.write", (key, offset, piece), timeout_s=left_s)
-        ask.add_done_callback(partial(self._answered, piece if reads else None))
+            ask = self._connection.ask("memory.read", (self._key, offset, len(piece)), timeout_s=left_s)
+        ask.add_done_callback(partial(self._answered, None if self._copy.write else piece))
 
     def _answered(self, target: memoryview | None, ask: Future[Any]) -> None:
         try:
             data = ask.result(0)
-            if self.future.done():
+            if self._future.done():
                 return
             if target is not None:
                 if type(data) is not memoryview or len(data) != len(target):
                     raise MalformedData("the owner of the buffer sent something else than was asked for")
                 target[:] = data
         except BaseException as error:
-            self.future.fail(error)
+            self._future.fail(error)
             return
         with self._lock:
             self._left -= 1
             left = self._left
         if not left:
-            self.future.succeed()
+            self._future.succeed()
         elif target is not None:
-            self._ask(True)
+            self._ask()
 
 
 def read_into(handle: BufferHandle, target: Any, offset: int, timeout_s: float | None) -> Transfer:
     """See ``BufferHandle.read_into``."""
-    return _Pieces(handle, _checked(handle, target, offset, True), offset, timeout_s).start(reads=True)
+    copy = Copy(target, _checked(handle, target, offset, True), offset, False)
+    return _Task(handle, _scope_of(handle), copy, timeout_s).start()
 
 
 def write_from(handle: BufferHandle, source: Any, offset: int, timeout_s: float | None) -> Transfer:
     """See ``BufferHandle.write_from``."""
     if not handle.writable:
         raise InvalidRequest("the buffer may only be read: its owner made it with writable=False")
-    return _Pieces(handle, _checked(handle, source, offset, False), offset, timeout_s).start(reads=False)
+    copy = Copy(source, _checked(handle, source, offset, False), offset, True)
+    return _Task(handle, _scope_of(handle), copy, timeout_s).start()
 
 
 def _checked(handle: BufferHandle, value: Any, offset: int, writable: bool) -> memoryview:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import queue
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -13,19 +15,38 @@ from typing import Any, Final, Protocol
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.transport.buffers import view_of
 from spoke.transport.closing import Closing
+from spoke.transport.direct import Loan, Unavailable
 from spoke.transport.handles import KEY_BYTES, BufferHandle
 from spoke.transport.job import Job
+from spoke.transport.shm_buffer import SharedMemory
 
 PIECE_BYTES_MAX: Final = 64 << 20
+LOCK_S: Final = 5.0
 
 
 class Region:
     """One piece of memory. ``lock`` is held while it is read or written; ``area`` is None once it was closed."""
 
-    def __init__(self, area: memoryview, writable: bool) -> None:
+    def __init__(self, area: memoryview, writable: bool, shared: SharedMemory | None = None) -> None:
         self.lock = threading.Lock()
         self.area: memoryview | None = area
         self.writable = writable
+        self.shared = shared
+        self.loans: dict[object, Loan] = {}
+
+    def close(self, timeout_s: float = LOCK_S) -> None:
+        """Let nobody reach it any more; returns when nobody does, or, where somebody stands still, after a while."""
+        locked = self.lock.acquire(timeout=timeout_s)
+        try:
+            for loan in self.loans.values():  # before the memory may go
+                loan.close()
+            self.loans.clear()
+            self.area = None
+            if self.shared is not None:
+                self.shared.close()
+        finally:
+            if locked:
+                self.lock.release()
 
 
 class Answers(Protocol):
@@ -45,7 +66,7 @@ class MemoryTable:
         self._answers = answers
         self._regions: dict[bytes, Region] = {}
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[tuple[Callable[[Job], None], Job] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -54,34 +75,43 @@ class MemoryTable:
         return {
             "memory.read": lambda job: self._enqueue(self._read, job),
             "memory.write": lambda job: self._enqueue(self._write, job),
+            "memory.reach": lambda job: self._enqueue(self._reach, job),
         }
 
-    def register(self, area: memoryview, writable: bool) -> bytes:
+    def register(self, region: Region) -> bytes:
         """Let callers reach the memory; the key that names it."""
         key = secrets.token_bytes(KEY_BYTES)
-        self._regions[key] = Region(area, writable)
+        self._regions[key] = region
         return key
 
     def forget(self, key: bytes) -> None:
         """Let nobody reach it any more. Takes no lock: the garbage collector may call it."""
-        self._regions.pop(key, None)
+        region = self._regions.pop(key, None)
+        if region is not None:
+            self._queue.put(region.close)  # by the thread; where there is none, nothing was ever lent
 
     def withdraw(self, key: bytes) -> None:
         """The same; when it returns, nobody reads or writes the memory."""
         region = self._regions.pop(key, None)
         if region is not None:
-            with region.lock:
-                region.area = None
+            region.close()
 
     def close(self, timeout_s: float) -> None:
         """Withdraw everything, and end the thread."""
+        deadline = time.monotonic() + timeout_s
         with self._lock:
             self._closed = True
             thread = self._thread
-        self._regions.clear()
         self._queue.put(None)
         if thread is not None:
             thread.join(timeout_s)
+        while self._regions:
+            self._regions.popitem()[1].close(max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left = self._queue.get_nowait()
+                if left is not None:
+                    left()
 
     def _enqueue(self, work: Callable[[Job], None], job: Job) -> None:
         with self._lock:
@@ -90,19 +120,21 @@ class MemoryTable:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="spoke-memory", daemon=True)
                 self._thread.start()
-        self._queue.put((work, job))
+        self._queue.put(lambda: self._serve(work, job))
 
     def _run(self) -> None:
-        while (entry := self._queue.get()) is not None and not self._closed:
-            work, job = entry
-            if job.cancelled:
-                continue
-            try:
-                work(job)
-            except SpokeError as error:
-                self._answers.fail(job, error)
-            except Exception as error:
-                self._answers.fail(job, InvalidRequest(f"{job.name} makes no sense: {error}"))
+        while (work := self._queue.get()) is not None:
+            work()
+
+    def _serve(self, work: Callable[[Job], None], job: Job) -> None:
+        if job.cancelled or self._closed:
+            return
+        try:
+            work(job)
+        except SpokeError as error:
+            self._answers.fail(job, error)
+        except Exception as error:
+            self._answers.fail(job, InvalidRequest(f"{job.name} makes no sense: {error}"))
 
     def _read(self, job: Job) -> None:
         key, offset, nbytes = _checked(job.args, (bytes, int, int))
@@ -118,6 +150,19 @@ class MemoryTable:
         with region.lock:
             _range(region, offset, data.nbytes)[:] = data
         self._answers.answer(job, None, may_wait=True)
+
+    def _reach(self, job: Job) -> None:
+        """Grant what the caller needs to reach the memory by itself, or say why it must go by calls."""
+        key, wishes = _checked(job.args, (bytes, dict))
+        region = self._find(key)
+        with region.lock:
+            if region.area is None:
+                raise InvalidRequest("the buffer was closed by its owner")
+            try:
+                grant = job.caller.endpoint.lend(region, wishes)
+            except Unavailable as error:
+                grant = {"why_not": str(error)}
+        self._answers.answer(job, grant, may_wait=True)
 
     def _find(self, key: bytes) -> Region:
         region = self._regions.get(key)
@@ -161,7 +206,8 @@ class Buffer(Closing):
     """Memory that the other processes of a ticket may read and write, by its ``handle``.
 
     ``data`` is a contiguous array, tensor or other memory, which is used as it is and not copied, or a number of bytes
-    to reserve. In a client, give the ``gang`` whose actors may reach it; an actor's belong to its own gang. With
+    to reserve. Over RDMA the network cards copy between both sides' memory; on one machine, others map what was
+    reserved. In a client, give the ``gang`` whose actors may reach it; an actor's belong to its own gang. With
     ``writable=False`` others can only read. Keep the buffer as long as others use it: they get an error once it was
     closed, or collected, or its process has ended.
     """
@@ -173,10 +219,12 @@ class Buffer(Closing):
             home = _actor_home[0]
         else:
             raise InvalidRequest("outside of an actor, say whose actors may reach the buffer: spoke.Buffer(data, gang)")
+        shared = None
         if isinstance(data, int) and not isinstance(data, bool):
             if data < 0:
                 raise InvalidRequest(f"a buffer has 0 bytes or more, not {data}")
-            data = mmap.mmap(-1, data) if data else bytearray()
+            shared = SharedMemory.make(data, writable=writable) if data else None
+            data = shared.view if shared else mmap.mmap(-1, data) if data else bytearray()
         try:
             self.view = view_of(data, writable=writable)
         except TypeError as error:
@@ -185,7 +233,7 @@ class Buffer(Closing):
                 f"CPU's memory, a bytearray, or a number of bytes"
             ) from None
         self._table = home.memory
-        key = self._table.register(self.view, writable)
+        key = self._table.register(Region(self.view, writable, shared))
         self.handle = BufferHandle(home.address, key, self.view.nbytes, writable, home.scope)
         self._finalizer = weakref.finalize(self, self._table.forget, key)
 

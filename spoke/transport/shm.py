@@ -19,8 +19,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from spoke.errors import LimitExceeded, MalformedData
+from spoke.transport import shm_buffer
+from spoke.transport.direct import Lendable, Params, Reach
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import Incoming, Kind, check_size
+from spoke.transport.shm_buffer import ShmReach
 from spoke.transport.shm_memory import BLOCKS_MAX, RING_BYTES, Arena, Loan, Region
 from spoke.transport.shm_reader import HEAD, PLACE, STREAMED, RecordReader
 from spoke.transport.turn import STALL_S, wait_for_turn
@@ -390,6 +393,24 @@ class ShmEndpoint(Endpoint):
     def _check_open(self) -> None:
         if self._shut:
             raise EndpointClosed(f"the connection to {self.peer} is closed")
+
+    # Memory of one side that the other one maps.
+
+    def lend(self, memory: Lendable, wishes: Params) -> Params:
+        """Hand over the memfd that it lies in; see the interface."""
+        return shm_buffer.lend(memory, wishes)
+
+    def reach(self) -> Reach:
+        """A question for the peer's memfd."""
+        return ShmReach(self._check_alive)
+
+    def _check_alive(self) -> None:
+        with self._out:
+            self._check_open()
+            poll = select.poll()
+            poll.register(self._sock, select.POLLRDHUP)
+            if poll.poll(0):
+                raise EndpointClosed(f"{self.peer} ended the connection")
 
     # The end.
 

@@ -1,5 +1,7 @@
 """Buffers of another process, and what an actor pushes into its callers' mailboxes."""
 
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import asyncio
@@ -8,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from tests.integration.test_transport_calls import MIB, SECRET, Actor, carrier, 
 
 
 @pytest.fixture
-def actor(start: Callable[..., Actor]) -> Iterator[Actor]:  # noqa: F811
+def actor(start: Callable[..., Actor]) -> Iterator[Actor]:
     scope = join(SECRET)
     yield start()
     leave(scope)
@@ -52,13 +55,22 @@ def gang() -> Iterator[Gang]:
     gang.server.close()
 
 
-def handle_of(connection: Connection, nbytes: int, writable: bool = True) -> Any:
-    return connection.call("make_buffer", (nbytes, writable)).result(20)["nested"][0]
+def handle_of(connection: Connection, nbytes: int, writable: bool = True, method: str = "make_buffer") -> Any:
+    return connection.call(method, (nbytes, writable)).result(20)["nested"][0]
 
 
-@pytest.mark.parametrize("nbytes", [0, 1, 20_000, 8 * MIB, 50 * MIB + 3])
-def test_an_actors_buffer_is_read_and_written(connection: Connection, nbytes: int) -> None:
-    handle = handle_of(connection, nbytes)
+KINDS = pytest.mark.parametrize("method", ["make_buffer", "reserve_buffer"])
+
+
+def is_one_sided(carrier: str, method: str) -> bool:
+    """Whether the owner's process has no part in transfers."""
+    return carrier == "rdma" or (carrier == "shm" and method == "reserve_buffer")
+
+
+@KINDS
+@pytest.mark.parametrize("nbytes", [0, 1, 20_000, 8 * MIB, 30 * MIB + 3])
+def test_an_actors_buffer_is_read_and_written(connection: Connection, nbytes: int, method: str) -> None:
+    handle = handle_of(connection, nbytes, method=method)
     assert handle.nbytes == nbytes
     found = np.empty(nbytes, "u1")
     handle.read_into(found).result(30)
@@ -67,8 +79,9 @@ def test_an_actors_buffer_is_read_and_written(connection: Connection, nbytes: in
     assert (connection.call("array_now").result(30) == found[::-1]).all()
 
 
-def test_parts_of_a_buffer(connection: Connection) -> None:
-    handle = handle_of(connection, 100)
+@KINDS
+def test_parts_of_a_buffer(connection: Connection, method: str) -> None:
+    handle = handle_of(connection, 100, method=method)
     part = bytearray(10)
     handle.read_into(part, 40).result(10)
     assert part == bytes(range(40, 50))
@@ -113,12 +126,91 @@ def test_a_clients_buffer_is_used_by_the_actor(connection: Connection, gang: Gan
         assert bytes(reserved.view) == b"\x01" * 16
 
 
-def test_closed_and_collected_buffers_are_out_of_reach(connection: Connection) -> None:
+@KINDS
+def test_closed_and_collected_buffers_are_out_of_reach(connection: Connection, method: str) -> None:
     for end in ("close_buffer", "drop_buffer"):
-        handle = handle_of(connection, 10)
-        connection.call(end).result(10)
-        with pytest.raises(InvalidRequest, match="closed"):
-            handle.read_into(bytearray(10)).result(10)
+        for known in (False, True):
+            handle = handle_of(connection, 10, method=method)
+            if known:
+                handle.read_into(bytearray(10)).result(10)
+            connection.call(end).result(10)
+            for _ in range(2):
+                with pytest.raises(InvalidRequest, match="closed"):
+                    handle.read_into(bytearray(10)).result(10)
+                with pytest.raises(InvalidRequest, match="closed"):
+                    handle.write_from(b"x").result(10)
+    assert connection.call("array_now").result(10)[0] == 0
+    handle = handle_of(connection, 10, method=method)
+    handle.read_into(found := bytearray(10)).result(10)  # others go on
+    assert found == bytes(range(10))
+
+
+@KINDS
+def test_transfers_under_way_fail_or_are_whole_when_the_owner_closes_the_buffer(
+    connection: Connection, method: str
+) -> None:
+    handle = handle_of(connection, 16 * MIB, method=method)
+    handle.write_from(bytes(16 * MIB)).result(20)
+    ones = np.full(16 * MIB, 1, "u1")
+    transfers = [handle.write_from(ones) for _ in range(3)]
+    connection.call("close_buffer").result(20)
+    before = connection.call("array_now").result(20).copy()
+    for transfer in transfers:
+        assert isinstance(transfer.exception(20), InvalidRequest | None)
+    assert (connection.call("array_now").result(20) == before).all()  # nobody wrote after the buffer was closed
+
+
+@KINDS
+def test_memory_that_may_only_be_read_is_not_written_by_a_forged_handle(connection: Connection, method: str) -> None:
+    handle = handle_of(connection, MIB, writable=False, method=method)
+    handle.read_into(bytearray(MIB)).result(10)
+    with pytest.raises(InvalidRequest, match="only be read"):
+        replace(handle, writable=True).write_from(b"x").result(10)
+    assert connection.call("array_now").result(10)[0] == 0
+    handle.read_into(bytearray(MIB)).result(10)
+
+
+@KINDS
+def test_the_owners_process_has_no_part_in_one_sided_transfers(
+    actor: Actor,
+    connection: Connection,
+    carrier: str,
+    method: str,
+) -> None:
+    handle = handle_of(connection, 3 * MIB, method=method)
+    handle.read_into(bytearray(1)).result(10)
+    actor.stop()
+    here, there = bytearray(3 * MIB), np.full(2 * MIB, 7, "u1")
+    transfers = [handle.read_into(here, timeout_s=1), handle.write_from(there, 5, timeout_s=1)]
+    errors = [transfer.exception(10) for transfer in transfers]
+    actor.signal(signal.SIGCONT)
+    if is_one_sided(carrier, method):
+        assert errors == [None, None]
+        assert here[:100] == bytes(range(100))
+        assert connection.call("array_now").result(10)[[4, 5, 2 * MIB + 4, 2 * MIB + 5]].tolist() == [4, 7, 7, 5]
+    else:
+        assert [type(error) for error in errors] == [CallTimeout, CallTimeout]
+
+
+@KINDS
+def test_memory_of_a_dead_process_is_an_error(actor: Actor, connection: Connection, method: str) -> None:
+    handle = handle_of(connection, MIB, method=method)
+    handle.read_into(bytearray(10)).result(10)
+    actor.signal(signal.SIGKILL)
+    actor.process.wait(10)
+    for transfer in (handle.read_into(bytearray(10)), handle.write_from(bytes(MIB)), handle.read_into(bytearray(MIB))):
+        started = time.monotonic()
+        assert isinstance(transfer.exception(15), ActorUnreachable)
+        assert time.monotonic() - started < 12
+
+
+def test_many_transfers_at_once_of_many_buffers(connection: Connection, gang: Gang) -> None:
+    buffers = [Buffer(size, gang) for size in (1, 4096, MIB, 3 * MIB) * 4]
+    calls = [connection.call("add_one", (buffer.handle,)) for buffer in buffers]
+    assert [call.result(60) for call in calls] == [0] * len(calls)
+    for buffer in buffers:
+        assert set(bytes(buffer.view)) == {1}
+        buffer.close()
 
 
 def test_awaiting_transfers(connection: Connection) -> None:
@@ -132,12 +224,16 @@ def test_awaiting_transfers(connection: Connection) -> None:
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-def test_transfers_fail_when_the_owner_dies_or_stands_still(actor: Actor, connection: Connection) -> None:
+def test_transfers_fail_when_the_owner_dies_or_stands_still(
+    actor: Actor,
+    connection: Connection,
+    carrier: str,
+) -> None:
     handle = handle_of(connection, 64 * MIB)
     handle.read_into(bytearray(10)).result(10)
     actor.stop()
-    standing = handle.read_into(bytearray(64 * MIB), timeout_s=0.3)
-    assert isinstance(standing.exception(10), CallTimeout)
+    standing = handle.read_into(bytearray(64 * MIB), timeout_s=0.1 if carrier == "rdma" else 0.3)
+    assert isinstance(standing.exception(10), CallTimeout)  # over RDMA it goes on, and needs more time than that
     under_way = handle.read_into(bytearray(64 * MIB))
     actor.signal(signal.SIGKILL)
     assert isinstance(under_way.exception(10), ActorUnreachable)

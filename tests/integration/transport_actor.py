@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -192,6 +193,12 @@ class Target(Base):
         self.buffer = Buffer(self.array, writable=writable)
         return {"nested": [self.buffer.handle]}
 
+    def reserve_buffer(self, nbytes: int, writable: bool) -> Any:
+        self.buffer = Buffer(nbytes, writable=writable)
+        self.array = np.frombuffer(self.buffer.view, "u1")
+        self.array[:] = np.arange(nbytes, dtype="u1")
+        return {"nested": [self.buffer.handle]}
+
     def array_now(self) -> Any:
         return self.array
 
@@ -200,6 +207,7 @@ class Target(Base):
 
     def drop_buffer(self) -> None:
         del self.buffer
+        gc.collect()
 
     def add_one(self, handle: Any) -> int:
         here = np.empty(handle.nbytes, "u1")

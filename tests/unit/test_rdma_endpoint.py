@@ -47,6 +47,23 @@ def test_a_sleeping_reader_is_woken(pair: Pair) -> None:
     check_wake_up(pair)
 
 
+def test_a_large_frame_that_begins_to_come_as_its_reader_falls_asleep_wakes_it(pair: Pair) -> None:
+    idle(pair.b)
+    queue = pair.queues[1].recv_queue
+    arm = queue.arm
+
+    def it_comes_and_then_arm() -> None:
+        queue.arm = arm
+        send(pair.a, 1, bytes(MIB))
+        arm()
+
+    queue.arm = it_comes_and_then_arm
+    pair.b._ring_readable()
+    while queue.arm is not arm:
+        assert pair.b.receive() == []
+    assert receive(pair.b, 1, 5)[0].call_id == 1
+
+
 def test_more_frames_than_credits_wait_in_the_backlog_and_keep_their_order(pair: Pair) -> None:
     for number in range(5 * SLOTS):
         send(pair.a, number, bytes(number % 7 * 40_000) if number % 50 == 0 else b"x")

@@ -22,7 +22,7 @@ class _Half:
             raise Unavailable(choice)
         self._wire = wire
         try:
-            self._device: Device | None = acquire(choice)
+            self._device: Device | None = acquire(choice, wire.scope)
         except VerbsMissing as missing:
             raise Unavailable(str(missing)) from missing
         try:

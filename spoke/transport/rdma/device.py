@@ -1,7 +1,10 @@
-"""The opened device: one context, protection domain and set of pools for all connections of the process.
+"""The opened device: one context, protection domain and set of pools for all connections of a ticket.
 
 It is opened with the first user and closed with the last one, in the order that verbs demand: queue pairs before
 completion queues before channels (their owner does that), then memory regions, protection domain, context.
+
+A key of registered memory works for every queue pair of its protection domain, and it is short enough to be guessed.
+So each ticket has a domain of its own: whoever has a queue pair there has proved that it knows the ticket's secret.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any, Final
 
 from spoke.transport.rdma.pool import Pool
 from spoke.transport.rdma.ports import Choice, choose, ports
+from spoke.transport.rdma.registered import UsersMemory
 from spoke.transport.rdma.verbs import VerbsMissing, load
 
 READS_MAX: Final = 16
@@ -23,10 +27,11 @@ _MTU_CODES: Final = {nbytes: code for code, nbytes in _MTU_BYTES.items()}
 class Device:
     """One opened port. Users come by :func:`acquire` and leave by ``release``."""
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: Choice, scope: bytes) -> None:
         self.verbs = load()
         e = self.verbs.e
         self.choice = choice
+        self._key = _key(choice, scope)
         self.users = 0
         try:
             self.context: Any = self.verbs.Context(name=choice.port.device)
@@ -47,6 +52,7 @@ class Device:
             raise VerbsMissing(f"{choice.port.name} cannot be used ({error})") from error
         self.staging = Pool(lambda address, nbytes: self.register(address, nbytes, e.IBV_ACCESS_REMOTE_READ))
         self.landing = Pool(lambda address, nbytes: self.register(address, nbytes, e.IBV_ACCESS_LOCAL_WRITE))
+        self.users_memory = UsersMemory(self.register, e, safe=self.verbs.fork_is_safe)
 
     def register(self, address: int, nbytes: int, access: int) -> Any:
         """A memory region over existing memory; raises pyverbs' error."""
@@ -58,10 +64,11 @@ class Device:
             self.users -= 1
             if self.users:
                 return
-            _open.pop(_key(self.choice), None)
+            _open.pop(self._key, None)
             self._close()
 
     def _close(self) -> None:
+        self.users_memory.close()
         self.staging.close()
         self.landing.close()
         self.pd.close()
@@ -69,11 +76,11 @@ class Device:
 
 
 _lock = threading.Lock()
-_open: dict[tuple[str, int, int, int | None], Device] = {}
+_open: dict[tuple[object, ...], Device] = {}
 
 
-def _key(choice: Choice) -> tuple[str, int, int, int | None]:
-    return (choice.port.device, choice.port.port, choice.gid.index, choice.mtu_bytes_max)
+def _key(choice: Choice, scope: bytes) -> tuple[object, ...]:
+    return (choice.port.device, choice.port.port, choice.gid.index, choice.mtu_bytes_max, scope)
 
 
 def usable() -> Choice | str:
@@ -88,17 +95,18 @@ def usable() -> Choice | str:
     return choice
 
 
-def acquire(choice: Choice | None = None) -> Device:
-    """The opened device for one more user; raises VerbsMissing with a remedy."""
+def acquire(choice: Choice | None = None, scope: bytes = b"") -> Device:
+    """The device, opened for a ticket, for one more user; raises VerbsMissing with a remedy."""
     if choice is None:
         found = choose(ports())
         if isinstance(found, str):
             raise VerbsMissing(found)
         choice = found
     with _lock:
-        device = _open.get(_key(choice))
+        key = _key(choice, scope)
+        device = _open.get(key)
         if device is None:
-            device = _open[_key(choice)] = Device(choice)
+            device = _open[key] = Device(choice, scope)
         device.users += 1
         return device
 

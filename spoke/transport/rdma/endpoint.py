@@ -20,12 +20,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 from spoke.errors import LimitExceeded, MalformedData
+from spoke.transport.direct import Copy, Lendable, Params, Reach
 from spoke.transport.endpoint import Endpoint, EndpointClosed
-from spoke.transport.frames import Incoming, Kind
+from spoke.transport.frames import Done, Incoming, Kind
+from spoke.transport.rdma import onesided
 from spoke.transport.rdma.device import Device
 from spoke.transport.rdma.incoming import IncomingHalf
+from spoke.transport.rdma.onesided import OneSided, RdmaReach
 from spoke.transport.rdma.outgoing import Item, Large, Outgoing, item_of
-from spoke.transport.rdma.queue import READ, CompletionQueue, QueueBroken, QueuePair
+from spoke.transport.rdma.queue import ONE_SIDED, READ, CompletionQueue, QueueBroken, QueuePair
 from spoke.transport.rdma.wire import SLOTS
 from spoke.transport.turn import STALL_S, wait_for_turn
 
@@ -51,6 +54,7 @@ class RdmaEndpoint(Endpoint):
         self._out = threading.Condition()  # its lock is the one for everything here
         self._outgoing = Outgoing(queue, device.staging)
         self._incoming = IncomingHalf(queue, self._outgoing, device.landing, limit_bytes)
+        self._one_sided = OneSided(queue, device)
         self._sending = False
         self._waiting = 0
         self._end: str | None = None  # why nothing more can be sent or received
@@ -104,18 +108,24 @@ class RdmaEndpoint(Endpoint):
         with self._out:
             self._arm()
             found = self._receive_once()
-            if not found:
+            if found is None:
                 self._check_peer()
                 self._unring_readable()
-            return found
+            return found or []
 
-    def _receive_once(self) -> list[Incoming]:
+    def _receive_once(self) -> list[Incoming] | None:
+        """The frames that are complete; None when nothing at all was there.
+
+        With anything else, the beginning of a large frame for example, there is more to wait for than before, and the
+        channels must be armed once more before the reader may sleep.
+        """
         with self._guard():
             self._progress()
-            if not self._incoming.pending:
+            if not self._incoming.pending and not self._one_sided.finished:
                 self._check_open()
-                return []
+                return None
             found = self._incoming.take()
+            found.extend(map(Done, self._one_sided.take_finished()))
             self._outgoing.update()
         if self._idle_since:
             waited_s = min(time.monotonic() - self._idle_since, 4 * self._spin_s)
@@ -162,13 +172,14 @@ class RdmaEndpoint(Endpoint):
                 self._fail(completion.status)
             self._incoming.arrived(completion.wr_id)
             changed = True
-        if self._incoming.reading or self._outgoing.in_flight > _LAZY_IN_FLIGHT or self._waiting:
+        in_flight = self._outgoing.in_flight
+        if self._incoming.reading or self._one_sided.busy or in_flight > _LAZY_IN_FLIGHT or self._waiting:
             changed = self._look_at_sends() or changed
         if changed:
             if self._outgoing.backlog and not self._sending:
                 self._outgoing.push()
                 self._out.notify_all()
-            if self._incoming.pending:
+            if self._incoming.pending or self._one_sided.finished:
                 self._ring_readable()
             if self._waiting and not self._sender_rung:
                 self._sender_rung = True
@@ -181,7 +192,9 @@ class RdmaEndpoint(Endpoint):
         for completion in found:
             if completion.status:
                 self._fail(completion.status)
-            if completion.wr_id >= READ:
+            if completion.wr_id >= ONE_SIDED:
+                self._one_sided.completed()
+            elif completion.wr_id >= READ:
                 self._incoming.was_read()
             else:
                 self._outgoing.sent(completion.wr_id)
@@ -198,7 +211,7 @@ class RdmaEndpoint(Endpoint):
             if self._closed:
                 return
             self._queue.recv_queue.arm()
-            if self._incoming.reading or self._waiting or self._outgoing.backlog:
+            if self._incoming.reading or self._one_sided.busy or self._waiting or self._outgoing.backlog:
                 _arm_or_drain(self._queue.send_queue, True)
             else:
                 _arm_or_drain(self._queue.send_queue, False)
@@ -349,6 +362,32 @@ class RdmaEndpoint(Endpoint):
             self._check_peer()
             return not self._outgoing.backlog
 
+    # One-sided transfers.
+
+    def lend(self, memory: Lendable, wishes: Params) -> Params:
+        """Register it for the peers of this ticket; see the interface."""
+        with self._out:
+            self._check_open()
+            return onesided.lend(self._device, memory)
+
+    def reach(self) -> Reach:
+        """A question for the address and key of the peer's memory."""
+        return RdmaReach(self)
+
+    def copy(self, call_id: int, copy: Copy, remote: int, rkey: int) -> None:
+        """Begin a one-sided transfer; ``receive`` tells of its end."""
+        with self._out:
+            self._check_open()
+            with self._guard():
+                self._one_sided.add(call_id, copy, remote, rkey)
+            self._ring_readable()  # the reader has something new to wait for
+
+    def forget_copy(self, call_id: int) -> None:
+        """Post no more of a transfer."""
+        with self._out:
+            if not self._closed:
+                self._one_sided.forget(call_id)
+
     # The end.
 
     def shutdown(self) -> None:
@@ -373,6 +412,7 @@ class RdmaEndpoint(Endpoint):
                 self._device.staging.give_back(block)
             self._outgoing.chunks.clear()
             self._incoming.drop()
+            self._one_sided.drop()
             self._device.release()
             self._read_poll.close()
             self._flush_poll.close()

@@ -15,11 +15,10 @@ from spoke.errors import MalformedData
 from spoke.transport.frames import BUFFERS_MAX, Frame, FrameReader, Incoming, Kind, Oversized
 from spoke.transport.rdma.outgoing import Outgoing
 from spoke.transport.rdma.pool import Block, Pool
-from spoke.transport.rdma.queue import QueuePair
+from spoke.transport.rdma.queue import READ, QueuePair
 from spoke.transport.rdma.wire import BYE, CHUNK, CHUNK_HEAD, FIRST, FRAMES, HEAD, PAYLOAD_BYTES_MAX, UPDATE, layout
 
 _FRAME_HEAD: Final = struct.Struct("<4sBBHQI")  # as in frames.py
-READ_NUMBERS: Final = 1 << 20
 
 
 class _Open:
@@ -62,7 +61,6 @@ class IncomingHalf:
         self._frames: deque[Incoming | _Open] = deque()
         self._open: _Open | None = None
         self._reads: deque[tuple[_Open, int]] = deque()
-        self._number = 0
         self.said_goodbye = False
 
     @property
@@ -144,9 +142,8 @@ class IncomingHalf:
         else:
             if frame.block is None:
                 frame.block = self._landing.take(frame.nbytes)
-            self._number = (self._number + 1) % READ_NUMBERS
             target = frame.block.address + frame.offered
-            self._queue.post_read(self._number, target, frame.block.lkey, nbytes, address, rkey)
+            self._queue.post_read(READ, target, frame.block.lkey, nbytes, address, rkey)
             self._reads.append((frame, nbytes))
         frame.offered += nbytes
         if frame.offered == frame.nbytes:

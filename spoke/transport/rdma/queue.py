@@ -17,11 +17,15 @@ from typing import Any, Final
 
 from spoke.transport.rdma.device import Device, mtu_code
 from spoke.transport.rdma.pool import Block
-from spoke.transport.rdma.wire import SLOT_BYTES, SLOTS, VERSION
+from spoke.transport.rdma.wire import CHUNKS_MAX, SLOT_BYTES, SLOTS, VERSION
 
-READ: Final = 1 << 32  # the work request's id says that it is a read
+# The work request's id says what has completed: a slot, the read of a chunk, or a part of a one-sided transfer.
+READ: Final = 1 << 32
+ONE_SIDED: Final = 2 << 32
+ONE_SIDED_MAX: Final = 8  # under way at once
+SENDS_MAX: Final = SLOTS + CHUNKS_MAX + ONE_SIDED_MAX + 8
 SIGNAL_EVERY: Final = 8
-_POLL_MAX: Final = 32
+_POLL_MAX: Final = 2 * SENDS_MAX  # all there can be
 _channels = threading.Lock()
 # 4.096 us * 2^17 for each of 7 tries: about four seconds until a peer whose card does not answer is given up. A dead
 # process is noticed by its socket; this is for hosts, and must not be shorter than the stalls of a busy machine.
@@ -88,7 +92,7 @@ class QueuePair:
         verbs, e = device.verbs, device.verbs.e
         self._verbs = verbs
         self._psn = secrets.randbits(24)
-        self.send_queue = CompletionQueue(device, 2 * SLOTS + 4 * device.reads_max)
+        self.send_queue = CompletionQueue(device, 2 * SENDS_MAX)
         try:
             self.recv_queue = CompletionQueue(device, 2 * SLOTS)
             try:
@@ -103,8 +107,7 @@ class QueuePair:
 
     def _make(self, device: Device) -> None:
         verbs, e = self._verbs, self._verbs.e
-        sends = SLOTS + 2 * device.reads_max + 8
-        cap = verbs.QPCap(max_send_wr=sends, max_recv_wr=SLOTS, max_send_sge=1, max_recv_sge=1)
+        cap = verbs.QPCap(max_send_wr=SENDS_MAX, max_recv_wr=SLOTS, max_send_sge=1, max_recv_sge=1)
         # No QPAttr here: given one, the queue pair goes to INIT at once without remote access rights.
         kind = verbs.QPInitAttr(
             qp_type=e.IBV_QPT_RC, scq=self.send_queue.queue, rcq=self.recv_queue.queue, cap=cap, sq_sig_all=0
@@ -181,22 +184,19 @@ class QueuePair:
             )
         self.qp.post_send(request)
 
-    def post_read(self, number: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
-        """Read the peer's memory into ours; completes with the id READ + ``number``."""
-        self._post_rdma(self._verbs.e.IBV_WR_RDMA_READ, number, address, lkey, nbytes, remote, rkey)
+    def post_read(self, wr_id: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
+        """Read the peer's memory into ours."""
+        self._post_rdma(self._verbs.e.IBV_WR_RDMA_READ, wr_id, address, lkey, nbytes, remote, rkey)
 
-    def post_write(self, number: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
-        """Write our memory into the peer's; completes with the id READ + ``number``."""
-        self._post_rdma(self._verbs.e.IBV_WR_RDMA_WRITE, number, address, lkey, nbytes, remote, rkey)
+    def post_write(self, wr_id: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
+        """Write our memory into the peer's."""
+        self._post_rdma(self._verbs.e.IBV_WR_RDMA_WRITE, wr_id, address, lkey, nbytes, remote, rkey)
 
-    def _post_rdma(
-        self, opcode: int, number: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int
-    ) -> None:
+    def _post_rdma(self, opcode: int, wr_id: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
         verbs = self._verbs
         request = verbs.SendWR(
-            wr_id=READ + number, opcode=opcode, num_sge=1, sg=[verbs.SGE(address, nbytes, lkey)],
-            send_flags=self._flags[True],
-        )  # fmt: skip
+            wr_id=wr_id, opcode=opcode, num_sge=1, sg=[verbs.SGE(address, nbytes, lkey)], send_flags=self._flags[True]
+        )
         request.set_wr_rdma(rkey, remote)
         self.qp.post_send(request)
 

@@ -44,15 +44,19 @@ class Verbs:
             found = importlib.import_module(f"pyverbs.{module}")
             for name in names:
                 setattr(self, name, getattr(found, name))
-        self._make_fork_safe()
+        self.fork_is_safe = self._make_fork_safe()
 
     def __getattr__(self, name: str) -> Any:  # for the type checker: they are set in __init__
         raise AttributeError(name)
 
-    def _make_fork_safe(self) -> None:
-        """Registered pages must not be copied on write when the process forks; old kernels need to be asked."""
+    def _make_fork_safe(self) -> bool:
+        """Registered pages must not be copied on write when the process forks; old kernels need to be asked.
+
+        Whether any memory may be registered: what an old kernel was asked for is missing in the child.
+        """
         fork = importlib.import_module("pyverbs.fork")
         fork.fork_init()
+        return bool(fork.is_fork_initialized() == self.e.IBV_FORK_UNNEEDED)
 
 
 def load() -> Verbs:
