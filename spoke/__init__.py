@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from spoke.errors import WaitTimeout as WaitTimeout
     from spoke.events.model import Resources as Resources
     from spoke.events.model import Slot as Slot
+    from spoke.protocol.explanation import Explanation as Explanation
+    from spoke.protocol.explanation import PendingReason as PendingReason
     from spoke.protocol.notice import Notice as Notice
     from spoke.transport.carrier import Transport as Transport
     from spoke.transport.handles import BufferHandle as BufferHandle
@@ -97,6 +99,7 @@ _HOMES = {
         "WaitTimeout",
     ),
     "spoke.events.model": ("Resources", "Slot"),
+    "spoke.protocol.explanation": ("Explanation", "PendingReason"),
     "spoke.protocol.notice": ("Notice",),
     "spoke.transport.handles": ("BufferHandle",),
     "spoke.transport.mailbox": ("Mailbox",),

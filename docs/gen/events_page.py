@@ -49,6 +49,7 @@ WRITTEN_WHEN = {
     "gang.refused": "a gang does not fit and does not wait, or has waited as long as it was willing to",
     "gang.cancelled": "a waiting gang is withdrawn by its client, by a release, or because its client is gone",
     "gang.moved": "an operator moves a waiting ticket",
+    "gang.explained": "a client sends `gang.explain`",
     "gang.attached": "another client sends `gang.attach`",
     "gang.repaired": "somebody asks for another slot for a failed member, and there is one",
     "gang.releasing": "a ticket is released, or its client is gone, or a member failed and it was to fail as a whole",

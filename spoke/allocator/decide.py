@@ -154,6 +154,7 @@ _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list
     r.CancelGang: tickets.cancel,
     r.ReleaseGang: tickets.release,
     r.AttachGang: tickets.attach,
+    r.ExplainGang: tickets.explain,
     r.LaunchActors: tickets.launch,
     r.StopActor: tickets.stop_actor,
     r.CordonNode: operations.cordon,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from spoke.allocator.explain import explain, missing
 from spoke.events import types as e
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState
 from spoke.protocol import orders as o
@@ -250,7 +251,8 @@ def _gang_allocated(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
 
 def _gang_refused(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.GangRefused, recorded)
-    yield Tell(event.client_id, event.seq, p.Failed(event.code, event.reason))
+    more = missing(state, event.spec)
+    yield Tell(event.client_id, event.seq, p.Failed(event.code, event.reason + (f"; {more}" if more else "")))
 
 
 def _gang_cancelled(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
@@ -264,6 +266,12 @@ def _gang_cancelled(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
 def _gang_moved(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.GangMoved, recorded)
     yield Tell(event.client_id, event.seq, p.Done())
+
+
+def _gang_explained(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangExplained, recorded)
+    found = explain(state, state.tickets[event.ticket_id], recorded.ms, look_ahead=False)
+    yield Tell(event.client_id, event.seq, p.Explained(found))
 
 
 def _gang_attached(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
@@ -463,6 +471,7 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator
     e.GangRefused: _gang_refused,
     e.GangCancelled: _gang_cancelled,
     e.GangMoved: _gang_moved,
+    e.GangExplained: _gang_explained,
     e.GangAttached: _gang_attached,
     e.GangRepaired: _gang_repaired,
     e.GangReleasing: _gang_releasing,

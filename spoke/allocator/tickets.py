@@ -35,6 +35,11 @@ def cancel(state: PoolState, asked: r.Envelope, request: r.CancelGang) -> list[e
     ]
 
 
+def explain(state: PoolState, asked: r.Envelope, request: r.ExplainGang) -> list[e.Event]:
+    """Tell a client why a ticket waits, or is where it is."""
+    return [e.GangExplained(find(state, request.ticket_id).ticket_id, asked.client_id, asked.seq)]
+
+
 def attach(state: PoolState, asked: r.Envelope, request: r.AttachGang) -> list[e.Event]:
     """Show a ticket to another client, and tell it from now on what becomes of it."""
     ticket = live(state, request.ticket_id)

@@ -162,6 +162,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.GangRefused: lambda v: f"{v.ticket_id or '-'} {_gang(v.spec)} for {v.client_id} ({v.code}): {v.reason}",
     e.GangCancelled: lambda v: f"{v.ticket_id}{_because(v.reason)}",
     e.GangMoved: lambda v: f"{v.ticket_id} to the {v.to}{_asked(v)}",
+    e.GangExplained: lambda v: f"{v.ticket_id} to {v.client_id}",
     e.GangAttached: lambda v: f"{v.ticket_id} by {v.client_id}",
     e.GangRepaired: lambda v: f"{v.ticket_id} rank {v.rank}{_asked(v)}; now {_places((v.slot,))}",
     e.GangReleasing: lambda v: f"{v.ticket_id}{_asked(v)}{_because(v.reason)}",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spoke.cli import audit, daemons, doctor, gpu, history, keys, logs, node, pool, run, ticket, up
+from spoke.cli import audit, daemons, doctor, explain, gpu, history, keys, logs, node, pool, run, ticket, up
 from spoke.cli.output import complain, forget_output
 from spoke.errors import NodeRemoved, SpokeError
 
@@ -78,6 +78,7 @@ app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command("status")(pool.status)
 app.command("nodes")(pool.nodes)
 app.command("tickets")(pool.tickets)
+app.command("explain")(explain.explain)
 app.command("logs")(logs.logs)
 app.command("log")(history.log)
 app.command("release")(pool.release)

@@ -8,11 +8,15 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spoke.errors import SpokeError
+from spoke.protocol.explanation import PendingReason
 
 if TYPE_CHECKING:
     from spoke.client.session import Session
 
 T = TypeVar("T")
+WHY_S_MAX = 0.5
+ASK_WHY_FROM_S = 1.0
+"""Who waits for less polls: its TimeoutError says what was known, and costs no request."""
 FORKED = "this client belongs to the process that forked this one: open a client of its own here (spoke.Client(...))"
 
 
@@ -35,9 +39,37 @@ class Pending(Future[T]):
         self.number = 0
 
     def result(self, timeout: float | None = None) -> T:
-        """The value; raises what it failed with, or TimeoutError after ``timeout`` seconds."""
+        """The value; raises what it failed with, or TimeoutError after ``timeout`` seconds, which says why it waits."""
         self._session.check_process()
+        try:
+            return super().result(timeout)
+        except TimeoutError:
+            if timeout is None or self.done():  # it failed with a TimeoutError of its own, or at this very moment
+                return super().result(0)
+        raise TimeoutError(self._why_not_yet(timeout))
+
+    def pending_reason(self, timeout: float = 5.0) -> PendingReason | None:
+        """Why the gang that was asked for is not granted yet, as the allocator sees it now: ``str`` of it is a sentence
+        and a table. None when it does not wait in line, or nobody answers within ``timeout`` seconds.
+        """
+        queued = self._session.queued(self)
+        if queued is None or self.done():
+            return None
+        try:
+            return self._session.explain(queued.ticket_id).exception_or_result(timeout)
+        except (SpokeError, TimeoutError):  # granted or refused meanwhile, or nobody answers
+            return None
+
+    def exception_or_result(self, timeout: float) -> T:
+        """The value, as ``result``, without asking why if it does not come."""
         return super().result(timeout)
+
+    def _why_not_yet(self, timeout: float) -> str:
+        queued = self._session.queued(self)
+        if queued is None:
+            return f"no answer within {timeout:g} s: the request may still be answered"
+        known = self.pending_reason(min(WHY_S_MAX, timeout)) if timeout >= ASK_WHY_FROM_S else None
+        return f"not granted within {timeout:g} s: {known or queued.reason}"
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What it failed with, or None; raises TimeoutError after ``timeout`` seconds."""
@@ -80,6 +112,11 @@ class Chain(Future[T]):
     def __init__(self) -> None:
         super().__init__()
         self._under_way: Future[Any] | None = None
+
+    def pending_reason(self, timeout: float = 5.0) -> PendingReason | None:
+        """Why the gang that was asked for is not granted yet; see ``Pending.pending_reason``."""
+        step = self._under_way
+        return step.pending_reason(timeout) if isinstance(step, Pending) else None
 
     def cancel(self) -> bool:
         """Stop the chain; False if it is done."""

@@ -12,6 +12,7 @@ from spoke.client.tracking import Ticket
 from spoke.errors import InvalidRequest
 from spoke.events.model import check_name
 from spoke.protocol import requests as r
+from spoke.protocol.explanation import Explanation
 
 T = TypeVar("T")
 
@@ -63,6 +64,11 @@ class Operations:
             raise InvalidRequest(f"a GPU's index is a whole number from 0 on, not {index!r}")
         return self._operate(r.MarkGpu(_node(node_id), index, healthy, _reason(reason)))
 
+    def explain(self, ticket_id: str) -> Future[Explanation]:
+        """Why a ticket waits, or is where it is: a sentence and a table; anybody may ask."""
+        check_name("the ticket id", ticket_id)
+        return self._request(r.ExplainGang(ticket_id), lambda message, ticket: message.explanation)
+
     def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> Future[bool]:
         """Move a waiting ticket to the head or the tail of the line; to the tail its owner may, too."""
         check_name("the ticket id", ticket_id)
@@ -106,6 +112,10 @@ class AsyncOperations:
     async def mark_gpu(self, node_id: str, index: int, *, healthy: bool, reason: str = "") -> bool:
         """Mark one GPU of a node unhealthy or healthy; see ``Client.mark_gpu``."""
         return await asyncio.wrap_future(self.sync.mark_gpu(node_id, index, healthy=healthy, reason=reason))
+
+    async def explain(self, ticket_id: str) -> Explanation:
+        """Why a ticket waits, or is where it is; see ``Client.explain``."""
+        return await asyncio.wrap_future(self.sync.explain(ticket_id))
 
     async def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> bool:
         """Move a waiting ticket in the line; see ``Client.move_ticket``."""

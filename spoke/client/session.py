@@ -31,10 +31,11 @@ from spoke.client.vitals import Vitals
 from spoke.errors import AllocationTimeout, ClientClosed, SpokeError, WaitTimeout
 from spoke.events.codec import DecodeError
 from spoke.protocol import requests as r
+from spoke.protocol.explanation import Explanation
 from spoke.protocol.identity import Key, client_prefix
 from spoke.protocol.keys import Keys
 from spoke.protocol.notice import Notice
-from spoke.protocol.replies import Failed, Message, decode_message
+from spoke.protocol.replies import Failed, Message, Queued, decode_message
 from spoke.protocol.server import check_server, connect
 
 if TYPE_CHECKING:
@@ -261,6 +262,17 @@ class Session:
         if timeout_s is not None:
             self._limit(future, timeout_s, r.ReleaseGang.TYPE)
         return future
+
+    def queued(self, future: Pending[Any]) -> Queued | None:
+        """What is known of the gang that a future stands for, if it waits in line."""
+        with self._lock:
+            one = self._machine.outstanding.get(future.number)
+            mine = not future.is_wait and self._futures.get(future.number) is future
+            return one.queued if one is not None and mine else None
+
+    def explain(self, ticket_id: str) -> Pending[Explanation]:
+        """Ask why a ticket waits."""
+        return self.request(r.ExplainGang(ticket_id), lambda message, ticket: message.explanation)
 
     def ticket(self, ticket_id: str) -> Ticket | None:
         """What this client knows of a live ticket."""

@@ -524,6 +524,7 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.GangRefused: _gang_not_granted,
     e.GangCancelled: _gang_not_granted,
     e.GangMoved: _gang_moved,
+    e.GangExplained: _nothing,
     e.GangAttached: _gang_attached,
     e.GangRepaired: _gang_repaired,
     e.GangReleasing: _gang_releasing,

@@ -360,6 +360,16 @@ class GangMoved(Event):
     to: Literal["head", "tail"]
 
 
+@_event("gang.explained")
+@dataclass(frozen=True, slots=True)
+class GangExplained(Event):
+    """A client asked why a ticket waits, or is where it is; what it was told follows from the state at this moment."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+
+
 @_event("gang.attached")
 @dataclass(frozen=True, slots=True)
 class GangAttached(Event):

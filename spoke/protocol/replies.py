@@ -14,6 +14,7 @@ import msgspec
 
 from spoke.events.codec import DecodeError, to_json
 from spoke.events.model import GangSpec, Slot
+from spoke.protocol.explanation import Explanation
 from spoke.protocol.notice import Notice
 
 
@@ -101,6 +102,14 @@ class Queued(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Explained(Message):
+    """Why a ticket waits, or is where it is."""
+
+    TYPE = "explained"
+    explanation: Explanation
+
+
+@dataclass(frozen=True, slots=True)
 class ActorEnded(Message):
     """Notice: an actor exited, failed to start or was lost. ``expected`` if it had been told to stop."""
 
@@ -168,6 +177,7 @@ _CLASSES = (
     Repaired,
     Launched,
     Queued,
+    Explained,
     ActorEnded,
     TicketReleasing,
     TicketReleased,

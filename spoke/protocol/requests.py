@@ -101,6 +101,14 @@ class AttachGang(Request):
     ticket_id: str
 
 
+@_request("gang.explain")
+@dataclass(frozen=True, slots=True)
+class ExplainGang(Request):
+    """Say why a ticket waits, or is where it is."""
+
+    ticket_id: str
+
+
 @_request("gang.repair")
 @dataclass(frozen=True, slots=True)
 class RepairGang(Request):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import signal
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -55,13 +57,48 @@ def test_the_page(place: tuple[str, str]) -> None:
     with spoke.Client(place[0], pool=place[1]) as client:
         eventually(lambda: client.status().gpus_free == 4, "both nodes")
         gang = client.gang_allocate(1, 1, spoke.Resources(gpus=2), preferred_node="node-1", timeout=30).result(40)
-        waits = client.gang_allocate(1, 1, spoke.Resources(gpus=3), timeout=300)
-        waits.add_done_callback(lambda done: None)
+        waiting: list[Future[spoke.Gang]] = []
         for command, said in steps:
+            if not waiting and " t-2" in command:  # by then node-0 is removed
+                waiting.append(client.gang_allocate(1, 1, spoke.Resources(gpus=2), timeout=300))
+                eventually(lambda: len(client.status().tickets) == 2)
             told = run(place, command)
             for line in said:
                 assert line in told, f"{command}\n{told}"
         assert gang.slots[0].node_id == "node-1"
+        assert waiting
+
+
+def test_whoever_waits_is_told_why_and_the_past_is_explained(place: tuple[str, str]) -> None:
+    with spoke.Client(place[0], pool=place[1]) as client:
+        eventually(lambda: client.status().gpus_free == 4, "both nodes")
+        gang = client.gang_allocate(2, 1, spoke.Resources(gpus=1), timeout=30).result(40)
+        assert "placed by pack/1" in run(place, "spoke explain t-1")
+        future = client.gang_allocate(1, 2, spoke.Resources(gpus=1), timeout=300)
+        with pytest.raises(TimeoutError, match=r"not granted within 1 s: t-2 waits: .* held by t-1") as late:
+            future.result(1.0)
+        assert "node-0: 1 of 2 members fit, 1 GPU missing" in str(late.value)
+        with pytest.raises(TimeoutError, match="needs 1 node with 2 GPUs free"):
+            future.result(0.01)
+        reason = future.pending_reason()  # type: ignore[attr-defined]
+        assert isinstance(reason, spoke.PendingReason)
+        assert (reason.place, reason.gpus_missing, reason.nodes[0].holders[0].ticket_id) == (1, 1.0, "t-1")
+        told = json.loads(run(place, "spoke explain t-2 --json"))
+        assert (told["sentence"], told["gpus_missing"]) == (reason.sentence, 1.0)
+        with pytest.raises(spoke.AllocationTimeout, match="1 GPU would have to be freed on node-0, held by t-1"):
+            client.gang_allocate(1, 2, spoke.Resources(gpus=1), timeout=0.05).result(40)
+        at = json.loads(run(place, "spoke log --json --limit 1"))["id"]
+        gang.release().result(20)
+        future.result(20)
+        assert future.pending_reason() is None  # type: ignore[attr-defined]
+        assert "t-2 waits" in run(place, f"spoke explain t-2 --at {at}")
+        assert "t-1 was released" in run(place, "spoke explain t-1")
+        assert "t-3 was refused: did not fit in the time" in run(place, "spoke explain t-3")
+        refusal = client.gang_allocate(1, 2, spoke.Resources(gpus=9), timeout=0)
+        with pytest.raises(spoke.AllocationError):
+            refusal.result(20)
+        refused = json.loads(run(place, "spoke log --json --limit 1"))["id"]
+        assert "the gang was refused: cannot fit the pool" in run(place, f"spoke explain {refused}")
 
 
 def test_a_health_file_takes_a_gpu_out_of_service_and_back(place: tuple[str, str], sick_file: Path) -> None:
