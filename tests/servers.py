@@ -78,6 +78,7 @@ class TlsFront:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept, which close does not
         self._listener.close()
         self.cut()
         for thread in self._threads:
