@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spoke.transport import CallFuture
 
 MAIL_S: Final = 300.0
+_LOOK_S: Final = 0.5
 _REGISTERED: dict[str, type[Actor]] = {}
 
 
@@ -117,7 +118,8 @@ class Actor:
 
         This one serves calls until the actor is told to stop. It may be ``async``.
         """
-        self.ctx.stopping.wait()
+        while not self.ctx.stopping.wait(_LOOK_S):
+            pass  # SIGTERM may have been taken by another thread, which does not end this one's wait
 
     def on_notice(self, notice: Notice) -> None:
         """Called, in a thread of its own, with what the ticket's clients are told, too: its node is drained, say.

@@ -22,11 +22,13 @@ from spoke.agent.actor import Actor, ActorContext, registered_actors
 from spoke.agent.peers import Peers
 from spoke.agent.runtime import Runtime
 from spoke.errors import SpokeError
+from spoke.protocol.notice import Notice
 from spoke.transport import CallServer, unpack
 
 DOCUMENT_FD: Final = 3
 STATUS_FD: Final = 4
 RING: Final = signal.SIGRTMIN + 7
+_FOR_MAIN: Final = (signal.SIGTERM, signal.SIGINT)
 FAILURE_LINES: Final = 15
 FAILURE_CHARACTERS: Final = 3_500
 CLOSE_S: Final = 2.0
@@ -87,17 +89,32 @@ def _stop_on_sigterm(ctx: ActorContext) -> None:
 
 
 def _hear(actor: Actor, peers: Peers) -> None:
-    """Wait to be rung, and tell the actor what is new. A thread, since the main one may be deep in a library."""
+    """Wait to be rung, and tell the actor what is new. A thread, since the main one may be deep in a library.
+
+    Whichever thread is just awake may take a signal that is for the process; were it this one, the main thread would
+    not wake up for it. So they are blocked here, but for ``on_notice``, whose processes would inherit that.
+    """
     last = 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_MAIN)
     while True:
         signal.sigwait((RING,))
         try:
             for number, notice in peers.notices():
                 if number > last:
                     last = number
-                    actor.on_notice(notice)
+                    _tell(actor, notice)
         except Exception:
             traceback.print_exc()
+
+
+def _tell(actor: Actor, notice: Notice) -> None:
+    if type(actor).on_notice is Actor.on_notice:
+        return
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_MAIN)
+    try:
+        actor.on_notice(notice)
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_MAIN)
 
 
 def _import_all(imports: list[str], cwd: str) -> None:

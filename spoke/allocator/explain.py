@@ -19,6 +19,7 @@ from spoke.protocol.explanation import Explanation, Holder, NodeReason, amount
 
 ROWS_MAX = 20
 NAMES_MAX = 5
+MISSING_NODES_MAX = 256
 FORECAST_NODES_MAX = 64
 FORECAST_TICKETS_MAX = 200
 FORECAST_STEPS_MAX = 500
@@ -150,7 +151,12 @@ def _sentence(
 
 
 def missing(state: PoolState, spec: GangSpec) -> str:
-    """What would have to be freed, on which nodes, and who holds it; empty if that is not what is missing."""
+    """What would have to be freed, on which nodes, and who holds it; empty if that is not what is missing.
+
+    Empty in a large pool, too: refusals are frequent, and must not cost a look at every node.
+    """
+    if len(state.nodes) > MISSING_NODES_MAX:
+        return ""
     shortage = _shortage(state, spec)
     return shortage.words() if shortage.rows else ""
 

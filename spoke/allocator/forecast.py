@@ -28,10 +28,11 @@ class Forecast:
 
 def expected_end_ms(ticket: TicketState) -> int | None:
     """When a ticket is expected to end (server time); None if it does not say how long it will take."""
-    duration_s: float | None = getattr(ticket.spec, "expected_duration", None)
-    if not duration_s or ticket.phase not in ("allocated", "active"):
+    terms = getattr(ticket.spec, "terms", None)
+    length_ms: int = terms.length_ms if terms is not None else 0
+    if not length_ms or ticket.phase not in ("allocated", "active"):
         return None
-    return int(ticket.since.partition("-")[0]) + round(duration_s * 1000)
+    return int(ticket.since.partition("-")[0]) + length_ms
 
 
 def forecast(state: PoolState, ticket_id: str, now_ms: int, *, steps_max: int = STEPS_MAX) -> Forecast:

@@ -1,4 +1,4 @@
-"""The invariants of the design that a state alone can show: I1, I2, I3, and that the records agree with each other.
+"""The invariants of the design that a state alone can show: I1, I2, I3, I10, and that the records agree.
 
 ``violations`` looks at everything: the property tests and ``spoke audit verify`` call it. What an event could break
 by itself is refused by ``fold`` already.
@@ -96,7 +96,7 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
     faulty = mask_of(tuple(gpu.index for gpu in node.spec.gpus if gpu.uuid in known))
     if sick != faulty or node.free_gpus & sick or any(sick >> index & 1 for index in node.shared):
         yield (
-            f"node {node_id}: GPUs {indices_of(faulty)} are unhealthy, but {indices_of(sick)} are kept back, and "
+            f"I10: node {node_id}: GPUs {indices_of(faulty)} are unhealthy, but {indices_of(sick)} are kept back, and "
             f"{indices_of(node.free_gpus)} and the rests of {sorted(node.shared)} can be given out"
         )
     if need_cpu + node.free_cpu_milli != node.spec.cpu_milli or node.free_cpu_milli < 0:
@@ -106,7 +106,7 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
     cordon = state.cordons.get(node_id)
     expected = ("lost", cordon.phase) if cordon is not None else ("lost", "up")
     if node.phase not in expected:
-        yield f"node {node_id} is {node.phase}, but by its cordon it can be {' or '.join(expected)} only"
+        yield f"I10: node {node_id} is {node.phase}, but by its cordon it can be {' or '.join(expected)} only"
     if node.phase == "drained" and node.tickets:
         yield f"node {node_id} is drained and holds {', '.join(sorted(node.tickets))}"
     indexed = state.capacity.free(node_id)

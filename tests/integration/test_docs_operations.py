@@ -137,6 +137,7 @@ def test_client_and_actors_hear_of_a_drain_before_its_end(place: tuple[str, str]
         operator.drain_node("node-0", deadline=0, wait=False).result(20)
         assert drained.result(40) is True
         eventually(lambda: gang.released)
+        assert [(end.code, end.signal) for end in gang.exits.values()] == [(0, 0)] * 2, "SIGTERM right after a notice"
         assert [node.cordon.state for node in operator.status().nodes if node.cordon] == ["drained"]
 
 

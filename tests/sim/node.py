@@ -116,6 +116,11 @@ class SimNode:
         self.running.clear()
         self._feed(self.machine.keeper_lost)
 
+    def fall_ill(self, ill: dict[int, tuple[str, str]]) -> None:
+        """The source of health says this from now on."""
+        self.world.say(self.name, f"finds unhealthy: {sorted(ill)}")
+        self._feed(lambda now_s: self.machine.health(ill))
+
     def clock_s(self) -> float:
         return self.world.now_s * self.drift
 

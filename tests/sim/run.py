@@ -16,6 +16,7 @@ from spoke.protocol.keys import Keys
 from tests.sim.allocator import SimAllocator
 from tests.sim.client import SimClient
 from tests.sim.node import SimNode
+from tests.sim.operator import Operator
 from tests.sim.oracle import Oracle
 from tests.sim.server import Server
 from tests.sim.world import SimulationFailed, World
@@ -40,7 +41,7 @@ class Result:
 class Simulation:
     """The parties and the plan of one run."""
 
-    def __init__(self, seed: int, steps: int = STEPS, *, lose_tails: bool = True) -> None:
+    def __init__(self, seed: int, steps: int = STEPS, *, lose_tails: bool = True, operators: bool = False) -> None:
         self.world = world = World(seed)
         self.steps = steps
         self.lose_tails = lose_tails
@@ -49,6 +50,7 @@ class Simulation:
         self.nodes = [SimNode(world, server, f"n{n}", dice.choice([2, 4])) for n in range(dice.randint(2, 3))]
         self.oracle = Oracle(world, server, self.nodes)
         self.allocators = [SimAllocator(world, server, n) for n in range(2)]
+        self.operator = Operator(world, server, self.nodes, self.oracle) if operators else None
         self.clients: list[SimClient] = []
         self.born = 0
         self.peace = False
@@ -227,6 +229,9 @@ class Simulation:
         world.say("world", "peace")
         for client in self.clients:
             client.quiet = True
+        if self.operator is not None:
+            world.run(world.now_s + PEACE_S / 2)
+            self.operator.make_peace()
         world.run(world.now_s + PEACE_S)
 
     def _check_the_end(self) -> None:
@@ -270,7 +275,8 @@ class Simulation:
             if not client.over:
                 client.close()
         world.run(world.now_s + PEACE_S)
-        self._check_nothing_is_left([*self.clients, admin])
+        others = self.operator.clients if self.operator is not None else []
+        self._check_nothing_is_left([*self.clients, *others, admin])
 
     def _check_nothing_is_left(self, clients: list[SimClient]) -> None:
         state = self.oracle.state
@@ -291,14 +297,14 @@ class Simulation:
         self.oracle.check_replay()
 
 
-def replay_command(seed: int, steps: int) -> str:
+def replay_command(seed: int, steps: int, operators: bool = False) -> str:
     """The command that shows a seed again."""
-    return f"python -m tests.sim.run {seed} --steps {steps}"
+    return f"python -m tests.sim.run {seed} --steps {steps}" + " --operators" * operators
 
 
-def simulate(seed: int, steps: int = STEPS, *, lose_tails: bool = True) -> Result:
+def simulate(seed: int, steps: int = STEPS, *, lose_tails: bool = True, operators: bool = False) -> Result:
     """Run one seed; a failure carries the end of the trace and the command that replays it."""
-    simulation = Simulation(seed, steps, lose_tails=lose_tails)
+    simulation = Simulation(seed, steps, lose_tails=lose_tails, operators=operators)
     try:
         return simulation.run()
     except Exception as error:
@@ -306,7 +312,7 @@ def simulate(seed: int, steps: int = STEPS, *, lose_tails: bool = True) -> Resul
         trace = "\n".join(list(world.trace)[-80:])
         raise SimulationFailed(
             f"seed {seed} failed at {world.now_s:.3f} s, step {world.steps}: {type(error).__name__}: {error}\n{trace}\n"
-            f"replay: {replay_command(seed, steps)}"
+            f"replay: {replay_command(seed, steps, operators)}"
         ) from error
 
 
@@ -317,13 +323,14 @@ def main() -> int:
     parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--no-lost-tails", action="store_true")
+    parser.add_argument("--operators", action="store_true", help="somebody drains nodes, marks GPUs, repairs gangs")
     options = parser.parse_args()
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.soak)
     failed, steps, begun = 0, 0, time.perf_counter()
     totals: dict[str, int] = {}
     for seed in seeds:
         try:
-            result = simulate(seed, options.steps, lose_tails=not options.no_lost_tails)
+            result = simulate(seed, options.steps, lose_tails=not options.no_lost_tails, operators=options.operators)
         except SimulationFailed as error:
             failed += 1
             print(error if len(seeds) == 1 or failed <= 3 else str(error).splitlines()[0], flush=True)

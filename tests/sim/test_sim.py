@@ -20,6 +20,12 @@ def test_a_pool_stays_whole_under_faults(first: int) -> None:
         simulate(seed)
 
 
+@pytest.mark.parametrize("first", [1, 11])
+def test_a_pool_stays_whole_while_operators_work_on_it(first: int) -> None:
+    for seed in range(first, first + 10):
+        simulate(seed, operators=True)
+
+
 @pytest.mark.parametrize("seed", [79, 128])
 def test_an_allocator_that_was_overtaken_during_its_election_stands_by(seed: int) -> None:
     """It used to end with InvalidTransition: epoch 1 elected after epoch 2 had begun."""

@@ -13,8 +13,10 @@ from spoke.agent import instructions as i
 from spoke.agent.health import HealthMonitor, Plugged, Trouble, file_reader, source_of
 from spoke.agent.machine import AgentMachine, Settings
 from spoke.agent.nvml import Judge, NvmlSource, Sample
-from spoke.errors import InvalidRequest
-from spoke.events.model import Gpu
+from spoke.errors import InvalidRequest, InvalidTransition
+from spoke.events import types as e
+from spoke.events.fold import fold
+from spoke.events.model import Gpu, Slot
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
@@ -57,6 +59,14 @@ def test_an_unhealthy_gpu_is_not_given_out_until_it_is_healthy_again(pool: Memor
     assert gpus_of(pool, "t-2") == [1]
     pool.check()
     pool.check_replay(len(pool.log) // 2)
+
+
+def test_a_log_that_gives_out_an_unhealthy_gpu_does_not_fold(pool: MemoryPool) -> None:
+    report(pool, 1, "ecc", "bad")
+    slot = Slot(0, 0, 0, "n1", "127.0.0.1", (1,), ("n1-gpu-1",))
+    event = e.GangAllocated("t-1", "c", 9, gang(), (slot,), "127.0.0.1", 0, "pack/1")
+    with pytest.raises(InvalidTransition, match="something was handed out twice"):
+        fold(pool.state, e.Recorded("9999999-0", event))
 
 
 def test_a_gang_that_needs_an_unhealthy_gpu_waits_aside_and_holds_nobody_up(pool: MemoryPool) -> None:
