@@ -1,42 +1,28 @@
-"""Archived segments of a log: compressed, checksummed files that can be verified and replayed.
+"""The archive of a pool's log: segments in a folder, which can be verified, replayed and restored.
 
-A segment is gzip (RFC 1952) over lines of JSON: a header, an event a line (``[id, {field: value}]``, bytes as latin-1),
-and a footer with the number of events and a BLAKE2b checksum over all lines before it. Files are called
-``<first id>_<last id>.jsonl.gz``; one that is there is whole, since it gets its name when it is on disk. Segments of
-one pool stand in one folder and follow each other without a gap, which the hash chain proves.
+Files are called ``<first id>_<last id>.jsonl.gz`` (``segment.py``); one that is there is whole, since it gets its name
+when it is on disk. They follow each other without a gap, which the hash chain proves.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterator
-from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-from spoke.errors import LogError
-from spoke.events import snapshot
+from spoke.events import segment, snapshot
 from spoke.events.chain import BEGIN
-from spoke.events.log import EventLog, RawEntry, end_of, order_of
+from spoke.events.columns import Columns, entries_of, events_of
+from spoke.events.log import Batch, EventLog, RawEntry, end_of, order_of
+from spoke.events.segment import BadSegment
 from spoke.events.state import PoolState
 
-VERSION = 1
-SEGMENT_EVENTS = 100_000
-LINE_BYTES_MAX = 64 << 20
-"""No line that is read may be longer."""
+SEGMENT_EVENTS = 250_000
 SUFFIX = ".jsonl.gz"
 BASE = "base.json"
-
-
-class BadSegment(LogError):
-    """A file is no segment, or not as it was written."""
-
-    code = "bad_segment"
 
 
 class Archive:
@@ -83,49 +69,53 @@ class Archive:
             state = snapshot.encode(base).decode("latin-1")
             _write_whole(self.folder / BASE, [orjson.dumps({"h": log.base_hash(), "state": state})])
         entries = log.raw(after)
-        while chunk := list(islice(entries, SEGMENT_EVENTS)):
-            written.append(self._write(chunk))
+        while first := next(entries, None):
+            written.append(self._write(first, islice(entries, SEGMENT_EVENTS - 1)))
         return written
 
-    def _write(self, entries: list[RawEntry]) -> Path:
-        path = self.folder / f"{entries[0][0]}_{entries[-1][0]}{SUFFIX}"
-        lines = [_line({"spoke": "segment", "version": VERSION, "pool": self._pool})]
-        for event_id, fields in entries:
-            lines.append(_line([event_id, {k.decode("latin-1"): v.decode("latin-1") for k, v in fields.items()}]))
-        checksum = blake2b(b"".join(lines), digest_size=32).hexdigest()
-        lines.append(_line({"events": len(entries), "checksum": checksum}))
-        _write_whole(path, [gzip.compress(b"".join(lines), mtime=0)])
+    def _write(self, first: RawEntry, more: Iterator[RawEntry]) -> Path:
+        part = self.folder / "next.part"
+        done = segment.write(part, self._pool, chain([first], more))
+        path = self.folder / f"{first[0]}_{done.last_id}{SUFFIX}"
+        part.rename(path)
+        _sync(self.folder)
         return path
 
-    def raw(self, after: str = "0-0") -> Iterator[RawEntry]:
-        """The archived entries after an id; raises BadSegment for a file that is not as it was written."""
+    def lines(self, after: str = "0-0") -> Iterator[Columns]:
+        """The archived entries as columns; the first line may begin before the id. BadSegment for a broken file."""
         for path in self.segments():
             if order_of(_ends(path)[1]) > order_of(after):
-                for entry in self._read(path):
-                    if _order_in(path, entry[0]) > order_of(after):
-                        yield entry
+                for line in segment.read(path, self._pool):
+                    if order_of(line.ids[-1]) > order_of(after):
+                        yield line
 
-    def _read(self, path: Path) -> Iterator[RawEntry]:
-        checksum, events, footer, rest = blake2b(digest_size=32), 0, None, b""
-        try:
-            with gzip.open(path, "rb") as file:
-                header = orjson.loads(file.readline(LINE_BYTES_MAX) or b"null")
-                if header != {"spoke": "segment", "version": VERSION, "pool": self._pool}:
-                    raise BadSegment(f"{path} is no segment of pool {self._pool}, version {VERSION}")
-                checksum.update(_line(header))
-                while raw := file.readline(LINE_BYTES_MAX):
-                    found = orjson.loads(raw)
-                    if isinstance(found, dict):
-                        footer = found
-                        break
-                    checksum.update(raw)
-                    events += 1
-                    yield str(found[0]), {k.encode("latin-1"): v.encode("latin-1") for k, v in found[1].items()}
-                rest = file.read(1)
-        except (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, zlib.error) as error:
-            raise BadSegment(f"{path} cannot be read: {error}") from error
-        if footer != {"events": events, "checksum": checksum.hexdigest()} or rest:
-            raise BadSegment(f"{path} is not as it was written: its checksum does not fit")
+    def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
+        """The archived entries after an id; raises BadSegment for a file that is not as it was written."""
+        begin, end = order_of(after), end_of(until)
+        for line in self.lines(after):
+            try:
+                found = entries_of(line)
+            except ValueError as error:
+                raise BadSegment(f"the archive in {self.folder} cannot be read: {error}") from error
+            for entry in found:
+                place = order_of(entry[0])
+                if place > end:
+                    return
+                if place > begin:
+                    yield entry
+
+    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+        """The archived events after an id, many at once; raises BadSegment."""
+        begin, end = order_of(after), end_of(until)
+        for line in self.lines(after):
+            if order_of(line.ids[0]) > end:
+                return
+            try:
+                batch = Batch.of(line.ids, events_of(line))
+            except ValueError as error:
+                raise BadSegment(f"the archive in {self.folder} cannot be read: {error}") from error
+            inside = order_of(line.ids[0]) > begin and order_of(line.ids[-1]) <= end
+            yield batch if inside else batch.between(begin, end)
 
 
 def _ends(path: Path) -> tuple[str, str]:
@@ -141,10 +131,6 @@ def _order_in(path: Path, event_id: str) -> tuple[int, int]:
         raise BadSegment(f"{path} is no segment: {event_id[:100]!r} is no event's id") from error
 
 
-def _line(value: Any) -> bytes:
-    return orjson.dumps(value) + b"\n"
-
-
 def _write_whole(path: Path, chunks: list[bytes]) -> None:
     """Write a file that is there whole or not at all, also after a power failure."""
     part = path.with_name(path.name + ".part")
@@ -153,11 +139,16 @@ def _write_whole(path: Path, chunks: list[bytes]) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 class ArchivedLog(EventLog):
@@ -169,16 +160,29 @@ class ArchivedLog(EventLog):
 
     def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
         """The entries after an id, archived ones first."""
-        end = end_of(until)
-        for event_id, fields in self._archive.raw(after):
-            if order_of(event_id) > end:
-                return
-            after = event_id
-            yield event_id, fields
+        yield from self._archive.raw(after, until)
+        after = self._end_of_archive(after, until)
+        if after:
+            yield from self._live.raw(after, until)
+
+    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+        """The events after an id, archived ones first."""
+        yield from self._archive.batches(after, until)
+        after = self._end_of_archive(after, until)
+        if after:
+            yield from self._live.batches(after, until)
+
+    def _end_of_archive(self, after: str, until: str) -> str:
+        """Where the live log goes on; empty if it is not needed."""
+        last = self._archive.last_id()
+        if order_of(last) > order_of(after):
+            after = last
+        if order_of(after) > end_of(until):
+            return ""
         base = self._live.base().last_id
         if order_of(base) > order_of(after):
             raise BadSegment(f"the archive ends at event {after}, but the log begins after {base}: events are missing")
-        yield from self._live.raw(after, until)
+        return after
 
     def base(self) -> PoolState:
         """The state before the first archived event."""
@@ -200,11 +204,11 @@ class StoredLog(EventLog):
 
     def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
         """The entries after an id, up to and including ``until``."""
-        end = end_of(until)
-        for entry in self._archive.raw(after):
-            if order_of(entry[0]) > end:
-                return
-            yield entry
+        yield from self._archive.raw(after, until)
+
+    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+        """The events after an id, up to and including ``until``, many at once."""
+        yield from self._archive.batches(after, until)
 
     def base(self) -> PoolState:
         """The state before the first archived event."""

@@ -42,9 +42,10 @@ _Key = tuple[int, int, str]  # cpu_milli, memory, node id
 class CapacityIndex:
     """Which nodes have how much free, in best-fit order."""
 
-    __slots__ = ("_by_cpu", "_by_gpus", "_free", "_shapes", "_totals")
+    __slots__ = ("_by_cpu", "_by_gpus", "_free", "_shapes", "_totals", "suspended")
 
     def __init__(self) -> None:
+        self.suspended = False
         self._free: dict[str, Amount] = {}
         self._totals: dict[str, Amount] = {}
         self._by_gpus: dict[int, list[_Key]] = {}

@@ -10,7 +10,7 @@ Each event type has one small function below, in the order of ``types.py``; ``_H
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from spoke.errors import InvalidTransition
@@ -42,6 +42,16 @@ def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
         _mark_decided(state, event.client_id, seq)  # type: ignore[attr-defined]
     state.last_id = recorded.id
     return state
+
+
+def fold_all(state: PoolState, ids: Iterable[str], events: Iterable[e.Event]) -> None:
+    """Fold many events. Raises InvalidTransition; the state is then at the event before."""
+    for event_id, event in zip(ids, events, strict=True):
+        handle, asked = _STEPS[type(event)]
+        handle(state, event_id, event)
+        if asked and event.seq:  # type: ignore[attr-defined]
+            _mark_decided(state, event.client_id, event.seq)  # type: ignore[attr-defined]
+        state.last_id = event_id
 
 
 TICKETS_PER_SERVER = 100_000
@@ -439,8 +449,9 @@ def _gang_released(state: PoolState, event_id: str, event: e.GangReleased) -> No
 
 def _actor_launch_requested(state: PoolState, event_id: str, event: e.ActorLaunchRequested) -> None:
     ticket = _ticket(state, event_id, event)
+    if ticket.phase != "active":
+        ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
     what = f"rank {event.rank} of ticket {event.ticket_id}"
-    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
     if not 0 <= event.rank < len(ticket.slots):
         raise InvalidTransition(f"event {event_id} launches {what}, which has {len(ticket.slots)} ranks")
     if event.node_id != ticket.slots[event.rank].node_id:
@@ -467,7 +478,10 @@ def _moved(state: PoolState, event_id: str, event: Any) -> ActorState:
             f"{event.node_id}, but it was launched on {actor.node_id}"
         )
     was = actor.phase
-    actor.phase = advance(ACTOR, f"actor {event.actor_id} of ticket {event.ticket_id}", was, event_id, event.TYPE)
+    phase = ACTOR.get((was, event.TYPE))
+    if phase is None:  # the words for an error are made where there is one: this is the hot path of a replay
+        phase = advance(ACTOR, f"actor {event.actor_id} of ticket {event.ticket_id}", was, event_id, event.TYPE)
+    actor.phase = phase
     if was == "launching":
         ticket.launches[actor.launch] -= 1
         if not ticket.launches[actor.launch]:
@@ -536,3 +550,4 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.ActorLost: _actor_failed,
     e.ActorStopRequested: _actor_stop_requested,
 }
+_STEPS = {cls: (handle, "seq" in cls.__slots__) for cls, handle in _HANDLERS.items()}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from spoke.errors import LogError
 from spoke.events import snapshot
 from spoke.events.chain import BEGIN, hash_of
-from spoke.events.codec import Fields, decode_event
-from spoke.events.fold import fold
+from spoke.events.codec import Fields
+from spoke.events.columns import Read, read_event
+from spoke.events.fold import fold_all
 from spoke.events.state import PoolState
-from spoke.events.types import Recorded
+from spoke.events.types import Event, Recorded
 
 READ_COUNT = 1_000
 FOLLOW_BLOCK_MS = 1_000
@@ -42,6 +45,30 @@ def end_of(until: str) -> tuple[int, int]:
     return order_of(until) if "-" in until else (int(until), 2**64 - 1)
 
 
+@dataclass(slots=True)
+class Batch:
+    """Events that follow each other, with their ids. ``problem``: why the event after them cannot be read, if so."""
+
+    ids: list[str]
+    events: list[Event]
+    problem: LogError | None = None
+
+    @classmethod
+    def of(cls, ids: list[str], found: list[Read]) -> Batch:
+        """The events before the first that cannot be read."""
+        problem = next((event for event in found if isinstance(event, LogError)), None)
+        if problem is not None:
+            end = found.index(problem)
+            ids, found = ids[:end], found[:end]
+        return cls(ids, found, problem)  # type: ignore[arg-type]
+
+    def between(self, begin: tuple[int, int], end: tuple[int, int]) -> Batch:
+        """The events after ``begin``, up to and including ``end``."""
+        inside = [(i, x) for i, x in zip(self.ids, self.events, strict=True) if begin < order_of(i) <= end]
+        over = bool(self.ids) and order_of(self.ids[-1]) > end
+        return Batch([i for i, _ in inside], [event for _, event in inside], None if over else self.problem)
+
+
 class EventLog:
     """The events of one pool. ``client`` is a redis client; the two keys are the pool's stream and snapshot."""
 
@@ -67,8 +94,16 @@ class EventLog:
 
     def read(self, after: str = "0-0", until: str = "+") -> Iterator[Recorded]:
         """The events after an id; raises UnknownEvent or DecodeError where one cannot be read."""
-        for entry_id, fields in self.raw(after, until):
-            yield decode_event(entry_id, fields)
+        for batch in self.batches(after, until):
+            yield from map(Recorded, batch.ids, batch.events)
+            if batch.problem is not None:
+                raise batch.problem
+
+    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+        """The events after an id, many at once: the way to read most of a log."""
+        entries = self.raw(after, until)
+        while some := list(islice(entries, READ_COUNT)):
+            yield Batch.of([entry_id for entry_id, _ in some], [read_event(*entry) for entry in some])
 
     def follow(self, after: str = "$") -> Iterator[RawEntry | None]:
         """Entries as they come, from an id on (``$``: from now on). Yields None about once a second while idle.
@@ -129,13 +164,16 @@ class EventLog:
                 f"the snapshot stands at event {state.last_id}, but the log is empty: the server lost its data; "
                 f"restore its append-only file, or delete the pool's keys to start anew"
             )
-        for recorded in self.read(state.last_id, until):
-            fold(state, recorded)
-        return state
+        return self._folded(state, until)
 
     def replay(self, until: str = "+") -> PoolState:
         """The state at a moment of the past, folded from the oldest event that is still there."""
-        state = self.base()
-        for recorded in self.read(state.last_id, until):
-            fold(state, recorded)
+        return self._folded(self.base(), until)
+
+    def _folded(self, state: PoolState, until: str) -> PoolState:
+        with state.unindexed():
+            for batch in self.batches(state.last_id, until):
+                fold_all(state, batch.ids, batch.events)
+                if batch.problem is not None:
+                    raise batch.problem
         return state

@@ -6,6 +6,8 @@ from its spec and the tickets on it; it is kept beside them because placement re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -313,8 +315,21 @@ class PoolState:
             self.demand_gpu_milli //= 2
             self.demand_cpu_milli //= 2
 
+    @contextmanager
+    def unindexed(self) -> Iterator[None]:
+        """While many events are folded and none is decided, leave the capacity index alone; make it anew at the end."""
+        self.capacity.suspended = True
+        try:
+            yield
+        finally:
+            self.capacity = CapacityIndex()
+            for node in self.nodes.values():
+                self.index(node)
+
     def index(self, node: NodeState) -> None:
         """Keep the capacity index in step with a node's state."""
+        if self.capacity.suspended:
+            return
         if node.phase == "up" and node.confirmed:
             self.capacity.put(node.spec.node_id, node.free, node.total)
         else:

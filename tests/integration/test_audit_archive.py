@@ -159,7 +159,7 @@ def test_a_segment_that_was_changed_cut_or_lost_is_named(made: Pool, tmp_path: P
         b"no gzip",
         b"",
         gzip.compress(plain + b"{}\n"),
-        gzip.compress(plain.replace(b'"version":1', b'"version":9')),
+        gzip.compress(plain.replace(b'"version":2', b'"version":9')),
         gzip.compress(b"[]\n" * 3),
     ):
         second.write_bytes(bad)

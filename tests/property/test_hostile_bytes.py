@@ -241,7 +241,13 @@ def test_a_hostile_launch_blob_is_read_or_named(raw: bytes) -> None:
 
 
 def segment() -> bytes:
-    lines = [{"spoke": "segment", "version": 1, "pool": "p"}, ["1-0", {"type": "x"}], ["2-0", {"type": "y", "v": "1"}]]
+    blocks = [
+        {"names": ["type"], "columns": [["x"]]},
+        {"names": ["type", "v", "client_id", "seq"], "columns": [["client.closed"], [1], ["c"], [3]]},
+    ]
+    odd = [[["type", "z"]]]
+    columns = {"ids": ["1-0", "2-0", "2-1"], "order": [0, 1, -1], "blocks": blocks, "h": "0" * 64, "odd": odd}
+    lines = [{"spoke": "segment", "version": 2, "pool": "p"}, columns, {"events": 3, "checksum": "0" * 64}]
     return b"".join(write_json(line) + b"\n" for line in lines)
 
 
@@ -263,8 +269,11 @@ def _write_lines(value: Any) -> bytes:
 def test_a_hostile_segment_is_named(raw: bytes) -> None:
     with TemporaryDirectory() as folder:
         (Path(folder) / "1-0_2-0.jsonl.gz").write_bytes(raw)
+        archive = Archive(Path(folder), "p")
         with little_memory(), pytest.raises(BadSegment):
-            list(Archive(Path(folder), "p").raw())
+            list(archive.raw())
+        with little_memory(), pytest.raises(BadSegment):
+            list(archive.batches())
 
 
 @fuzzed
