@@ -31,7 +31,7 @@ from spoke.protocol.orders import Welcome, decode_order
 from spoke.protocol.server import connect, read_stream
 
 OUTSTANDING = 256
-LEASE_MS = 3_600_000
+LEASE_MS = 86_400_000
 POOL_SIZES = (10, 1_000, 10_000)
 ROUNDS = 5
 SPAWN = multiprocessing.get_context("spawn")
@@ -156,16 +156,24 @@ class Load:
 
     def run(self, seconds: float) -> float:
         """Requests (allocations and releases) a second."""
-        for _ in range(OUTSTANDING):
-            self._allocate()
+        self.begin()
         began_at, began = self.done, time.perf_counter()
         time.sleep(seconds)
         rate = (self.done - began_at) / (time.perf_counter() - began)
+        self.end()
+        return rate
+
+    def begin(self) -> None:
+        """Ask, and go on until ``end``."""
+        for _ in range(OUTSTANDING):
+            self._allocate()
+
+    def end(self) -> None:
+        """Ask no more, and wait for the answers."""
         self._stop = True
         for _ in range(OUTSTANDING):
             assert self._idle.acquire(timeout=30), "a request was never answered"
         assert not self.failed, self.failed[0]
-        return rate
 
     def _allocate(self) -> None:
         if self._stop:

@@ -19,9 +19,10 @@ START_S = 20.0
 class Process:
     """One server process with a directory of its own; started again with the same options."""
 
-    def __init__(self, directory: Path, *words: str, port: int | None = None) -> None:
+    def __init__(self, directory: Path, *words: str, port: int | None = None, program: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.words, self.port = directory, words, port or free_port()
+        self._program = program or server_binary()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -34,7 +35,7 @@ class Process:
         return self._process.pid
 
     def start(self) -> None:
-        command = [server_binary(), *self.words, "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = [self._program, *self.words, "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.directory), "--daemonize", "no"]
         with open(self.directory / "out", "ab") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.directory)

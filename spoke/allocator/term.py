@@ -210,16 +210,23 @@ class Term:
     def _add_snapshot(self, batch: Batch) -> None:
         """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base.
 
-        A pool whose log is archived (``archived``: up to where) is trimmed no further than that.
+        A pool whose log is archived (``archived``: up to where) is trimmed no further than that: a snapshot that the
+        archive has not reached yet stands as ``next`` until it has, however many newer ones there are by then.
         """
         key, events = self._keys.snapshot, self._keys.events
-        found = cast(list[bytes | None], self._client.hmget(key, ["state", "h", "archived"]))
-        previous, base_hash, archived = found
-        if previous and self._client.xlen(events) > self._keep:
-            base_id = snapshot.decode(previous).last_id
+        names = ["state", "h", "archived", "next", "next_h"]
+        found = cast(list[bytes | None], self._client.hmget(key, names))
+        state, state_hash, archived, base, base_hash = found
+        if base is None:
+            base, base_hash = state, state_hash
+        if base and self._client.xlen(events) > self._keep:
+            base_id = snapshot.decode(base).last_id
             if archived is None or order_of(archived.decode()) >= order_of(base_id):
-                batch.add("HSET", key, "base", previous, "base_h", base_hash or b"")
+                batch.add("HSET", key, "base", base, "base_h", base_hash or b"")
+                batch.add("HDEL", key, "next", "next_h")
                 batch.add("XTRIM", events, "MINID", _after(base_id))
+            else:
+                batch.add("HSET", key, "next", base, "next_h", base_hash or b"")
         batch.add("HSET", key, "id", self.state.last_id, "state", snapshot.encode(self.state), "h", self._chain.last)
         self._since_snapshot = 0
 

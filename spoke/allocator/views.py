@@ -6,6 +6,7 @@ every FLUSH_MS under load, so that a ticket that lives for a moment costs nothin
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import orjson
@@ -17,6 +18,8 @@ from spoke.events.state import Cordon, GpuFault, NodeState, PoolState, TicketSta
 from spoke.protocol.keys import Keys
 
 ENDED_TICKET_KEPT_S = 3600
+ENDED_TICKETS_KEPT = 10_000
+"""At a thousand tickets a second an hour of them would fill the server."""
 FLUSH_MS = 250
 
 
@@ -29,6 +32,7 @@ class Views:
         self._tickets: dict[str, None] = {}  # in the order of the events
         self._written: set[str] = set()
         self._ended: dict[str, list[Any]] = {}  # what the view of a ticket says in the end
+        self._kept: deque[str] = deque()  # tickets that have ended and still have a view
         self._written_at_ms = 0
 
     def touch(self, event: e.Event, before: PoolState) -> None:
@@ -75,6 +79,9 @@ class Views:
             elif ticket_id in self._written:
                 self._written.discard(ticket_id)
                 _write_end(batch, keys, ticket_id, self._ended.pop(ticket_id, []))
+                self._kept.append(ticket_id)
+        while len(self._kept) > ENDED_TICKETS_KEPT:
+            batch.add("DEL", keys.ticket(self._kept.popleft()))
         self._nodes.clear()
         self._tickets.clear()
         self._written_at_ms = now_ms

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ BLOCK_MS_MAX = 2_000
 SOCKET_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 
+_HUNG_UP = re.compile("closed by server|reset by peer", re.IGNORECASE)
 _TRANSIENT = ("BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
 
 Redis = redis.Redis
@@ -127,6 +129,16 @@ def explain(error: Exception, url: str) -> ServerError:
         return ServerUnsuitable(f"the server at {where} cannot write its data to disk and refuses writes: {text}")
     if isinstance(error, rx.BusyLoadingError):
         return ServerUnreachable(f"the server at {where} is still loading its data: try again in a moment")
+    if "SSL" in text or "ssl.c" in text:
+        return ServerUnreachable(
+            f"the server at {where} and this side do not come together over TLS ({text}): ssl_ca_certs must name the "
+            f"authority of the server's certificate, which must be for that host; and a server that asks for a "
+            f"certificate of yours needs ssl_certfile and ssl_keyfile, of an authority that it knows"
+        )
+    if isinstance(error, rx.ConnectionError) and not where.startswith(("rediss", "unix")) and _HUNG_UP.search(text):
+        return ServerUnreachable(
+            f"the server at {where} hung up ({text}): if it speaks TLS there, the URL begins with rediss://"
+        )
     if isinstance(error, (rx.ConnectionError, rx.TimeoutError)):
         return ServerUnreachable(
             f"no server answers at {where} ({text}): start one (`spoke up`), or give --url or SPOKE_URL"

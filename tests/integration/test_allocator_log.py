@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import orjson
+import pytest
 
+from spoke.allocator import views
 from spoke.allocator.leases import LEASE_MS_MAX
 from spoke.allocator.limits import Limits
 from spoke.allocator.service import Allocator, AllocatorConfig
@@ -109,6 +111,29 @@ def test_snapshots_trimming_and_recovery(shared_server: EmbeddedServer, pool: st
         until(lambda: redis.hexists(keys.tickets, "t-121"))
         assert orjson.loads(redis.hget(keys.nodes, "n1"))["tickets"] == ["t-121"]  # type: ignore[arg-type]
     assert verify(log).ok
+    redis.close()
+
+
+def test_the_views_of_the_newest_tickets_outlive_them_and_older_ones_are_deleted(
+    shared_server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "ENDED_TICKETS_KEPT", 3)
+    redis, keys = connect(shared_server.url), Keys(pool)
+
+    def state_of(ticket_id: str) -> bytes | None:
+        return redis.hget(keys.ticket(ticket_id), "state")  # type: ignore[return-value]
+
+    with allocator(shared_server.url, pool):
+        register(redis, keys, "n1")
+        asker, tickets = Asker(redis, keys), []
+        for _ in range(5):
+            granted = asker.ask(r.AllocateGang(gang(), 0))
+            assert isinstance(granted, p.Granted)
+            tickets.append(granted.ticket_id)
+            until(lambda: state_of(tickets[-1]) == b"allocated")
+            assert asker.ask(r.ReleaseGang(granted.ticket_id)) == p.Done(True)
+            until(lambda: state_of(tickets[-1]) == b"ended")
+        assert [state_of(ticket) for ticket in tickets] == [None, None, b"ended", b"ended", b"ended"]
     redis.close()
 
 

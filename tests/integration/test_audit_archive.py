@@ -136,6 +136,25 @@ def test_the_log_is_trimmed_behind_the_archive_only_and_nothing_is_lost(made: Po
     assert archive.write(made.log) == []
 
 
+def test_an_archive_that_takes_longer_than_the_next_snapshots_still_lets_the_log_be_trimmed(
+    made: Pool, tmp_path: Path
+) -> None:
+    archive, options = Archive(tmp_path, made.name), {"snapshot_every": 40, "keep_events": 80}
+    bases = set()
+    for _ in range(3):
+        made.live(20, **options)
+        archive.write(made.log)
+        archived = archive.last_id()
+        made.log.mark_archived(made.log.base().last_id)
+        made.live(60, **options)  # several snapshots are written before the archive is known to have been made
+        made.log.mark_archived(archived)
+        made.live(30, **options)
+        bases.add(made.log.base().last_id)
+        assert verify(ArchivedLog(made.log, archive)).problems == []
+    assert len(bases - {"0-0"}) == 3, "each archive was followed by a trim"
+    assert verify(made.log).problems == []
+
+
 def test_an_archive_may_begin_on_a_log_that_was_trimmed(made: Pool, tmp_path: Path) -> None:
     made.live(150, snapshot_every=40, keep_events=80)
     archive = Archive(tmp_path, made.name)
