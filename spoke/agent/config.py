@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from spoke.protocol.arrival import WAIT_S
 from spoke.protocol.identity import Key
 
 PORTS_DEFAULT = 64
@@ -37,6 +38,7 @@ class AgentConfig:
     ``run_dir``. An actor of a registered type must be up within ``start_limit_s``; at the agent's end no actor has a
     longer grace than ``leave_s_max``. ``key`` signs the node's requests, in pools that ask for it. ``health`` says
     where the health of the GPUs is found out: a JSON file, or ``module:function``; else NVML says it of real GPUs.
+    At its start the agent waits up to ``server_wait_s`` for a server that is not there.
     """
 
     url: str
@@ -57,3 +59,4 @@ class AgentConfig:
     leave_s_max: float = 15.0
     key: Key | None = None
     health: str = ""
+    server_wait_s: float = WAIT_S

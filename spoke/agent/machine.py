@@ -230,6 +230,12 @@ class AgentMachine:
         killed = f"; its {len(self._actors)} actors are killed" if self._actors else ""
         return [i.Warn(f"{why}{killed}"), i.DropUnsent(), i.KillAll(), *self._maybe_cleared(now_s)]
 
+    def orders_lost(self, now_s: float) -> list[i.Instruction]:
+        """Orders were trimmed before they were read: nobody can know what they were, so the node begins anew."""
+        if self.phase not in ("confirming", "up"):
+            return []
+        return self._clear("this node was away for so long that orders to it were trimmed", now_s)
+
     def _maybe_cleared(self, now_s: float) -> list[i.Instruction]:
         if self._actors:
             return []

@@ -36,9 +36,10 @@ from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
 from spoke.errors import InvalidRequest, NodeRefused, SpokeError, from_code
 from spoke.events.model import NodeSpec
 from spoke.events.names import check_name
+from spoke.protocol.arrival import arrived
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import Delivery
-from spoke.protocol.server import check_server, connect, explained
+from spoke.protocol.server import check_server, connect
 from spoke.protocol.url import mask_url
 from spoke.version import release_version
 
@@ -129,7 +130,7 @@ class Agent:
 
     def _build(self, config: AgentConfig, keys: Keys) -> None:
         with connect(config.url, pool=config.pool) as client:
-            check_server(client, config.url)
+            self._arrived(lambda: check_server(client, config.url))
         mark = mark_prefix(inventory.server_place(config.url), config.pool, config.node_id)
         claim = NodeClaim(config.run_dir, mark, config.pool, config.node_id)
         self._closers.append(claim.release)
@@ -158,7 +159,7 @@ class Agent:
         self._closers.append(self._keeper.close)
         outage = Outage(config.url)
         self._sender = RequestSender(config.url, keys, outage, config.key)
-        self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered)
+        self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered, self._missed)
         self._renewer = LeaseRenewer(config.url, keys, config.node_id, outage, config.lease_ms, self._renewed)
         self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]
         self._monitor = _health_monitor(config, spec, self._found_health)
@@ -177,8 +178,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve until asked to stop; raises SpokeError if the node cannot be served any more."""
-        with explained(self._config.url):
-            self._reader.start()
+        self._arrived(self._reader.start)
         self._directory.start()
         self._sender.start()
         self._renewer.start()
@@ -234,6 +234,12 @@ class Agent:
         self._inbox.put(leave)
 
     # --- what happens ------------------------------------------------------------------------------------------------
+
+    def _arrived(self, work: Callable[[], None]) -> None:
+        arrived(work, self._config.url, wait_s=self._config.server_wait_s, log=log)
+
+    def _missed(self) -> None:
+        self._inbox.put(self._machine.orders_lost)
 
     def _ordered(self, delivery: Delivery) -> None:
         self._inbox.put(lambda now_s: self._machine.order(delivery, now_s))

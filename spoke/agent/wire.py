@@ -20,7 +20,7 @@ from spoke.errors import SpokeError
 from spoke.protocol.identity import Key
 from spoke.protocol.keys import Keys, node_lease
 from spoke.protocol.leases import renew_lease
-from spoke.protocol.orders import Delivery, decode_order
+from spoke.protocol.orders import ORDERS_KEPT, Delivery, decode_order
 from spoke.protocol.requests import Envelope, encode_request
 from spoke.protocol.server import Redis, connect, explain, read_stream
 from spoke.protocol.url import mask_url
@@ -122,12 +122,23 @@ class _Conversation:
 
 
 class OrderReader(_Conversation):
-    """Reads the orders to a node from the moment of ``start`` on, each once, and passes them to ``tell``."""
+    """Reads the orders to a node from the moment of ``start`` on, each once, and passes them to ``tell``.
 
-    def __init__(self, url: str, keys: Keys, node_id: str, outage: Outage, tell: Callable[[Delivery], None]) -> None:
+    ``lost`` is called when this agent was away for so long that orders were trimmed which it has not read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        keys: Keys,
+        node_id: str,
+        outage: Outage,
+        tell: Callable[[Delivery], None],
+        lost: Callable[[], None],
+    ) -> None:
         super().__init__("orders", url, keys, outage, timeout_s=BLOCK_MS / 1000 + 5.0)
         self._key = keys.node(node_id)
-        self._tell = tell
+        self._tell, self._lost = tell, lost
         self._cursor = "0"
 
     def start(self) -> None:
@@ -139,7 +150,10 @@ class OrderReader(_Conversation):
 
     def _turn(self) -> bool:
         secret: list[bytes] = []
-        for entry_id, fields in read_stream(self._client, self._key, self._cursor, block_ms=BLOCK_MS):
+        found = read_stream(self._client, self._key, self._cursor, block_ms=BLOCK_MS, count=BATCH_MAX)
+        if len(found) == BATCH_MAX and self._trimmed_behind():
+            self._lost()
+        for entry_id, fields in found:
             self._cursor = entry_id.decode()
             if b"blob" in fields:
                 secret.append(entry_id)
@@ -152,6 +166,12 @@ class OrderReader(_Conversation):
         if secret:  # secrets and arguments need not lie in the server any longer
             self._client.xdel(self._key, *secret)
         return True
+
+    def _trimmed_behind(self) -> bool:
+        """Whether the stream is as long as it gets, and begins behind the cursor."""
+        if self._client.xlen(self._key) < ORDERS_KEPT:
+            return False
+        return not self._client.xrevrange(self._key, max=self._cursor, count=1)
 
 
 class RequestSender(_Conversation):

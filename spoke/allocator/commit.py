@@ -14,7 +14,7 @@ from spoke.events.chain import Chain
 from spoke.events.codec import event_args
 from spoke.events.state import ClientState
 from spoke.protocol.keys import Keys, client_lease
-from spoke.protocol.orders import encode_order
+from spoke.protocol.orders import ORDERS_KEPT, Welcome, encode_order
 from spoke.protocol.replies import encode_message
 
 REPLIES_KEPT = 20_000
@@ -24,7 +24,8 @@ REPLY_TTL_S = LEASE_MS_MAX // 1000 + 3_600
 """Replies outlive every lease: a client that was away and still has its session finds them."""
 REPLY_TTL_GONE_S = 3_600
 """Those of a client whose session is over are kept for so long, so that it can learn why."""
-ORDERS_KEPT = 20_000
+STRANGER_TTL_S = 3_600
+"""The orders of a node that is not known are kept for so long: its registration was refused, or somebody made it up."""
 
 
 class Batch:
@@ -59,9 +60,13 @@ class Batch:
         match effect:
             case outbox.Tell(client_id, seq, message):
                 self._told.setdefault(client_id, []).extend((seq, encode_message(message)))
-            case outbox.Command(node_id, delivery):
-                fields = flat(encode_order(delivery))
-                self.add("XADD", keys.node(node_id), "MAXLEN", "~", ORDERS_KEPT, "*", *fields)
+            case outbox.Command(node_id, delivery, stranger):
+                key, fields = keys.node(node_id), flat(encode_order(delivery))
+                self.add("XADD", key, "MAXLEN", "~", ORDERS_KEPT, "*", *fields)
+                if stranger:
+                    self.add("EXPIRE", key, STRANGER_TTL_S)
+                elif isinstance(delivery.order, Welcome):
+                    self.add("PERSIST", key)
             case outbox.GrantLease(holder, lease_ms):
                 self.add("LEASE", keys.leases, holder, lease_ms)
             case outbox.DropLease(holder):

@@ -15,6 +15,7 @@ from spoke.events import types as e
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
+from spoke.protocol import requests as r
 from spoke.protocol.identity import owner_of
 from spoke.protocol.keys import client_lease, node_lease
 from spoke.protocol.notice import Notice
@@ -29,10 +30,11 @@ class Tell(NamedTuple):
 
 
 class Command(NamedTuple):
-    """An order to an agent."""
+    """An order to an agent. ``stranger``: its node is not known, and may never be."""
 
     node_id: str
     delivery: o.Delivery
+    stranger: bool = False
 
 
 class GrantLease(NamedTuple):
@@ -70,8 +72,10 @@ def _request_refused(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> It
     event = _as(e.RequestRefused, recorded)
     if event.client_id and event.seq:
         yield Tell(event.client_id, event.seq, p.Failed(event.code, event.reason))
-    if event.node_id:
-        yield Command(event.node_id, o.Delivery(event.incarnation, o.Reject(event.code, event.reason)))
+    known = event.node_id in state.nodes
+    if known or (event.node_id and event.request == r.RegisterNode.TYPE):  # what else a stranger says has no answer
+        reject = o.Delivery(event.incarnation, o.Reject(event.code, event.reason))
+        yield Command(event.node_id, reject, stranger=not known)
 
 
 def _request_answered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:

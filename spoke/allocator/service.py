@@ -22,7 +22,8 @@ from spoke.allocator.leader import Elected, elect
 from spoke.allocator.limits import Limits
 from spoke.allocator.term import Term
 from spoke.allocator.wire import Wire
-from spoke.errors import Fenced, SpokeError
+from spoke.errors import Fenced, ServerUnreachable, SpokeError
+from spoke.protocol.arrival import WAIT_S, arrived
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import check_server, connect, explain
 from spoke.protocol.url import mask_url
@@ -37,7 +38,8 @@ class AllocatorConfig:
     """How an allocator runs. ``leader_ms``: a standby takes over when the leader was silent for so long.
 
     A snapshot is written every ``snapshot_every`` events; once the log holds more than ``keep_events`` it is trimmed
-    behind the snapshot before the newest. With ``masters`` (master keys) only signed requests are decided.
+    behind the snapshot before the newest. With ``masters`` (master keys) only signed requests are decided. At its
+    start the allocator waits up to ``server_wait_s`` for a server that is not there.
     """
 
     url: str
@@ -48,6 +50,7 @@ class AllocatorConfig:
     keep_events: int = 2_000_000
     masters: tuple[bytes, ...] = field(default=(), repr=False)
     limits: Limits = field(default_factory=Limits)
+    server_wait_s: float = WAIT_S
 
 
 class Allocator:
@@ -68,11 +71,22 @@ class Allocator:
 
     def run(self) -> None:
         """Lead the pool, or stand by, until ``stop``. Raises ServerError if the server is not usable at the start."""
+        config = self._config
         try:
-            check_server(self._client, self._config.url)
+            arrived(
+                lambda: check_server(self._client, config.url),
+                config.url,
+                wait_s=config.server_wait_s,
+                log=log,
+                stopping=self._stop,
+            )
             while not self._stop.is_set():
                 self._retrying()(self._take_turn)
         except _Stopped:
+            log.info("stopped")
+        except ServerUnreachable:
+            if not self._stop.is_set():
+                raise
             log.info("stopped")
         finally:
             self._client.close()

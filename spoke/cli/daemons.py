@@ -37,6 +37,14 @@ def _warn_of_password(url: str | None) -> None:
         )
 
 
+ServerWait = Annotated[
+    float,
+    typer.Option(
+        "--wait-for-server", metavar="SECONDS", help="At the start, wait so long for a server that is not there."
+    ),
+]
+
+
 def allocator(
     keys: Annotated[
         Path | None,
@@ -49,6 +57,7 @@ def allocator(
     ] = 20_000,
     max_gang: Annotated[int, typer.Option(metavar="N", help="Actors of one gang.")] = 16_384,
     max_args: Annotated[str, typer.Option(metavar="SIZE", help="Arguments of one launch.")] = "16MiB",
+    wait_for_server: ServerWait = 60.0,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
@@ -56,14 +65,20 @@ def allocator(
     from spoke.allocator.limits import Limits
     from spoke.allocator.service import Allocator, AllocatorConfig
     from spoke.events.model import parse_bytes
+    from spoke.protocol.arrival import check_wait
     from spoke.protocol.identity import read_masters
     from spoke.protocol.url import resolve_pool, resolve_url
 
     log_to_stderr()
+    check_wait(wait_for_server)
     _warn_of_password(url)
     masters = () if keys is None else read_masters(keys)
     limits = Limits(max_queue, max_waiting, max_outstanding, max_gang, args_bytes=parse_bytes(max_args))
-    service = Allocator(AllocatorConfig(resolve_url(url), resolve_pool(pool), masters=masters, limits=limits))
+    service = Allocator(
+        AllocatorConfig(
+            resolve_url(url), resolve_pool(pool), masters=masters, limits=limits, server_wait_s=wait_for_server
+        )
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     service.run()
@@ -109,6 +124,7 @@ def agent(
     address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where other nodes reach this one (default: found).")
     ] = "",
+    wait_for_server: ServerWait = 60.0,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
@@ -119,10 +135,12 @@ def agent(
     from spoke.agent.config import AgentConfig, default_log_dir
     from spoke.agent.service import run_agent
     from spoke.events.model import parse_bytes
+    from spoke.protocol.arrival import check_wait
     from spoke.protocol.identity import find_key
     from spoke.protocol.url import resolve_pool, resolve_url
 
     log_to_stderr()
+    check_wait(wait_for_server)
     _warn_of_password(url)
     name = resolve_pool(pool)
     logs = (default_log_dir() / name if log_dir is None else log_dir).expanduser().absolute()
@@ -143,6 +161,7 @@ def agent(
             memory=None if memory is None else parse_bytes(memory),
             address=address,
             key=find_key(),
+            server_wait_s=wait_for_server,
             health=health_file,
         )
     )

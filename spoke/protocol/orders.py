@@ -12,6 +12,9 @@ from spoke.events.codec import DecodeError, to_json
 from spoke.events.model import ActorSpec
 from spoke.protocol.notice import Notice
 
+ORDERS_KEPT = 20_000
+"""A node's stream holds no fewer than this many of its newest orders, and not many more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:

@@ -89,6 +89,8 @@ def explained(url: str) -> Iterator[None]:
     """Turn the redis client's errors into Spoke's own, which say what to do."""
     try:
         yield
+    except ServerError:  # explained already; one of them is an OSError, too
+        raise
     except rx.RedisError as error:
         raise explain(error, url) from error
     except OSError as error:

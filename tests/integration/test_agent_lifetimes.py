@@ -390,8 +390,10 @@ def _says(allocator: Pool, agent: subprocess.Popen[bytes]) -> str:
 
 def test_no_server_is_told_in_time(tmp_path: Path, pool: str, shared_server: EmbeddedServer) -> None:
     with pool_at(shared_server.url, pool, tmp_path) as allocator:
-        text = _says(allocator, allocator.start_agent(url="redis://127.0.0.1:9"))
+        text = _says(allocator, allocator.start_agent(url="redis://127.0.0.1:9", server_wait_s=1))
         assert "server_unreachable: no server answers at redis://127.0.0.1:9" in text
+        assert "tried for 1 s: --wait-for-server" in text
+        assert text.count("trying again for up to 1 s") == 1
 
 
 def test_a_refused_registration_ends_the_agent(allocator: Pool) -> None:

@@ -408,3 +408,17 @@ def test_leaving_before_it_was_welcomed_ends_at_once() -> None:
     machine = a_machine()
     machine.start(0.0)
     assert machine.leave(1.0)[-1] == i.Quit()
+
+
+def test_a_node_whose_orders_were_trimmed_begins_anew_with_nothing_running() -> None:
+    machine = up()
+    deliver(machine, a_start("1-0"))
+    before = machine.incarnation
+    steps = machine.orders_lost(1.0)
+    assert any(isinstance(step, i.KillAll) for step in steps)
+    assert any(isinstance(step, i.Warn) and "trimmed" in step.text for step in steps)
+    assert machine.orders_lost(1.0) == [], "once"
+    machine.ended("1-0", -1, 9, "", 2.0)
+    asked = [step.envelope.request for step in machine.tick(100.0) if isinstance(step, i.Send)]
+    assert [type(request) for request in asked] == [r.RegisterNode]
+    assert machine.incarnation != before

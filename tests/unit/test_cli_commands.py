@@ -73,6 +73,8 @@ def test_a_server_that_is_not_there_is_one_line(words: tuple[str, ...]) -> None:
         (("log", "--since", "tomorrow"), "neither an event's id"),
         (("agent", "--gpus", "many"), "--gpus 'many'"),
         (("agent", "--gpus", "1", "--lease", "0"), "--lease must be"),
+        (("agent", "--gpus", "1", "--wait-for-server", "-1"), "--wait-for-server must be"),
+        (("allocator", "--wait-for-server", "1e9"), "--wait-for-server must be"),
         (("agent", "--gpus", "1", "--label", "x"), "NAME=VALUE"),
         (("up", "--gpus", "auto", "--agents", "2"), "--agents 1"),
         (("run", "--memory-per-actor", "much", "true"), "not a size"),
