@@ -236,12 +236,8 @@ class ShmEndpoint(Endpoint):
 
     def _take_block(self, nbytes: int) -> int | None:
         with self._memory:
-            offset = self._arena.take(nbytes)
-            if offset is None or len(self._arena) > BLOCKS_MAX // 2 or offset:
-                self._collect()  # a lower, warmer block may be back
-                if offset is None:
-                    offset = self._arena.take(nbytes)
-            return offset
+            self._collect()  # first, so that a block that is back, and warm, is taken before a cold one
+            return self._arena.take(nbytes)
 
     def _collect(self) -> None:
         """Under ``_memory``: take the credit that has come; MalformedData for a wrong one."""
