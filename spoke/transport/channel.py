@@ -31,6 +31,7 @@ from spoke.transport.frames import Done, Frame, Incoming, Kind
 from spoke.transport.future import CallFuture, StreamFuture
 from spoke.transport.messages import pack_count, unpack_error
 from spoke.transport.negotiate import transport_of
+from spoke.transport.spin import Spin
 from spoke.transport.values import Buffers, unpack
 
 CLOSE_S: Final = 5.0
@@ -63,6 +64,7 @@ class Channel:
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         self._poll.register(self._nudge, select.POLLIN)
+        self._spin = Spin()
         self._epoll = select.epoll()
         self._epoll.register(self._bell, select.EPOLLIN)
         self._epoll.register(self._flush_fd, 0)
@@ -258,7 +260,7 @@ class Channel:
     def _wait_and_receive(self, until: float) -> list[Incoming]:
         while self._end is None:
             wait_ms = None if until == math.inf else max(0.0, until - time.monotonic()) * 1000
-            ready = self._poll.poll(wait_ms)
+            ready = self._spin.wait(self._poll.poll, wait_ms)
             if not ready:
                 return []
             for fd, _ in ready:
