@@ -100,6 +100,14 @@ def test_a_received_block_is_written_once_and_stays_as_long_as_its_views(
     assert bytes(part) == b"aaaaa"
 
 
+def test_a_block_that_came_back_is_used_again_instead_of_a_cold_one(ends: tuple[ShmEndpoint, ShmEndpoint]) -> None:
+    client, server = ends
+    for number in range(5):
+        send(client, number, b"", b"b" * (2 * MIB))
+        del server.receive()[:]
+    assert client._arena._touched == 2 * MIB
+
+
 def test_more_than_the_limit_is_skipped(ends: tuple[ShmEndpoint, ShmEndpoint]) -> None:
     client, server = ends
     server._reader._limit_bytes = 1000
