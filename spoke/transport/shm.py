@@ -9,43 +9,31 @@ the end of the peer, also by kill -9.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from spoke.errors import LimitExceeded, MalformedData
 from spoke.transport import shm_buffer
 from spoke.transport.direct import Lendable, Params, Reach
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import Incoming, Kind, check_size
+from spoke.transport.shm_bells import Bells, take
 from spoke.transport.shm_buffer import ShmReach
-from spoke.transport.shm_memory import BLOCKS_MAX, RING_BYTES, Arena, Loan, Region
-from spoke.transport.shm_reader import HEAD, PLACE, STREAMED, RecordReader
+from spoke.transport.shm_inbox import Inbox, ring_bell
+from spoke.transport.shm_memory import BLOCKS_MAX, RING_BYTES, Arena, Region
+from spoke.transport.shm_reader import HEAD, PLACE, STREAMED
 from spoke.transport.turn import STALL_S, wait_for_turn
 
 BLOCK_BYTES_MIN: Final = 16 * 1024
 PIECE_BYTES: Final = 64 * 1024
 CLOSE_S: Final = 5.0
-_CREDIT_STEP: Final = RING_BYTES // 4
+_PATIENCE_S: Final = 0.2
 _LOW: Final = (1 << 32) - 1
-
-
-class Bells:
-    """The four eventfds of a connection, from one side's point of view. Owns them."""
-
-    def __init__(self, fds: Sequence[int]) -> None:
-        """``fds``: data out, credit in, data in, credit out."""
-        self.data_out, self.credit_in, self.data_in, self.credit_out = fds
-
-    def close(self) -> None:
-        """Close all four."""
-        for fd in (self.data_out, self.credit_in, self.data_in, self.credit_out):
-            os.close(fd)
 
 
 class ShmEndpoint(Endpoint):
@@ -63,12 +51,12 @@ class ShmEndpoint(Endpoint):
         self._sock = sock
         sock.settimeout(None)
         self._region = region
-        self._out_side, self._in_side = region.sides[side], region.sides[1 - side]
+        self._out_side = region.sides[side]
         self._bells = bells
+        self._inbox = Inbox(sock, peer, region.sides[1 - side], bells, limit_bytes)
         self._wait_fd = select.epoll()
         self._wait_fd.register(bells.data_in, select.EPOLLIN)
         self._wait_fd.register(sock, select.EPOLLIN | select.EPOLLRDHUP)
-        # Sending.
         self._out = threading.Condition()
         self._users = 0  # senders that touch the memory
         self._sending = False
@@ -81,14 +69,6 @@ class ShmEndpoint(Endpoint):
         self._returns_read = 0
         self._free = RING_BYTES
         self._head = 0
-        # Receiving.
-        self._reader = RecordReader(limit_bytes, self._borrow, self._give_back)
-        self._tail = 0
-        self._unreported = 0
-        self._loans: dict[int, Loan] = {}
-        self._given_back: deque[int] = deque()
-        self._giving = threading.Lock()
-        self._returns_written = 0
 
     def readable_fd(self) -> int:
         """An epoll of the peer's messages and of the socket's end."""
@@ -103,89 +83,9 @@ class ShmEndpoint(Endpoint):
         """How much is kept back because the peer does not take it."""
         return self._backlog_bytes
 
-    # Receiving.
-
     def receive(self) -> list[Incoming]:
         """What has come."""
-        count = self._news()
-        if not count:
-            if not self._peer_ended():
-                return []
-            count = self._news()  # what it said last, it said before
-            if not count:
-                cut = " in the middle of a message" if self._reader.mid_frame else ""
-                raise EndpointClosed(f"{self.peer} ended the connection{cut}")
-        if count + self._unreported > RING_BYTES:
-            raise MalformedData("the peer says that it wrote more than its ring holds")
-        ring, tail = self._in_side.ring, self._tail
-        data = bytes(ring[tail : tail + count])
-        if len(data) < count:
-            data += bytes(ring[: count - len(data)])
-        self._tail = (tail + count) % RING_BYTES
-        self._unreported += count
-        if self._unreported >= _CREDIT_STEP:
-            credit, self._unreported = self._unreported, 0
-            self._ring_bell(self._bells.credit_out, credit)
-        return self._reader.read(data)
-
-    def _news(self) -> int:
-        try:
-            return os.eventfd_read(self._bells.data_in)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise EndpointClosed(f"the connection to {self.peer} broke: {error}") from error
-
-    def _peer_ended(self) -> bool:
-        try:
-            data = self._sock.recv(1, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        if data:
-            raise MalformedData("the peer sent bytes beside the shared memory")
-        return True
-
-    def _ring_bell(self, fd: int, count: int) -> None:
-        try:
-            os.eventfd_write(fd, count)
-        except OSError as error:  # BlockingIOError: only a broken peer lets it overflow
-            raise EndpointClosed(f"the connection to {self.peer} broke: {error}") from error
-
-    def _borrow(self, offset: int, nbytes: int) -> memoryview:
-        if offset in self._loans or len(self._loans) >= BLOCKS_MAX:
-            raise MalformedData("the peer lends a block of shared memory twice, or too many")
-        block = self._in_side.lend(offset, nbytes)
-        loan = Loan(block, self._loan_ended)
-        loan.offset = offset
-        self._loans[offset] = loan
-        return memoryview(block).cast("B")
-
-    def _loan_ended(self, loan: Any) -> None:
-        """From the garbage collector, in any thread and at any point: must not wait."""
-        self._loans.pop(loan.offset, None)
-        self._give_back(loan.offset)
-
-    def _give_back(self, offset: int) -> None:
-        self._given_back.append(offset)
-        while self._given_back and self._giving.acquire(blocking=False):
-            try:
-                self._write_returns()
-            finally:
-                self._giving.release()
-
-    def _write_returns(self) -> None:
-        count = 0
-        while self._given_back:
-            offset = self._given_back.popleft()
-            if not self._closed:
-                self._in_side.returns[self._returns_written % BLOCKS_MAX] = offset
-                self._returns_written += 1
-                count += 1
-        if count:
-            with contextlib.suppress(OSError):
-                os.eventfd_write(self._bells.credit_out, count << 32)
+        return self._inbox.receive()
 
     # Sending.
 
@@ -242,9 +142,7 @@ class ShmEndpoint(Endpoint):
     def _collect(self) -> None:
         """Under ``_memory``: take the credit that has come; MalformedData for a wrong one."""
         try:
-            news = os.eventfd_read(self._bells.credit_in)
-        except BlockingIOError:
-            return
+            news = take(self._bells.credit_in)
         except OSError as error:
             raise EndpointClosed(f"the connection to {self.peer} broke: {error}") from error
         read, returned = news & _LOW, news >> 32
@@ -349,7 +247,7 @@ class ShmEndpoint(Endpoint):
         self._head = (head + count) % RING_BYTES
         with self._memory:
             self._free -= count
-        self._ring_bell(self._bells.data_out, count)
+        ring_bell(self._bells.data_out, count, self.peer)
 
     def flush(self) -> bool:
         """Send of the backlog what fits now; True when nothing is left."""
@@ -421,19 +319,29 @@ class ShmEndpoint(Endpoint):
             self._out.notify_all()
             with contextlib.suppress(OSError):  # the peer may have ended it already
                 self._sock.shutdown(socket.SHUT_RDWR)
+            if not self._closed:
+                self._inbox.shutdown()
 
     def close(self) -> None:
         """Close the descriptors and unmap, once no sender uses them. Blocks that are still looked at stay mapped."""
         self.shutdown()
         with self._out:
-            if self._closed or not self._out.wait_for(lambda: not self._users, CLOSE_S):
+            if self._closed or not self._senders_left():
                 return
-            with self._giving:
-                self._closed = True
+            self._closed = True
+            if not self._inbox.close():
+                return  # rather leak than close under whoever writes
             self._wait_fd.close()
             self._bells.close()
             self._sock.close()
         self._region.close()
+
+    def _senders_left(self) -> bool:
+        """Under ``_out``: wait for it; only a peer that fills the eventfd makes one stay, and room lets it out."""
+        if not self._out.wait_for(lambda: not self._users, _PATIENCE_S):
+            with contextlib.suppress(OSError):
+                take(self._bells.data_out)
+        return self._out.wait_for(lambda: not self._users, CLOSE_S)
 
 
 class _Records:

@@ -18,7 +18,8 @@ from typing import ClassVar, Final
 from spoke.errors import MalformedData
 from spoke.transport.carrier import Acceptance, Carrier, Offer, Params, Unavailable, Wire
 from spoke.transport.endpoint import Endpoint
-from spoke.transport.shm import Bells, ShmEndpoint
+from spoke.transport.shm import ShmEndpoint
+from spoke.transport.shm_bells import Bells, check_system
 from spoke.transport.shm_memory import Region, create_memory
 
 TOKEN_BYTES: Final = 32
@@ -56,9 +57,9 @@ class ShmCarrier(Carrier):
 
 
 def _check_system() -> None:
-    for needed in ("memfd_create", "eventfd"):
-        if not hasattr(os, needed):
-            raise Unavailable(f"this system has no {needed}")
+    if not hasattr(os, "memfd_create"):
+        raise Unavailable("this system has no memfd_create")
+    check_system()
 
 
 class _ShmOffer(Offer):

@@ -110,7 +110,7 @@ def test_a_block_that_came_back_is_used_again_instead_of_a_cold_one(ends: tuple[
 
 def test_more_than_the_limit_is_skipped(ends: tuple[ShmEndpoint, ShmEndpoint]) -> None:
     client, server = ends
-    server._reader._limit_bytes = 1000
+    server._inbox._reader._limit_bytes = 1000
     send(client, 1, b"h" * 100_000, b"x" * MIB, b"y" * 10)
     send(client, 2, b"after")
     first, second = server.receive()
