@@ -183,13 +183,13 @@ def spoke_command(words: str, url: str, pool: str) -> str:
 
 
 @contextlib.contextmanager
-def everything_here(pool: str) -> Iterator[str]:
+def everything_here(pool: str, actors: Path = HERE / "digits_actors.py") -> Iterator[str]:
     """``spoke up`` as a process of its own, with its data in a directory that goes afterwards; gives the URL."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="spoke-demo-") as data:
         command = [
             *(SPOKE, "up", "--agents", str(NODES), "--gpus", str(GPUS_PER_NODE), "--pool", pool),
-            *("--port", str(port), "--data", data, "--import", str(HERE / "digits_actors.py")),
+            *("--port", str(port), "--data", data, "--import", str(actors)),
         ]
         print(f"$ spoke {' '.join(command[1:])}", flush=True)
         log = Path(data) / "up.log"

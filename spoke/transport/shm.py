@@ -160,21 +160,22 @@ class ShmEndpoint(Endpoint):
         """Put the pieces of one frame on the ring, in order, once it is this frame's turn."""
         nbytes = sum(map(len, records))
         with self._out:
-            try:
-                wait_for_turn(
-                    self._out,
-                    self._is_taken,
-                    lambda: self._backlog_bytes,
-                    nbytes,
-                    may_wait=may_wait,
-                    must=must,
-                    peer=self.peer,
-                )
-            except LimitExceeded:
-                with self._memory:
-                    for offset in placed:
-                        self._arena.give_back(offset)
-                raise
+            if self._is_taken():
+                try:
+                    wait_for_turn(
+                        self._out,
+                        self._is_taken,
+                        lambda: self._backlog_bytes,
+                        nbytes,
+                        may_wait=may_wait,
+                        must=must,
+                        peer=self.peer,
+                    )
+                except LimitExceeded:
+                    with self._memory:
+                        for offset in placed:
+                            self._arena.give_back(offset)
+                    raise
             if self._is_taken():
                 self._keep(_Records(records))
                 return

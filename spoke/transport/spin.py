@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-SPIN_S: Final = 100e-6
+SPIN_S: Final = 250e-6
 _VAIN_MAX: Final = 8
 
 Events = list[tuple[int, int]]

@@ -1,4 +1,4 @@
-"""``make demo``: what a new user sees first must work, say what it promises, and leave nothing behind."""
+"""The examples that start a pool of their own: they work, say what they promise, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -66,3 +66,22 @@ def test_the_demo_trains_gives_everything_back_and_leaves_no_process(mark: str, 
     assert losses[-1] < losses[0] / 4
     assert "the replayed log and the live pool agree: True" in said
     assert "gang.released" in said
+
+
+@pytest.mark.timeout(150)
+def test_the_ring_adds_up_and_leaves_no_process(mark: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "ring_all_reduce.py")],
+        cwd=tmp_path,
+        env={**os.environ, MARK: mark},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rank 0 sits between 3 and 1" in done.stdout
+    assert len(re.findall(r"^round \d: 4 x 8 MB added up in \d+ ms$", done.stdout, re.MULTILINE)) == 5
+    assert "every sum is right: True" in done.stdout
+    assert [process.cmdline() for process in marked(mark)] == []
