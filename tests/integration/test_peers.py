@@ -83,6 +83,20 @@ def test_peers_outlive_the_client_that_launched_them(shared_server: EmbeddedServ
         assert attached.actors[0].call("ask", 1).result(40) == 1
 
 
+def test_a_handle_says_what_carries_its_calls_and_why_nothing_better(
+    client: spoke.Client, shared_server: EmbeddedServer, pool: str
+) -> None:
+    (best,) = gang_of(client, 1, 1).launch("Member").result(40)
+    assert best.transport.name == "shm"
+    assert str(best.transport) == "shm"
+    with spoke.Client(shared_server.url, pool=pool, transport="tcp") as told:
+        (actor,) = gang_of(told, 1, 1).launch("Member").result(40)
+        assert actor.transport.name == "tcp"
+        assert actor.transport.why_not["shm"] == "transport=tcp was asked for"
+        assert "not shm: transport=tcp was asked for" in str(actor.transport)
+        assert actor.call("rank").result(20) == 0
+
+
 def test_plain_methods_of_a_serial_actor_run_one_at_a_time_in_order(client: spoke.Client) -> None:
     (actor,) = gang_of(client, 1, 1).launch("Serial").result(40)
     for number in range(100):

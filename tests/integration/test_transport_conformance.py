@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import FRAME_BYTES_MAX, STAGE_BYTES, Frame, Kind
 from spoke.transport.shm import BLOCK_BYTES_MIN, PIECE_BYTES, ShmEndpoint
 from spoke.transport.shm_memory import RING_BYTES, Region, create_memory
+from spoke.transport.values import pack_apart, unpack
 
 CARRIERS = os.environ.get("SPOKE_TEST_CARRIERS", "shm,tcp").split(",")
 MIB = 1 << 20
@@ -137,6 +139,43 @@ def test_a_frame_of_256_MiB_crosses_whole(make: Callable[[], Pair]) -> None:
     (frame,) = got
     assert len(frame.buffers[0]) == 256 * MIB
     assert all(frame.buffers[0][start : start + MIB] == block for start in range(0, 256 * MIB, MIB))
+
+
+class OffersDlpack:
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()  # type: ignore[no-any-return]
+
+
+def test_what_is_sent_is_not_copied_before_and_what_arrives_is_a_view(make: Callable[[], Pair]) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = [np.full(MIB, number, "u1") for number in range(4)]
+    sent = [arrays[0], torch.from_numpy(arrays[1]), memoryview(arrays[2]), OffersDlpack(arrays[3])]
+    pair = make()
+    header, buffers = pack_apart(sent)
+    for array, buffer in zip(arrays, buffers, strict=True):
+        assert np.shares_memory(array, np.frombuffer(buffer, "u1"))
+    send(pair.ours, 1, header, *buffers)
+    got: list[Any] = []
+    deadline = time.monotonic() + 30
+    while not got and time.monotonic() < deadline:
+        got += pair.theirs.receive()
+        pair.ours.flush()
+    (frame,) = got
+    found = unpack(frame.header, frame.buffers)
+    assert [type(value) for value in found] == [np.ndarray, torch.Tensor, memoryview, np.ndarray]
+    for number, (value, buffer) in enumerate(zip(found, frame.buffers, strict=True)):
+        seen = np.asarray(value)
+        assert (seen == number).all()
+        assert np.shares_memory(seen, np.frombuffer(buffer, "u1"))
+        value[0] = 77
+        assert buffer[0] == 77
+    del found, value, seen, buffer, frame, got
 
 
 @pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR])
