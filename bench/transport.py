@@ -197,18 +197,19 @@ def main() -> None:
         assert peer.stdout is not None
         address, port = json.loads(peer.stdout.readline())
         floor = Floor(port)
+        cpus = sorted(os.sched_getaffinity(0))
         for transport in [options.only] if options.only else ["shm", "tcp"]:
             with connect(address, SECRET, transport=transport) as connection:
-                measure(options, peer.pid, transport, Calls(connection), floor)
+                measure(options, peer.pid, cpus, transport, Calls(connection), floor)
     finally:
         peer.kill()
         peer.wait()
 
 
-def measure(options: argparse.Namespace, peer: int, transport: str, calls: Calls, floor: Floor) -> None:
+def measure(
+    options: argparse.Namespace, peer: int, cpus: list[int], transport: str, calls: Calls, floor: Floor
+) -> None:
     """All figures of one transport."""
-    cpus = sorted(os.sched_getaffinity(0)) if not hasattr(options, "cpus") else options.cpus
-    options.cpus = cpus
     large_floor = floor.memcpy_gib_s if transport == "shm" else floor.echo_gib_s
     for figure, unit, ours, bare, peer_cpu in (
         ("call_round_trip_p50", "us", calls.round_trip_us, floor.round_trip_us, cpus[-1]),

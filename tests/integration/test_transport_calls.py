@@ -376,6 +376,28 @@ def test_kill_9_of_the_actor_fails_all_outstanding_calls_at_once(start: Callable
         connect(actor.address, SECRET)
 
 
+def test_an_actor_stopped_in_mid_transfer_and_killed_ends_every_call(start: Callable[..., Actor]) -> None:
+    actor = start()
+    with connect(actor.address, SECRET) as connection:
+        array = np.zeros(48 * MIB, "u1")
+        futures: list[Future[Any]] = []
+
+        def work() -> None:
+            for _ in range(6):
+                futures.append(connection.call("echo", (array,)))
+
+        sender = threading.Thread(target=work)
+        sender.start()
+        until(lambda: len(futures) > 0 or connection._endpoint.backlog_bytes > 0 or not sender.is_alive())
+        actor.stop()
+        actor.signal(signal.SIGKILL)
+        sender.join(10)
+        assert not sender.is_alive()
+        assert not wait(futures, 10).not_done
+        assert all(isinstance(future.exception(), ActorUnreachable | None) for future in futures)
+        until(lambda: connection.closed)
+
+
 def test_a_caller_that_dies_leaves_nothing_in_the_actor(start: Callable[..., Actor]) -> None:
     actor = start()
     with connect(actor.address, SECRET) as connection:
