@@ -94,12 +94,20 @@ class ShmEndpoint(Endpoint):
     ) -> None:
         """Send one frame; see the interface."""
         check_size(len(header) + sum(map(len, buffers)), len(buffers), self.limit_bytes)
+        record = b""
+        if not buffers and len(header) <= PIECE_BYTES:
+            record = HEAD.pack(HEAD.size + len(header), kind, 0, 0, call_id, len(header)) + header
         with self._out:
             self._check_open()
             self._users += 1
+            at_once = bool(record) and self._free >= len(record) and not self._is_taken()
+            if at_once:
+                self._sending = True
+        if at_once:
+            self._send_now(record)
+            return
         try:
-            if not buffers and len(header) <= PIECE_BYTES:
-                record = HEAD.pack(HEAD.size + len(header), kind, 0, 0, call_id, len(header)) + header
+            if record:
                 self._submit([record], [], may_wait, must)
             else:
                 placed: list[int] = []
@@ -112,6 +120,22 @@ class ShmEndpoint(Endpoint):
             with self._out:
                 self._users -= 1
                 self._out.notify_all()
+
+    def _send_now(self, record: bytes) -> None:
+        """Send one record, whose turn it is and for which there is room."""
+        try:
+            self._put(record)
+        except BaseException:  # nobody knows whether it is out
+            self.shutdown()
+            raise
+        finally:
+            with self._out:
+                self._sending = False
+                self._users -= 1
+                waiting = bool(self._backlog)
+                self._out.notify_all()
+        if waiting and not self.flush():
+            self.wants_flush()
 
     def _place(
         self, kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], placed: list[int]

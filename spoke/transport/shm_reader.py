@@ -53,20 +53,25 @@ class RecordReader:
             body = HEAD.size + count * PLACE.size
             if length < body or length > end - start or zero or count > BUFFERS_MAX:
                 raise MalformedData("the peer's ring holds something that is no record of this release")
+            start += length
+            whole = not count and header_bytes == length - body <= self._limit_bytes
+            if whole and code in _KINDS and not self.mid_frame:  # as most are: small, and without buffers
+                out.append(Frame(_KINDS[code], call_id, data[start - header_bytes : start], []))
+                continue
             if not code:
                 if count or call_id or header_bytes or not self.mid_frame:
                     raise MalformedData("the peer's ring goes on with a message that was not begun")
             else:
                 if self.mid_frame:
                     raise MalformedData("the peer's ring begins a message within another")
-                places = [PLACE.unpack_from(data, start + HEAD.size + i * PLACE.size) for i in range(count)]
+                first = start - length + HEAD.size
+                places = [PLACE.unpack_from(data, first + i * PLACE.size) for i in range(count)]
                 self._begin(code, call_id, header_bytes, places, out)
-            self._fill(memoryview(data)[start + body : start + length])
+            self._fill(memoryview(data)[start - length + body : start])
             if self._frame is not None and not self._targets:
                 frame, self._frame = self._frame, None
                 frame.header = bytes(self._header)
                 out.append(frame)
-            start += length
         return out
 
     def _begin(
