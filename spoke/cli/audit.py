@@ -10,14 +10,17 @@ import typer
 from spoke.cli.audit_diff import diff_document, show_diff
 from spoke.cli.audit_export import export
 from spoke.cli.audit_history import history
+from spoke.cli.audit_query import query
+from spoke.cli.audit_restore import restore
 from spoke.cli.audit_usage import usage
-from spoke.cli.options import Json, Opened, Pool, Url, opened
+from spoke.cli.audit_what_if import what_if
+from spoke.cli.options import Json, Pool, Url, opened
 from spoke.cli.output import clean, count, iso_time, local_time, say, table, write_json
 from spoke.cli.past import ArchiveDir, Offline, Until, past, state_at
+from spoke.cli.progress import shown
 
 if TYPE_CHECKING:
     from spoke.events.audit import Report
-    from spoke.events.log import EventLog
     from spoke.events.state import PoolState
 
 Anchor = Annotated[
@@ -28,6 +31,9 @@ app = typer.Typer(no_args_is_help=True, help="Check the log, and look at the pas
 app.command("history")(history)
 app.command("usage")(usage)
 app.command("export")(export)
+app.command("query")(query)
+app.command("restore")(restore)
+app.command("what-if")(what_if)
 
 CHECKED = (
     ("chain", "every event's hash follows from the one before: nothing was changed, removed or put in"),
@@ -44,17 +50,22 @@ CHECKED = (
 
 @app.command("verify")
 def verify(
-    anchor: Anchor = None, archive: ArchiveDir = None, url: Url = None, pool: Pool = None, json: Json = False
+    anchor: Anchor = None,
+    archive: ArchiveDir = None,
+    offline: Offline = False,
+    url: Url = None,
+    pool: Pool = None,
+    json: Json = False,
 ) -> None:
     """Fold the log from its beginning and check every invariant after every event. Exit code 1 if one is broken."""
     from spoke.events.audit import verify as check
 
-    with opened(url, pool) as place:
-        report = check(_log_of(place, archive), anchor=anchor or "")
+    with past(archive, offline, url, pool) as found:
+        report = check(found.log, anchor=anchor or "")
     if json:
-        write_json(report_document(report, place.keys.pool))
+        write_json(report_document(report, found.pool))
     else:
-        _show_report(report, place.keys.pool)
+        _show_report(report, found.pool)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -75,18 +86,13 @@ def archive(
 
     with opened(url, pool) as place:
         segments = Archive(directory, place.keys.pool)
-        written = segments.write(place.log)
+        with shown(place.log, prints=False) as log:
+            written = segments.write(log)
         if segments.segments():
             place.log.mark_archived(segments.last_id())
     size = sum(path.stat().st_size for path in written)
     new = f"{count(len(written), 'new segment')} of {size:,} bytes"
     say(f"pool {place.keys.pool}: {new}; archived up to event {segments.last_id()}")
-
-
-def _log_of(place: Opened, directory: Path | None) -> EventLog:
-    from spoke.events.archive import Archive, ArchivedLog
-
-    return place.log if directory is None else ArchivedLog(place.log, Archive(directory, place.keys.pool))
 
 
 def report_document(report: Report, pool: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``spoke audit export``: the log as JSON lines, for other tools."""
+"""``spoke audit export``: the log as JSON lines or Parquet, for other tools."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain, count
 from spoke.cli.past import ArchiveDir, Offline, Since, Until, bounds, past
+
+if TYPE_CHECKING:
+    from spoke.events.log import EventLog
 
 
 def export(
@@ -23,6 +26,9 @@ def export(
             "--output", "-o", metavar="FILE", help="Write here instead of to standard output; all or nothing."
         ),
     ] = None,
+    kind: Annotated[str, typer.Option("--format", metavar="jsonl|parquet", help="Parquet needs the extra `audit`.")] = (
+        "jsonl"
+    ),
     since: Since = None,
     until: Until = None,
     archive: ArchiveDir = None,
@@ -32,34 +38,49 @@ def export(
 ) -> None:
     """Write the events as JSON lines: id, ms, type, v, the event's own fields, and h, its hash in the chain.
 
-    An event that this release cannot read has its fields as text, and `problem`.
+    An event that this release cannot read has its fields as text, and `problem`. Parquet has the columns of `query`.
     """
+    from spoke.cli.audit_parquet import needs_extra, write_parquet
+
+    if kind not in ("jsonl", "parquet"):
+        raise typer.BadParameter(f"the format {kind!r} is not written: choose jsonl or parquet")
+    if kind == "parquet" and output is None:
+        raise typer.BadParameter("Parquet is written to a file only: name it with --output")
+    after, end = bounds(since, until)
+    with past(archive, offline, url, pool, prints=output is None) as found:
+        if output is None:
+            written = _write_lines(found.log, after, end, sys.stdout)
+        else:
+            with whole(output) as part, needs_extra():
+                if kind == "parquet":
+                    written = write_parquet(found.log, after, end, part)
+                else:
+                    with part.open("w", encoding="utf-8") as file:
+                        written = _write_lines(found.log, after, end, file)
+    complain(f"{count(written, 'event')} of pool {found.pool} exported")
+
+
+def _write_lines(log: EventLog, after: str, end: str, file: IO[str]) -> int:
     import orjson
 
     from spoke.cli.events import event_document
     from spoke.events.chain import hash_of
 
-    after, end = bounds(since, until)
     written = 0
-    with past(archive, offline, url, pool) as found, _opened(output) as file:
-        for event_id, fields in found.log.raw(after, end):
-            document = {**event_document(event_id, fields), "h": hash_of(fields)}
-            file.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE).decode())
-            written += 1
-    complain(f"{count(written, 'event')} of pool {found.pool} exported")
+    for event_id, fields in log.raw(after, end):
+        document = {**event_document(event_id, fields), "h": hash_of(fields)}
+        file.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE).decode())
+        written += 1
+    return written
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[IO[str]]:
-    """The file, in place when it is whole; or standard output."""
-    if output is None:
-        yield sys.stdout
-        return
+def whole(output: Path) -> Iterator[Path]:
+    """A name to write to; the file has its own when it is whole and on disk, and else what was there before stays."""
     part = output.with_name(output.name + ".part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(output)
     finally:

@@ -43,7 +43,7 @@ def history(
     if kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} has no history: it is one of {', '.join(KINDS)}")
     after, end = bounds(since, until)
-    with past(archive, offline, url, pool) as found:
+    with past(archive, offline, url, pool, prints=True) as found:
         base = found.log.base()
         entries = history_of(base, found.log.read(base.last_id, end), cast(Kind, kind), name)
         now_ms = found.end_ms(end)

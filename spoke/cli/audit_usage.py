@@ -1,16 +1,20 @@
-"""``spoke audit usage``: GPU-hours by user, node or ticket, as a table, JSON or CSV."""
+"""``spoke audit usage``: GPU-hours by user, project, node or ticket, as a table, JSON, CSV or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spoke.cli.audit_export import whole
+from spoke.cli.audit_parquet import ROWS_AT_ONCE, needs_extra
 from spoke.cli.options import Pool, Url
-from spoke.cli.output import clean, complain, count, iso_time, say, tables, write_json
+from spoke.cli.output import cell, complain, count, iso_time, say, tables, write_json
 from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, bounds, past
 
 if TYPE_CHECKING:
@@ -18,10 +22,17 @@ if TYPE_CHECKING:
 
 
 def usage(
-    by: Annotated[str, typer.Option("--by", metavar="user|node|ticket", help="What each row is.")] = "user",
+    by: Annotated[str, typer.Option("--by", metavar="user|project|node|ticket", help="What each row is.")] = "user",
     since: Since = None,
     until: Until = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values, for spreadsheets.")] = False,
+    kind: Annotated[
+        str,
+        typer.Option("--format", metavar="table|csv|parquet", help="Parquet needs the extra `audit`, and --output."),
+    ] = "table",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write CSV or Parquet here; all or nothing.")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The same as --format csv.")] = False,
     archive: ArchiveDir = None,
     offline: Offline = False,
     url: Url = None,
@@ -39,8 +50,14 @@ def usage(
 
     if by not in BY:
         raise typer.BadParameter(f"usage by {by!r} is not counted: choose one of {', '.join(BY)}")
-    if json and as_csv:
-        raise typer.BadParameter("--json and --csv were given: choose one of them")
+    if as_csv:
+        kind = "csv"
+    if kind not in ("table", "csv", "parquet"):
+        raise typer.BadParameter(f"the format {kind!r} is not written: choose table, csv or parquet")
+    if json and kind != "table":
+        raise typer.BadParameter(f"--json and --format {kind} were given: choose one of them")
+    if (kind == "parquet" and output is None) or (kind == "table" and output is not None):
+        raise typer.BadParameter("Parquet needs a file to be written to (--output), and a file one of csv and parquet")
     begin_ms = int(last_id_at(since).partition("-")[0]) if since else 0
     _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
@@ -54,17 +71,28 @@ def usage(
         if json:
             for row in rows:
                 write_json(usage_document(row, by), indent=False)
-        elif as_csv:
-            _write_csv(rows, by)
-        else:
+        elif kind == "table":
             _show(rows, ledger)
+        elif output is None:
+            _write_csv(rows, by, sys.stdout)
+        else:
+            with whole(output) as part, needs_extra():
+                if kind == "parquet":
+                    _write_parquet(rows, by, part)
+                else:
+                    with part.open("w", encoding="utf-8") as file:
+                        _write_csv(rows, by, file)
 
 
 def usage_document(usage: Usage, by: str) -> dict[str, Any]:
     """A row as a document; ``gpu_milli_ms`` and ``gpu_seconds`` are exact."""
-    extra = {"name": usage.title, "user": usage.user} if by == "ticket" else {"tickets": usage.tickets}
+    extra = (
+        {"name": usage.title, "user": usage.user, "project": usage.project}
+        if by == "ticket"
+        else {"tickets": usage.tickets}
+    )
     return {
-        by: usage.key,
+        by: usage.key or ("-" if by == "project" else ""),
         **extra,
         "gpu_hours": round(usage.gpu_hours, 6),
         "gpu_seconds": usage.gpu_seconds,
@@ -72,20 +100,27 @@ def usage_document(usage: Usage, by: str) -> dict[str, Any]:
     }
 
 
-def _write_csv(rows: Iterable[Usage], by: str) -> None:
+def _write_csv(rows: Iterable[Usage], by: str, file: IO[str]) -> None:
     from spoke.events.usage import Usage
 
-    writer = csv.DictWriter(sys.stdout, list(usage_document(Usage(""), by)), lineterminator="\n")
+    writer = csv.DictWriter(file, list(usage_document(Usage(""), by)), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _cell(value) for name, value in usage_document(row, by).items()})
+        writer.writerow({name: cell(value) for name, value in usage_document(row, by).items()})
 
 
-def _cell(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula: users choose their names themselves."""
-    if not isinstance(value, str):
-        return value
-    return "'" + clean(value) if value[:1] in ("=", "+", "-", "@") else clean(value)
+def _write_parquet(rows: Iterator[Usage], by: str, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from spoke.events.usage import Usage
+
+    kinds = {"tickets": pa.int64(), "gpu_hours": pa.float64(), "gpu_milli_ms": pa.decimal128(38, 0)}
+    shape = pa.schema([(name, kinds.get(name, pa.string())) for name in usage_document(Usage(""), by)])
+    with pq.ParquetWriter(path, shape, compression="zstd") as writer:
+        while some := [usage_document(row, by) for row in islice(rows, ROWS_AT_ONCE)]:
+            columns = [pa.array([row[field.name] for row in some], field.type) for field in shape]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shape))
 
 
 def _show(rows: Iterator[Usage], ledger: Ledger) -> None:

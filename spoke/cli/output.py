@@ -69,6 +69,13 @@ def write_json(value: Any, *, indent: bool = True) -> None:
     sys.stdout.write(orjson.dumps(value, option=flags).decode())
 
 
+def cell(value: Any) -> Any:
+    """A CSV cell that no spreadsheet takes for a formula: users choose their names themselves."""
+    if not isinstance(value, str):
+        return value
+    return "'" + clean(value) if value[:1] in ("=", "+", "-", "@") and value != "-" else clean(value)
+
+
 def say(text: str = "", style: str | None = None) -> None:
     """One line for people; long lines are the terminal's to wrap."""
     console().print(text, style=style, soft_wrap=True)

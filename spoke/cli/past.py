@@ -45,8 +45,11 @@ class Past:
 
 
 @contextmanager
-def past(archive: Path | None, offline: bool, url: str | None, pool: str | None) -> Iterator[Past]:
-    """Open what the options name; raises SpokeError."""
+def past(
+    archive: Path | None, offline: bool, url: str | None, pool: str | None, *, prints: bool = False
+) -> Iterator[Past]:
+    """Open what the options name, and show how far it is read (``prints``: if the command does not). SpokeError."""
+    from spoke.cli.progress import shown
     from spoke.events.archive import Archive, ArchivedLog, StoredLog
     from spoke.protocol.url import resolve_pool
 
@@ -55,13 +58,15 @@ def past(archive: Path | None, offline: bool, url: str | None, pool: str | None)
             raise typer.BadParameter("--offline reads an archive: name its folder with --archive")
         name = resolve_pool(pool)
         stored = StoredLog(Archive(archive, name))
-        yield Past(stored, name, int(stored.last_id().partition("-")[0]))
+        with shown(stored, prints=prints) as log:
+            yield Past(log, name, int(stored.last_id().partition("-")[0]))
         return
     with opened(url, pool) as place:
         name = place.keys.pool
-        log = place.log if archive is None else ArchivedLog(place.log, Archive(archive, name))
+        found = place.log if archive is None else ArchivedLog(place.log, Archive(archive, name))
         seconds, micros = place.redis.time()
-        yield Past(log, name, seconds * 1000 + micros // 1000)
+        with shown(found, prints=prints) as log:
+            yield Past(log, name, seconds * 1000 + micros // 1000)
 
 
 def bounds(since: str | None, until: str | None) -> tuple[str, str]:

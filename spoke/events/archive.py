@@ -196,6 +196,8 @@ class ArchivedLog(EventLog):
 class StoredLog(EventLog):
     """A log read from its archive alone: no server is asked. Raises BadSegment for a folder without segments."""
 
+    has_snapshot = False
+
     def __init__(self, archive: Archive) -> None:
         super().__init__(None, "", "")
         self._archive = archive

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from spoke.events import types as e
-from spoke.events.model import GPU_MILLI, Slot
+from spoke.events.model import GPU_MILLI, GangSpec, Slot
 from spoke.events.state import PoolState
 
 
@@ -37,6 +37,7 @@ class Holding:
     end_ms: int = 0
     end_id: str = ""
     reason: str = ""
+    project: str = ""
 
 
 @dataclass(slots=True)
@@ -48,6 +49,12 @@ class _Ticket:
     name: str
     held: dict[str, list[Holding]]
     reason: str = ""
+    project: str = ""
+
+
+def project_of(spec: GangSpec) -> str:
+    """The project that a gang is accounted to; empty for a request that names none."""
+    return str(getattr(spec, "project", "") or "")
 
 
 class Holdings:
@@ -59,7 +66,7 @@ class Holdings:
         ms = int(base.last_id.partition("-")[0])
         for ticket in base.tickets.values():
             user = self._users.get(ticket.client_id, "")
-            known = _Ticket(ticket.client_id, user, ticket.spec.name, {}, ticket.reason)
+            known = _Ticket(ticket.client_id, user, ticket.spec.name, {}, ticket.reason, project_of(ticket.spec))
             self._tickets[ticket.ticket_id] = known
             self._hold(ticket.ticket_id, known, (s for s in ticket.slots if s.node_id in ticket.held), ms, "")
         self._users = {client_id: client.user for client_id, client in base.clients.items()}
@@ -96,7 +103,8 @@ class Holdings:
                 yield from held
 
     def _known(self, event: e.GangQueued | e.GangAllocated) -> _Ticket:
-        return _Ticket(event.client_id, self._users.get(event.client_id, ""), event.spec.name, {})
+        user = self._users.get(event.client_id, "")
+        return _Ticket(event.client_id, user, event.spec.name, {}, project=project_of(event.spec))
 
     @staticmethod
     def _hold(ticket_id: str, known: _Ticket, slots: Iterable[Slot], ms: int, event_id: str) -> None:
@@ -117,6 +125,7 @@ class Holdings:
                         milli=slot.gpu_milli or GPU_MILLI,
                         begin_ms=ms,
                         begin_id=event_id,
+                        project=known.project,
                     )
                 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -71,6 +71,9 @@ class Batch:
 
 class EventLog:
     """The events of one pool. ``client`` is a redis client; the two keys are the pool's stream and snapshot."""
+
+    has_snapshot = True
+    """Whether there is a snapshot to compare with."""
 
     def __init__(self, client: Any, events_key: str, snapshot_key: str) -> None:
         self.client = client
@@ -177,3 +180,45 @@ class EventLog:
                 if batch.problem is not None:
                     raise batch.problem
         return state
+
+
+class WatchedLog(EventLog):
+    """A log that tells how far it has been read: ``tell(events since the last time, id of the last)``."""
+
+    def __init__(self, log: EventLog, tell: Callable[[int, str], None]) -> None:
+        super().__init__(log.client, log.key, log.snapshot_key)
+        self._log, self._tell = log, tell
+        self.has_snapshot = log.has_snapshot
+
+    def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
+        """The entries after an id, up to and including ``until``, as they stand."""
+        seen = 0
+        for entry in self._log.raw(after, until):
+            yield entry
+            seen += 1
+            if seen == READ_COUNT:
+                self._tell(seen, entry[0])
+                seen = 0
+
+    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+        """The events after an id, many at once."""
+        for batch in self._log.batches(after, until):
+            yield batch
+            if batch.ids:
+                self._tell(len(batch.ids), batch.ids[-1])
+
+    def last_id(self) -> str:
+        """The id of the newest event."""
+        return self._log.last_id()
+
+    def base(self) -> PoolState:
+        """The state just before the oldest event."""
+        return self._log.base()
+
+    def base_hash(self) -> str:
+        """The hash of the event before the oldest."""
+        return self._log.base_hash()
+
+    def recover(self, until: str = "+") -> PoolState:
+        """The present state, as the log itself finds it."""
+        return self._log.recover(until)

@@ -1,4 +1,4 @@
-"""GPU time by user, node or ticket: sums over the holdings, exact, in thousandths of a GPU times milliseconds."""
+"""GPU time by user, project, node or ticket: exact sums over the holdings (thousandths of a GPU, milliseconds)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spoke.events import types as e
 from spoke.events.holdings import Holding, Holdings
 from spoke.events.state import PoolState
 
-By = Literal["user", "node", "ticket"]
+By = Literal["user", "project", "node", "ticket"]
 BY: tuple[str, ...] = get_args(By)
 MILLI_MS_PER_HOUR = 1_000 * 3_600_000
 
@@ -19,7 +19,8 @@ MILLI_MS_PER_HOUR = 1_000 * 3_600_000
 class Usage:
     """What one user, node or ticket used. ``milli_ms``: thousandths of a GPU times milliseconds.
 
-    ``tickets`` counts the tickets that had GPU time in it. ``user`` and ``title`` say more of a ticket.
+    ``tickets`` counts the tickets that had GPU time in it. ``user``, ``title`` and ``project`` say more of a
+    ticket.
     """
 
     key: str
@@ -27,6 +28,7 @@ class Usage:
     tickets: int = 0
     user: str = ""
     title: str = ""
+    project: str = ""
 
     @property
     def gpu_hours(self) -> float:
@@ -79,9 +81,9 @@ class Ledger:
                 continue
             if self.by == "ticket":
                 key = holding.ticket_id
-                usage = live.setdefault(key, Usage(key, user=holding.user, title=holding.name))
+                usage = live.setdefault(key, Usage(key, user=holding.user, title=holding.name, project=holding.project))
             else:
-                key = holding.user if self.by == "user" else holding.node_id
+                key = self._key(holding)
                 usage = sums.setdefault(key, Usage(key))
             usage.milli_ms += span * holding.milli
             self.total.milli_ms += span * holding.milli
@@ -90,3 +92,11 @@ class Ledger:
             if key not in known:
                 known.add(key)
                 usage.tickets += 1
+
+    def _key(self, holding: Holding) -> str:
+        match self.by:
+            case "user":
+                return holding.user
+            case "project":
+                return holding.project
+        return holding.node_id

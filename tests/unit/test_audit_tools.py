@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from spoke.cli.embedded import EmbeddedServer
 from spoke.cli.main import app
+from spoke.cli.output import cell
 from spoke.events import types as e
 from spoke.events.archive import Archive, ArchivedLog, BadSegment, StoredLog
 from spoke.events.audit import verify
@@ -31,6 +32,7 @@ from tests.golden import END, HOUR, START, golden_pool, write_log
 T1, T2, T3, T4 = 2000 * (3 * HOUR - 1), 750 * (4 * HOUR + 3), 2000 * (HOUR + 1), 1000 * 2 * HOUR
 USED = {
     "user": {"alice": T1 + T4, "bob": T2 + T3},
+    "project": {"": T1 + T2 + T3 + T4},
     "node": {"n1": T1 + T2 + T3 + T4},
     "ticket": {"t-1": T1, "t-2": T2, "t-3": T3, "t-4": T4},
 }
@@ -254,11 +256,9 @@ def test_what_cannot_be_answered_is_said(golden: Golden) -> None:
 
 
 def test_a_user_who_is_a_formula_is_none_in_a_spreadsheet() -> None:
-    from spoke.cli.audit_usage import _cell
-
-    assert _cell("=1+1") == "'=1+1"
-    assert _cell("alice") == "alice"
-    assert _cell(-1) == -1
+    assert cell("=1+1") == "'=1+1"
+    assert cell("alice") == "alice"
+    assert cell(-1) == -1
 
 
 @pytest.mark.parametrize("offline", [False, True])

@@ -1,0 +1,40 @@
+"""A progress bar on standard error while a long log is read; only where somebody looks at it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spoke.events.log import EventLog
+
+
+@contextmanager
+def shown(log: EventLog, *, prints: bool) -> Iterator[EventLog]:
+    """The log, with a bar for what is read of it. ``prints``: the command prints meanwhile, which a bar would disturb.
+
+    The bar is by the events' times, since nobody knows how many there are in a range.
+    """
+    if not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
+        yield log
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from spoke.events.log import WatchedLog
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        end_ms = int(log.last_id().partition("-")[0])
+        first_ms = seen = 0
+
+        def tell(events: int, last_id: str) -> None:
+            nonlocal first_ms, seen
+            ms = int(last_id.partition("-")[0])
+            first_ms, seen = first_ms or ms, seen + events
+            bar.update(task, description=f"{seen:,} events", completed=ms - first_ms, total=max(1, end_ms - first_ms))
+
+        yield WatchedLog(log, tell)

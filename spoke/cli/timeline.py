@@ -1,0 +1,54 @@
+"""``spoke timeline``: a Gantt of GPUs over time, as a page, SVG or PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spoke.cli.audit_export import whole
+from spoke.cli.audit_parquet import needs_extra
+from spoke.cli.options import Pool, Url
+from spoke.cli.output import complain, count
+from spoke.cli.past import ArchiveDir, Offline, Since, Until, bounds, past
+
+FORMATS = ("html", "svg", "png")
+
+
+def timeline(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file: .html, .svg or .png says what it is.")
+    ] = Path("timeline.html"),
+    since: Since = None,
+    until: Until = None,
+    archive: ArchiveDir = None,
+    offline: Offline = False,
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Draw who held which GPU, and when, from the log.
+
+    The page needs no network: zoom with the wheel, drag, filter by ticket, name, user or GPU. PNG needs the extra
+    `audit`.
+    """
+    from spoke.cli.moments import last_id_at
+    from spoke.cli.timeline_chart import chart_of, html, png, svg
+
+    kind = output.suffix.lower().lstrip(".")
+    if kind not in FORMATS:
+        raise typer.BadParameter(
+            f"{output} has none of the endings .{', .'.join(FORMATS)}: name the file by its format"
+        )
+    begin_ms = int(last_id_at(since).partition("-")[0]) if since else 0
+    _, end = bounds(None, until)
+    with past(archive, offline, url, pool) as found:
+        base = found.log.base()
+        chart = chart_of(found.pool, base, found.log.read(base.last_id, end), begin_ms, found.end_ms(end))
+    with whole(output) as part, needs_extra():
+        if kind == "png":
+            png(chart, part)
+        else:
+            with part.open("w", encoding="utf-8") as file:
+                file.writelines([html(chart)] if kind == "html" else svg(chart))
+    complain(f"{output}: {count(len(chart.rows), 'GPU')}, {count(len(chart.tickets), 'ticket')}")
