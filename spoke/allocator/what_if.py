@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Literal, get_args
 
-from spoke.allocator import line
+from spoke.allocator.decide import decide, tick
 from spoke.errors import InvalidRequest, InvalidTransition
 from spoke.events import types as e
 from spoke.events.fold import fold
@@ -29,9 +29,9 @@ _GANG = (e.GangQueued, e.GangAllocated, e.GangRefused, e.GangCancelled, e.GangMo
 _FOLDED = (
     *(e.AllocatorElected, e.ServerChanged, e.LogRegressed, e.ClientConnected, e.ClientLost, e.ClientClosed),
     *(e.NodeRegistered, e.NodeReconciling, e.NodeConfirmed, e.NodeUpdated, e.NodeLost, e.NodeCordoned),
-    *(e.NodeUncordoned, e.NodeDraining, e.NodeDrained, e.NodeRemoved, e.GpuMarkedUnhealthy, e.GpuMarkedHealthy),
+    *(e.NodeUncordoned, e.NodeDraining, e.NodeRemoved, e.GpuMarkedUnhealthy, e.GpuMarkedHealthy),
 )
-"""What happens to the pool whatever the policy."""
+"""What happens to the pool whatever the policy. That a node is drained follows from its tickets."""
 _END, _DEADLINE = 0, 1
 
 
@@ -199,19 +199,21 @@ class WhatIf:
 
     def _arrive(self, event: e.GangQueued | e.GangAllocated | e.GangRefused, timeout: int | None, ms: int) -> None:
         request = r.AllocateGang(event.spec, timeout)
-        (decided,) = line.allocate(self._state, event.client_id, event.seq, request, ms)
+        asked = r.Envelope(request, event.client_id, event.seq)
+        decided, *more = decide(self._state, asked, ms) or [event]
         was = event.ticket_id
-        if isinstance(decided, e.GangRefused):
+        if not isinstance(decided, (e.GangQueued, e.GangAllocated)):
             self.result.would.refused += 1
             self._compare(event, decided)
             return
-        gang = _Gang(was, decided.ticket_id, ms)  # type: ignore[attr-defined]
+        gang = _Gang(was, decided.ticket_id, ms)
         self._by_now[gang.now] = gang
         if was:
             self._by_was[was] = gang
         if timeout:
             heappush(self._ends, (ms + timeout, _DEADLINE, gang.now))
-        self._decided(decided, ms)
+        for step in (decided, *more):
+            self._decided(step, ms)
         if not isinstance(event, e.GangAllocated):
             self._compare(event, decided)
 
@@ -269,6 +271,8 @@ class WhatIf:
 
     def _happen(self, event: e.Event) -> None:
         self._changed = True
+        if isinstance(event, e.NodeRemoved) and event.node_id not in self._state.nodes:
+            return  # its drain ended in the simulation, too
         try:
             self._fold(event)
         except InvalidTransition:
@@ -277,13 +281,10 @@ class WhatIf:
     # --- what would have happened ---
 
     def _advance(self, ms: int) -> None:
-        while decided := self._next(ms):
-            self._decided(decided, ms)
-
-    def _next(self, ms: int) -> e.Event | None:
-        """The next step of the line; gangs that are out of time leave it when their time comes."""
-        found = line.advance(self._state, min(ms, self._deadline_ms))
-        return found[0] if found else None
+        """Move the line on, and the drains; gangs that are out of time leave it when their time comes."""
+        while steps := tick(self._state, min(ms, self._deadline_ms)):
+            for step in steps:
+                self._decided(step, ms)
 
     def _decided(self, decided: e.Event, ms: int) -> None:
         self._fold(decided)

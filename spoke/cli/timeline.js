@@ -71,7 +71,7 @@ function draw() {
 }
 function axis(width, height) {
   const steps = [1, 1e3, 5e3, 15e3, 6e4, 3e5, 9e5, 36e5, 216e5, 864e5, 6048e5, 2592e6, 31536e6];
-  const span = view.end - view.begin, step = steps.find((ms) => span / ms * 130 < width - LEFT) || steps[steps.length - 1];
+  const span = view.end - view.begin, step = steps.find((ms) => span / ms * 130 < width - LEFT) || span / 8;
   draw2d.fillStyle = "#777"; draw2d.strokeStyle = "#8884"; draw2d.beginPath();
   for (let ms = Math.ceil(view.begin / step) * step; ms <= view.end; ms += step) {
     const at = x(ms), text = new Date(ms).toISOString();

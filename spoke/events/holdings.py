@@ -54,7 +54,7 @@ class _Ticket:
 
 def project_of(spec: GangSpec) -> str:
     """The project that a gang is accounted to; empty for a request that names none."""
-    return str(getattr(spec, "project", "") or "")
+    return str(getattr(spec, "project", "") or getattr(getattr(spec, "terms", None), "project", ""))
 
 
 class Holdings:
