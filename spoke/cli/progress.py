@@ -28,13 +28,13 @@ def shown(log: EventLog, *, prints: bool) -> Iterator[EventLog]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
-        end_ms = int(log.last_id().partition("-")[0])
-        first_ms = seen = 0
+        first_ms, end_ms = (int(event_id.partition("-")[0]) for event_id in (log.first_id(), log.last_id()))
+        seen = 0
 
         def tell(events: int, last_id: str) -> None:
-            nonlocal first_ms, seen
+            nonlocal seen
             ms = int(last_id.partition("-")[0])
-            first_ms, seen = first_ms or ms, seen + events
+            seen += events
             bar.update(task, description=f"{seen:,} events", completed=ms - first_ms, total=max(1, end_ms - first_ms))
 
         yield WatchedLog(log, tell)

@@ -51,6 +51,11 @@ class Archive:
         found = self.segments()
         return _ends(found[-1])[1] if found else "0-0"
 
+    def first_id(self) -> str:
+        """The id of the first archived event; ``0-0`` for an empty archive."""
+        found = self.segments()
+        return _ends(found[0])[0] if found else "0-0"
+
     def write(self, log: EventLog) -> list[Path]:
         """Archive what the log holds and the archive does not; the new files. BadSegment where there is a gap."""
         after, written = self.last_id(), []
@@ -184,6 +189,10 @@ class ArchivedLog(EventLog):
             raise BadSegment(f"the archive ends at event {after}, but the log begins after {base}: events are missing")
         return after
 
+    def first_id(self) -> str:
+        """The id of the first archived event, or of the first there is."""
+        return self._archive.first_id() if self._archive.segments() else self._live.first_id()
+
     def base(self) -> PoolState:
         """The state before the first archived event."""
         return self._archive.base()[0] if self._archive.segments() else self._live.base()
@@ -219,6 +228,10 @@ class StoredLog(EventLog):
     def base_hash(self) -> str:
         """The hash before the first archived event."""
         return self._archive.base()[1]
+
+    def first_id(self) -> str:
+        """The id of the first archived event."""
+        return self._archive.first_id()
 
     def last_id(self) -> str:
         """The id of the last archived event."""

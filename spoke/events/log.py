@@ -207,6 +207,10 @@ class WatchedLog(EventLog):
             if batch.ids:
                 self._tell(len(batch.ids), batch.ids[-1])
 
+    def first_id(self) -> str:
+        """The id of the oldest event that is still there."""
+        return self._log.first_id()
+
     def last_id(self) -> str:
         """The id of the newest event."""
         return self._log.last_id()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import io
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ import pytest
 
 from bench.synthetic import events
 from spoke.allocator.what_if import Policy, what_if
+from spoke.cli.progress import shown
 from spoke.cli.timeline_chart import Chart, chart_of, html, svg
 from spoke.events import types as e
 from spoke.events.archive import Archive, StoredLog
@@ -307,3 +309,24 @@ def test_a_watched_log_tells_how_far_it_was_read(golden: Golden, log: list[e.Rec
     assert told == [(len(log), log[-1].id)]
     assert verify(watched).problems == []
     assert watched.replay() == golden_pool().state
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("prints", "terminal"), [(False, True), (True, True), (False, False)])
+def test_a_terminal_is_shown_how_far_a_log_was_read(
+    golden: Golden, log: list[e.Recorded], monkeypatch: pytest.MonkeyPatch, prints: bool, terminal: bool
+) -> None:
+    errors = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stderr", errors)
+    monkeypatch.setattr("sys.stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    stored = StoredLog(Archive(golden.archive, golden.pool))
+    with shown(stored, prints=prints) as watched:
+        assert list(watched.read()) == log
+    seen = terminal and not prints
+    assert (f"{len(log)} events" in errors.getvalue()) == seen
+    assert ("100%" in errors.getvalue()) == seen
