@@ -244,7 +244,9 @@ class WhatIf:
             self.result.happened.milli_ms += milli * (ms - since)
         if gang is None or not gang.as_recorded:
             return
-        ticket = self._state.tickets[gang.now]
+        ticket = self._state.tickets.get(gang.now)
+        if ticket is None:
+            return
         if isinstance(event, e.GangReleasing):
             self._fold(replace(event, ticket_id=gang.now, seq=0))
         elif event.final:
@@ -295,7 +297,8 @@ class WhatIf:
             self._fresh.append(gang)
         elif isinstance(decided, e.GangRefused):
             self.result.would.refused += 1
-            self._by_now.pop(decided.ticket_id, None)
+            gang = self._by_now.pop(decided.ticket_id)
+            self._by_was.pop(gang.was, None)
 
     def _shift(self) -> None:
         """What was granted by the last event, and was not then: it ends when its time is over."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from spoke.cli.audit_restore import write_back
 from spoke.cli.embedded import EmbeddedServer
-from spoke.events.archive import BASE, Archive, ArchivedLog, BadSegment
+from spoke.events.archive import BASE, Archive, ArchivedLog, BadSegment, StoredLog
 from spoke.events.audit import verify
 from spoke.events.log import EventLog
 from spoke.protocol import replies as p
@@ -24,7 +25,8 @@ from tests.integration.test_allocator_log import Asker, allocator, register
 class Pool:
     """A pool with a log of some length."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, client_id: str = "asker") -> None:
+        self._client_id = client_id
         self.url, self.name, self.keys, self.redis = url, name, Keys(name), connect(url)
         self.log = EventLog(self.redis, self.keys.events, self.keys.snapshot)
         self._asker: Asker | None = None
@@ -34,7 +36,7 @@ class Pool:
         with allocator(self.url, self.name, **options):
             if self._asker is None:
                 register(self.redis, self.keys, "n1")
-                self._asker = Asker(self.redis, self.keys)
+                self._asker = Asker(self.redis, self.keys, self._client_id)
             for _ in range(rounds):
                 granted = self._asker.ask(r.AllocateGang(gang(), 0))
                 assert isinstance(granted, p.Granted)
@@ -200,3 +202,22 @@ def test_an_archive_of_another_log_is_not_continued(made: Pool, tmp_path: Path) 
         archive.write(made.log)
     with pytest.raises(BadSegment, match="no segment of pool"):
         list(Archive(tmp_path, "another").raw())
+
+
+def test_a_restored_pool_goes_on_where_its_archive_ended(made: Pool, tmp_path: Path) -> None:
+    for _ in range(3):
+        made.live(60, snapshot_every=40, keep_events=80)
+    archive = Archive(tmp_path, made.name)
+    archive.write(made.log)
+    assert (tmp_path / BASE).exists(), "the archive does not begin with the log"
+    stored = StoredLog(archive)
+    report = verify(stored)
+    assert report.problems == []
+    other = Pool(made.url, f"{made.name}-anew", "another")
+    assert write_back(other.redis, other.keys, stored, report.state.epoch) == report.events
+    assert other.log.recover() == made.log.recover()
+    other.live(5)
+    after = verify(other.log)
+    assert after.problems == []
+    assert after.state.epoch == report.state.epoch + 1
+    assert after.counts["server.changed"] == report.counts["server.changed"], "it is the same server"
