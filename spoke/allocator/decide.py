@@ -40,13 +40,13 @@ def tick(state: PoolState, now_ms: int) -> list[e.Event]:
 
 def waits(state: PoolState) -> bool:
     """Whether anything waits for time to pass or for places to become free, so that ``tick`` has something to do."""
-    return bool(state.queue) or bool(state.cordons and state.draining)
+    return bool(state.queue) or bool(state.draining)
 
 
 def next_deadline_ms(state: PoolState) -> int | None:
     """When ``tick`` will have something to do because of the time alone; None if never."""
     times = [t.deadline_ms for t in map(state.tickets.__getitem__, state.queue) if t.deadline_ms]
-    if state.cordons:
+    if state.draining:
         times += operations.deadlines(state)
     return min(times, default=None)
 

@@ -89,7 +89,7 @@ def move(state: PoolState, asked: r.Envelope, request: r.MoveGang) -> list[e.Eve
 
 def advance(state: PoolState, now_ms: int) -> list[e.Event]:
     """The next step of the drains: the tickets of one that is out of time are released, an empty node is drained."""
-    for node_id in state.draining:
+    for node_id in sorted(state.draining):
         cordon, node = state.cordons[node_id], state.nodes.get(node_id)
         if node is None:
             continue
@@ -104,7 +104,7 @@ def advance(state: PoolState, now_ms: int) -> list[e.Event]:
 
 def deadlines(state: PoolState) -> Iterator[int]:
     """When something must be done about a drain (server time)."""
-    for node_id in state.draining:
+    for node_id in sorted(state.draining):
         cordon, node = state.cordons[node_id], state.nodes.get(node_id)
         if node is not None and cordon.deadline_ms and any(_goes_on(state, t) for t in node.tickets):
             yield cordon.deadline_ms

@@ -202,13 +202,13 @@ def _node_lost(state: PoolState, event_id: str, event: e.NodeLost) -> None:
 
 def _node_cordoned(state: PoolState, event_id: str, event: e.NodeCordoned) -> None:
     _advance_node(state, event_id, event)
-    state.cordons[event.node_id] = Cordon(user_of(state, event.client_id), event_id, event.reason)
+    state.set_cordon(event.node_id, Cordon(user_of(state, event.client_id), event_id, event.reason))
 
 
 def _node_uncordoned(state: PoolState, event_id: str, event: e.NodeUncordoned) -> None:
     if event.node_id in state.nodes:
         _advance_node(state, event_id, event)
-    state.cordons.pop(event.node_id, None)
+    state.set_cordon(event.node_id, None)
 
 
 def _node_draining(state: PoolState, event_id: str, event: e.NodeDraining) -> None:
@@ -221,7 +221,7 @@ def _node_draining(state: PoolState, event_id: str, event: e.NodeDraining) -> No
         cordon.waiters = known.waiters
     if event.wait:
         cordon.waiters.append((event.client_id, event.seq))
-    state.cordons[event.node_id] = cordon
+    state.set_cordon(event.node_id, cordon)
 
 
 def _node_drained(state: PoolState, event_id: str, event: e.NodeDrained) -> None:
@@ -234,6 +234,7 @@ def _end_drain(state: PoolState, node_id: str) -> None:
     cordon = state.cordons.get(node_id)
     if cordon is not None and cordon.phase == "draining":
         cordon.phase, cordon.deadline_ms, cordon.waiters = "drained", 0, []
+        state.set_cordon(node_id, cordon)
 
 
 def user_of(state: PoolState, client_id: str) -> str:

@@ -19,6 +19,7 @@ def violations(state: PoolState) -> list[str]:
     found = [text for ticket in state.tickets.values() for text in ticket_violations(state, ticket)]
     found += [text for node in state.nodes.values() for text in node_violations(state, node)]
     found += queue_violations(state)
+    found += cordon_violations(state)
     return found
 
 
@@ -112,6 +113,13 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
     indexed = state.capacity.free(node_id)
     if indexed != (node.free if node.phase == "up" and node.confirmed else None):
         yield f"the index has {indexed} free on node {node_id}, which is {node.phase} with {node.free}"
+
+
+def cordon_violations(state: PoolState) -> Iterator[str]:
+    """What is wrong with the list of drains."""
+    drains = {node_id for node_id, cordon in state.cordons.items() if cordon.phase == "draining"}
+    if drains != state.draining:
+        yield f"draining are {sorted(drains)}, but listed {sorted(state.draining)}"
 
 
 def queue_violations(state: PoolState) -> Iterator[str]:

@@ -115,6 +115,8 @@ def decode(raw: bytes) -> PoolState:
         cordons=read.cordons,
         faults=read.faults,
     )
+    for node_id, cordon in state.cordons.items():
+        state.set_cordon(node_id, cordon)
     for ticket in state.tickets.values():
         for slot in ticket.slots:
             if slot.node_id in ticket.held:

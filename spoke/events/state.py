@@ -275,6 +275,8 @@ class PoolState:
     queue: list[str] = field(default_factory=list)
     cordons: dict[str, Cordon] = field(default_factory=dict)
     """By node id, also of nodes that are not there now."""
+    draining: set[str] = field(default_factory=set, compare=False, repr=False)
+    """The nodes whose cordon is a drain that is under way; it follows from the cordons."""
     faults: dict[str, dict[str, GpuFault]] = field(default_factory=dict)
     """The unhealthy GPUs: node id -> UUID, also of nodes that are not there now."""
     demand_cpu_milli: int = 0
@@ -283,10 +285,16 @@ class PoolState:
     shares_granted: int = 0
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
 
-    @property
-    def draining(self) -> list[str]:
-        """The nodes that are being drained."""
-        return [node_id for node_id, cordon in self.cordons.items() if cordon.phase == "draining"]
+    def set_cordon(self, node_id: str, cordon: Cordon | None) -> None:
+        """Keep new slots off a node, or no longer; and note whether it is being drained."""
+        if cordon is None:
+            self.cordons.pop(node_id, None)
+        else:
+            self.cordons[node_id] = cordon
+        if cordon is not None and cordon.phase == "draining":
+            self.draining.add(node_id)
+        else:
+            self.draining.discard(node_id)
 
     def apply_faults(self, node: NodeState) -> None:
         """Mark the GPUs of a node that are known to be unhealthy, once its tickets are booked."""

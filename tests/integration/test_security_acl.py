@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import redis.exceptions as rx
+from typer.testing import CliRunner
 
 import spoke
+from spoke.cli.main import app
 from spoke.errors import AuthenticationFailed, ServerUnsuitable
 from spoke.events.audit import verify
 from spoke.events.log import EventLog
@@ -74,6 +76,9 @@ def test_a_gang_runs_under_these_users_and_an_auditor_checks_it(users: Users, po
             assert gang.release().result(T_S)
         with spoke.Client(users.url("operator"), pool=pool) as operator:
             assert operator.drain_node("n1").result(T_S)
+        for user in ("operator", "auditor"):
+            told = CliRunner().invoke(app, ["explain", gang.ticket_id, "--url", users.url(user), "--pool", pool])
+            assert f"{gang.ticket_id} was released" in told.output
         with contextlib.closing(connect(users.url("auditor"))) as auditor:
             keys = Keys(pool)
             report = verify(EventLog(auditor, keys.events, keys.snapshot))

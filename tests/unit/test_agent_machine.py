@@ -11,6 +11,7 @@ from spoke.agent.machine import AgentMachine, Settings
 from spoke.events.model import ActorSpec, NodeSpec, PortRange
 from spoke.protocol import orders as o
 from spoke.protocol import requests as r
+from spoke.protocol.notice import Notice
 
 LEASE_S = 10.0
 MARGIN_S = 2.0
@@ -422,3 +423,44 @@ def test_a_node_whose_orders_were_trimmed_begins_anew_with_nothing_running() -> 
     asked = [step.envelope.request for step in machine.tick(100.0) if isinstance(step, i.Send)]
     assert [type(request) for request in asked] == [r.RegisterNode]
     assert machine.incarnation != before
+
+
+# --- operators ---------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_whose_node_was_removed_kills_what_is_left_and_ends_for_good() -> None:
+    machine = up()
+    deliver(machine, a_start())
+    steps = deliver(machine, o.Reject("node_removed", "sold"), 1.0)
+    assert i.KillAll() in steps
+    assert not any(isinstance(step, i.Quit) for step in steps)
+    (end,) = machine.ended("1-0", -1, 9, "", 1.1)
+    assert end == i.Quit("node_removed", "the node was removed: sold")
+    assert machine.phase == "left"
+
+
+def test_an_empty_node_that_was_removed_ends_at_once() -> None:
+    assert deliver(up(), o.Reject("node_removed", "sold"), 1.0)[-1] == i.Quit(
+        "node_removed", "the node was removed: sold"
+    )
+
+
+def test_a_notice_rings_actors_that_are_up_and_those_that_come_up_later() -> None:
+    machine = up()
+    for launch_id, spec in (("1-0", "T"), ("2-0", "T"), ("3-0", "")):
+        what = ActorSpec(spec) if spec else ActorSpec(argv=("sleep", "9"))
+        deliver(machine, a_start(launch_id, spec=what))
+    machine.started("1-0", 1, "tcp://x:1")
+    machine.started("3-0", 3, "")
+    notice = Notice("t1", "node_draining", "new kernel", "n0")
+    assert deliver(machine, o.NotifyActors(notice)) == [i.Notify(("1-0",), notice)], "a command cannot hear it"
+    assert machine.started("2-0", 2, "tcp://x:2")[-1] == i.Notify(("2-0",))
+
+
+def test_the_port_of_a_rank_0_that_moved_away_is_held_again() -> None:
+    machine = up()
+    deliver(machine, a_start(rank=0))
+    machine.started("1-0", 1, "tcp://x:1")
+    machine.ended("1-0", 1, 0, "", 1.0)
+    assert deliver(machine, o.TakeBackPort("t1")) == [i.HoldPort(20_001)]
+    assert deliver(machine, o.TakeBackPort("t1")) == []

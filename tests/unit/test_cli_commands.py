@@ -5,14 +5,32 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from spoke.cli.embedded import EmbeddedServer, free_port
-from spoke.cli.main import app
+from spoke.cli.main import REMOVED, app
+from spoke.errors import NodeRemoved
 
-COMMANDS = ("up", "run", "status", "nodes", "tickets", "logs", "log", "release", "allocator", "agent", "doctor")
+ROOT = Path(__file__).resolve().parents[2]
+
+COMMANDS = (
+    "up",
+    "run",
+    "status",
+    "nodes",
+    "tickets",
+    "explain",
+    "logs",
+    "log",
+    "release",
+    "allocator",
+    "agent",
+    "doctor",
+)
+GROUPS = (("node", "drain"), ("node", "remove"), ("ticket", "move"), ("ticket", "repair"), ("gpu", "mark"))
 
 
 def spoke(*words: str) -> Result:
@@ -30,7 +48,7 @@ def test_help_names_every_command() -> None:
         assert name in result.stdout
 
 
-@pytest.mark.parametrize("words", [*((name,) for name in COMMANDS), ("audit", "verify"), ("audit", "replay")])
+@pytest.mark.parametrize("words", [*((name,) for name in COMMANDS), *GROUPS, ("audit", "verify"), ("audit", "replay")])
 def test_every_command_has_help(words: tuple[str, ...]) -> None:
     assert spoke(*words, "--help").exit_code == 0
 
@@ -79,6 +97,7 @@ def test_a_server_that_is_not_there_is_one_line(words: tuple[str, ...]) -> None:
         (("up", "--gpus", "auto", "--agents", "2"), "--agents 1"),
         (("run", "--memory-per-actor", "much", "true"), "not a size"),
         (("run", "--env", "x", "true"), "NAME=VALUE"),
+        (("node", "drain", "n1", "--deadline", "soon"), "write e.g. 90s, 10m or 2h"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(words: tuple[str, ...], said: str) -> None:
@@ -142,3 +161,15 @@ class TestEmptyPool:
         assert "not ok" in result.stdout
         assert len(self.ask(shared_server, pool, "log").stdout.splitlines()) == 2
         assert self.ask(shared_server, pool, "audit", "replay").exit_code == 1
+
+
+def test_an_agent_whose_node_was_removed_ends_with_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The systemd unit does not start it again."""
+
+    def removed(config: object) -> None:
+        raise NodeRemoved("the node was removed: sold")
+
+    monkeypatch.setattr("spoke.agent.service.run_agent", removed)
+    result = spoke("agent", "--gpus", "1", "--url", f"redis://127.0.0.1:{free_port()}")
+    assert result.exit_code == REMOVED
+    assert f"RestartPreventExitStatus={REMOVED}" in (ROOT / "deploy/spoke-agent@.service").read_text()
