@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from spoke.errors import LeaseLost as LeaseLost
     from spoke.errors import LimitExceeded as LimitExceeded
     from spoke.errors import NoAllocator as NoAllocator
+    from spoke.errors import NodeBusy as NodeBusy
     from spoke.errors import NotSerializable as NotSerializable
     from spoke.errors import RankOutOfRange as RankOutOfRange
     from spoke.errors import RepairRefused as RepairRefused
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from spoke.errors import TicketEnded as TicketEnded
     from spoke.errors import TicketError as TicketError
     from spoke.errors import TransportUnavailable as TransportUnavailable
+    from spoke.errors import UnknownNode as UnknownNode
     from spoke.errors import UnknownTicket as UnknownTicket
     from spoke.errors import WaitTimeout as WaitTimeout
     from spoke.events.model import Resources as Resources
@@ -85,6 +87,7 @@ _HOMES = {
         "LeaseLost",
         "LimitExceeded",
         "NoAllocator",
+        "NodeBusy",
         "NotSerializable",
         "RankOutOfRange",
         "RepairRefused",
@@ -95,6 +98,7 @@ _HOMES = {
         "TicketEnded",
         "TicketError",
         "TransportUnavailable",
+        "UnknownNode",
         "UnknownTicket",
         "WaitTimeout",
     ),

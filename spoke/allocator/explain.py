@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from spoke.allocator.forecast import Forecast, expected_end_ms, forecast
@@ -41,7 +42,7 @@ def explain_spec(state: PoolState, spec: GangSpec, ticket_id: str, phase: str, r
         state=phase,
         sentence=f"{ticket_id or 'the gang'} was {phase}: {reason}",
         needs=needs_of(spec),
-        left_out=tuple(_left_out(state, spec)),
+        left_out=_first(_left_out(state, spec)),
         **shortage.fields(),
     )
 
@@ -104,7 +105,8 @@ class _Shortage:
 def _explain_waiting(state: PoolState, ticket: TicketState, now_ms: int, *, look_ahead: bool) -> Explanation:
     spec, ticket_id = ticket.spec, ticket.ticket_id
     at = state.queue.index(ticket_id)
-    behind = tuple(t for t in state.queue[:at] if not never_fits(state, state.tickets[t].spec))
+    ahead = (t for t in state.queue[:at] if not never_fits(state, state.tickets[t].spec))
+    behind = tuple(islice(ahead, ROWS_MAX))
     never, found = never_fits(state, spec), place(state, spec)[0]
     shortage = _shortage(state, spec) if isinstance(found, NoFit) or never else _Shortage(0, ())
     small = len(state.nodes) <= FORECAST_NODES_MAX and len(state.tickets) <= FORECAST_TICKETS_MAX
@@ -126,7 +128,7 @@ def _explain_waiting(state: PoolState, ticket: TicketState, now_ms: int, *, look
         place=at + 1,
         waiting=len(state.queue),
         behind=behind,
-        left_out=tuple(_left_out(state, spec)),
+        left_out=_first(_left_out(state, spec)),
         starts_ms=start.starts_ms,
         starts=when,
         **shortage.fields(),
@@ -140,6 +142,8 @@ def _sentence(
         return f"{ticket_id} cannot fit the pool as it is registered: {never}"
     first = f" behind {_names(behind)}" if behind else ""
     if not isinstance(found, NoFit):
+        if not behind:
+            return f"{ticket_id} fits now, and is granted in a moment"
         came = "comes" if len(behind) == 1 else "come"
         return f"{ticket_id} would fit now, but waits{first}, which {came} first in line"
     if not shortage.rows:
@@ -313,6 +317,12 @@ def _policy_in_words(policy: str) -> str:
 
 def _members(number: int) -> str:
     return f"{number} member{'' if number == 1 else 's'}"
+
+
+def _first(texts: Iterable[str]) -> tuple[str, ...]:
+    """The first texts, and that there are more."""
+    found = tuple(islice(texts, ROWS_MAX + 1))
+    return found if len(found) <= ROWS_MAX else (*found[:ROWS_MAX], "and more")
 
 
 def _names(names: Iterable[str]) -> str:

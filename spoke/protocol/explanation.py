@@ -44,10 +44,10 @@ class NodeReason:
 class Explanation:
     """Why a ticket waits (or was refused, or is where it is) at one moment.
 
-    ``place`` is its place in the line of ``waiting`` tickets, from 1 on (0: it is not in line), ``behind`` those that
-    must go first. ``nodes`` are those on which it would take the least to make room, or where it is; ``left_out`` says
-    which nodes and GPUs do not count, and why. ``starts_ms`` is when it would start by expected durations (0: unknown),
-    ``starts`` says it in words.
+    ``place`` is its place in the line of ``waiting`` tickets, from 1 on (0: it is not in line), ``behind`` the first of
+    those that must go before it. ``nodes`` are those on which it would take the least to make room, or where it is;
+    ``left_out`` says which nodes and GPUs do not count, and why. ``starts_ms`` is when it would start by expected
+    durations (0: unknown), ``starts`` says it in words.
     """
 
     ticket_id: str

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgpack
 import pytest
 
 from spoke.errors import InvalidTransition
+from spoke.events import snapshot
 from spoke.events import types as e
+from spoke.events.codec import decode_event
 from spoke.events.fold import fold
 from spoke.events.model import Slot
 from spoke.protocol import orders as o
@@ -288,3 +291,28 @@ def test_an_owner_may_step_back_in_the_line_and_not_forward() -> None:
         envelope = r.Envelope(r.MoveGang("t-1", to), "alice.1", seq, signer=Signer("user", "alice"))  # type: ignore[arg-type]
         pool.handle(envelope)
         assert isinstance(pool.answer("alice.1", seq), p.Done) is may
+
+
+# --- what was written before -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "event"),
+    [
+        ({"type": "node.removed", "node_id": "n1", "reason": "sold"}, e.NodeRemoved("n1", "sold")),
+        (
+            {"type": "node.draining", "node_id": "n1", "client_id": "c", "seq": "3"},
+            e.NodeDraining("n1", "c", 3, "", 0, False, False),
+        ),
+    ],
+)
+def test_events_of_older_logs_are_read(fields: dict[str, str], event: e.Event) -> None:
+    raw = {key.encode(): value.encode() for key, value in {**fields, "v": "1"}.items()}
+    assert decode_event("1-0", raw).event == event
+
+
+def test_snapshots_of_older_releases_are_read(pool: MemoryPool) -> None:
+    on(pool, "n1")
+    plain = msgpack.unpackb(snapshot.encode(pool.state))
+    assert plain.pop("cordons") == plain.pop("faults") == {}
+    assert snapshot.decode(msgpack.packb(plain)) == pool.state
