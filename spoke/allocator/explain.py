@@ -11,7 +11,6 @@ from spoke.allocator.forecast import Forecast, expected_end_ms, forecast
 from spoke.allocator.placement.choose import never_fits, place
 from spoke.allocator.placement.pack import NoFit, allows, count_nodes, describe
 from spoke.allocator.placement.shares import words
-from spoke.allocator.placement.stranding import free_gpu_milli
 from spoke.events.capacity import Amount
 from spoke.events.fold import user_of
 from spoke.events.model import GPU_MILLI, GangSpec
@@ -53,9 +52,7 @@ def explain_grant(before: PoolState, ticket: TicketState) -> Explanation:
     rows = tuple(_row_of_grant(before, ticket, node_id) for node_id in dict.fromkeys(s.node_id for s in ticket.slots))
     want = _wanted_on_one(spec)
     fitting = [n for n in _usable(before, spec) if _fits(n, spec, need_of(spec)) >= want]
-    rivals = sorted(
-        (n for n in fitting if n.spec.node_id not in own), key=lambda n: (free_gpu_milli(n), n.spec.node_id)
-    )
+    rivals = sorted((n for n in fitting if n.spec.node_id not in own), key=lambda n: (n.free_gpu_milli, n.spec.node_id))
     others = f"; {count_nodes(len(fitting))} had room for {_members(want)}"
     if rivals:
         others += f", the tightest that was not taken is {rivals[0].spec.node_id} with {_free_words(rivals[0])} free"
@@ -208,7 +205,7 @@ def _row(state: PoolState, spec: GangSpec, node: NodeState, fits: int, wanted: i
         node_id=node.spec.node_id,
         fits=fits,
         wanted=wanted,
-        gpus_free=free_gpu_milli(node) / GPU_MILLI,
+        gpus_free=node.free_gpu_milli / GPU_MILLI,
         cpus_free=node.free_cpu_milli / 1000,
         memory_free=node.free_memory,
         gpus_missing=gpus,
@@ -299,7 +296,7 @@ def _row_of_grant(state: PoolState, ticket: TicketState, node_id: str) -> NodeRe
     node = state.nodes[node_id]
     members = sum(slot.node_id == node_id for slot in ticket.slots)
     others = tuple(one for one in _holders(state, node) if one.ticket_id != ticket.ticket_id)
-    free = free_gpu_milli(node) / GPU_MILLI
+    free = node.free_gpu_milli / GPU_MILLI
     cpus = node.free_cpu_milli / 1000
     return NodeReason(node_id, members, members, free, cpus, node.free_memory, holders=others)
 
@@ -307,7 +304,7 @@ def _row_of_grant(state: PoolState, ticket: TicketState, node_id: str) -> NodeRe
 def _policy_in_words(policy: str) -> str:
     return {
         "pack": "the tightest nodes that fit, so that large gaps stay large",
-        "stranding": "where the least becomes hard to use: broken GPUs, and GPUs with too little CPU left",
+        "stranding": "where the least GPU capacity becomes hard to use, by what is usually asked for",
         "repair": "another place for a failed member",
     }.get(policy.partition("/")[0], "see the design page")
 
@@ -331,7 +328,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _free_words(node: NodeState) -> str:
-    return amount(free_gpu_milli(node) / GPU_MILLI, node.free_cpu_milli / 1000, node.free_memory)
+    return amount(node.free_gpu_milli / GPU_MILLI, node.free_cpu_milli / 1000, node.free_memory)
 
 
 def _span(ms: int) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+from spoke.events.model import NodeSpec
+
 
 @dataclass(frozen=True, slots=True)
 class Amount:
@@ -42,7 +44,18 @@ _Key = tuple[int, int, str]  # cpu_milli, memory, node id
 class CapacityIndex:
     """Which nodes have how much free, in best-fit order."""
 
-    __slots__ = ("_by_cpu", "_by_gpus", "_free", "_shapes", "_totals", "suspended")
+    __slots__ = (
+        "_by_cpu",
+        "_by_gpus",
+        "_free",
+        "_shapes",
+        "_specs",
+        "_totals",
+        "changed",
+        "hardware",
+        "suspended",
+        "version",
+    )
 
     def __init__(self) -> None:
         self.suspended = False
@@ -51,9 +64,20 @@ class CapacityIndex:
         self._by_gpus: dict[int, list[_Key]] = {}
         self._by_cpu: tuple[list[_Key], list[_Key]] = ([], [])  # nodes without GPUs, nodes with
         self._shapes: Counter[Amount] = Counter()
+        self._specs: dict[str, NodeSpec] = {}
+        self.version = 0
+        """Grows with whatever changes on a node."""
+        self.hardware = 0
+        """Grows when nodes come or go, or are other ones than before: not with what is free on them."""
+        self.changed: set[str] | None = None
+        """The nodes that changed since the reader that set this looked last; None as long as nobody reads it."""
 
-    def put(self, node_id: str, free: Amount, total: Amount) -> None:
-        """Enter a node, or move it to where its free amount now belongs."""
+    def put(self, node_id: str, free: Amount, total: Amount, spec: NodeSpec) -> None:
+        """Enter a node, or move it to where its free amount now belongs. Call it for every change on a node."""
+        self._note(node_id)
+        if self._specs.get(node_id) is not spec:
+            self._specs[node_id] = spec
+            self.hardware += 1
         old_free = self._free.get(node_id)
         if old_free is not None:
             if self._totals[node_id] == total:
@@ -61,19 +85,31 @@ class CapacityIndex:
                     self._unlist(node_id, old_free, total)
                     self._list(node_id, free, total)
                 return
-            self.drop(node_id)
+            self._unlist(node_id, old_free, self._totals[node_id])
+            self._forget_total(node_id)
+        self.hardware += 1
         self._totals[node_id] = total
         self._shapes[total] += 1
         self._list(node_id, free, total)
 
     def drop(self, node_id: str) -> None:
-        """Take a node out; nothing happens if it is not in."""
+        """Take a node out. Call it for every change on a node that is not in, too."""
+        self._note(node_id)
+        self.hardware += 1
         free = self._free.get(node_id)
         if free is None:
             return
+        self._unlist(node_id, free, self._totals[node_id])
+        self._forget_total(node_id)
+        del self._free[node_id], self._specs[node_id]
+
+    def _note(self, node_id: str) -> None:
+        self.version += 1
+        if self.changed is not None:
+            self.changed.add(node_id)
+
+    def _forget_total(self, node_id: str) -> None:
         total = self._totals.pop(node_id)
-        self._unlist(node_id, free, total)
-        del self._free[node_id]
         self._shapes[total] -= 1
         if not self._shapes[total]:
             del self._shapes[total]

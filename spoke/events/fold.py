@@ -187,6 +187,7 @@ def _node_confirmed(state: PoolState, event_id: str, event: e.NodeConfirmed) -> 
 def _node_updated(state: PoolState, event_id: str, event: e.NodeUpdated) -> None:
     node = _node(state, event_id, event)
     node.spec = dataclasses.replace(node.spec, labels=event.labels)
+    state.index(node)
 
 
 def _advance_node(state: PoolState, event_id: str, event: Any) -> NodeState:
@@ -339,7 +340,7 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
         _book(node, ticket, event_id)
         ticket.held.add(node_id)
         state.index(node)
-    state.learn(ticket)
+    state.demand.learn(ticket.spec.resources, ticket.slots)
 
 
 def _group_sizes(slots: tuple[Slot, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from spoke.errors import LogError
+from spoke.events.demand import Demand, Usual
 from spoke.events.lifecycle import NodePhase
 from spoke.events.model import NodeSpec
 from spoke.events.state import ClientState, Cordon, GpuFault, NodeState, PoolState, TicketState
@@ -34,6 +35,17 @@ class _Node:
 
 
 @dataclass(frozen=True, slots=True)
+class _Demand:
+    members: int
+    gpu_milli: int
+    cpu_milli: int
+    memory_mib: int
+    shares: tuple[tuple[int, int], ...]
+    usual: Usual
+    next_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Snapshot:
     version: int
     last_id: str
@@ -48,7 +60,7 @@ class _Snapshot:
     server: str = ""
     changed: bool = False
     history_end: str = ""
-    demand: tuple[int, int, int] = (0, 0, 0)  # CPU and GPU, in thousandths, of what was granted; how many shares
+    learned: _Demand | None = None
     cordons: dict[str, Cordon] = field(default_factory=dict)
     faults: dict[str, dict[str, GpuFault]] = field(default_factory=dict)
 
@@ -78,7 +90,7 @@ def encode(state: PoolState) -> bytes:
             state.server,
             state.changed,
             state.history_end,
-            demand=(state.demand_cpu_milli, state.demand_gpu_milli, state.shares_granted),
+            learned=_written(state.demand),
             cordons=state.cordons,
             faults=state.faults,
         )
@@ -109,9 +121,7 @@ def decode(raw: bytes) -> PoolState:
         clients=read.clients,
         gone={client.client_id: client for client in read.gone},
         queue=read.queue,
-        demand_cpu_milli=read.demand[0],
-        demand_gpu_milli=read.demand[1],
-        shares_granted=read.demand[2],
+        demand=_read(read.learned),
         cordons=read.cordons,
         faults=read.faults,
     )
@@ -130,6 +140,18 @@ def decode(raw: bytes) -> PoolState:
         state.apply_faults(node)
         state.index(node)
     return state
+
+
+def _written(known: Demand) -> _Demand:
+    sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
+    return _Demand(*sums, tuple(sorted(known.shares.items())), known.usual, known.next_at)
+
+
+def _read(known: _Demand | None) -> Demand:
+    if known is None:
+        return Demand()
+    sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
+    return Demand(*sums, dict(known.shares), known.usual, known.next_at)
 
 
 def copy(state: PoolState) -> PoolState:

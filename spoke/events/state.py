@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from spoke.events.capacity import Amount, CapacityIndex
+from spoke.events.demand import Demand
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
 from spoke.events.model import GPU_MILLI, GPUS_PER_NODE_MAX, ActorSpec, GangSpec, NodeSpec, Slot
 
 SEQ_WINDOW = 1_024
-DEMAND_GPU_MILLI_MAX = 100_000_000
-"""At a hundred thousand GPUs granted, the learned demand is halved, so that it follows what is asked for now."""
 GONE_CLIENTS_KEPT = 1_000
 
 CordonPhase = Literal["cordoned", "draining", "drained"]
@@ -135,6 +134,12 @@ class NodeState:
     def _port_bit(self, ticket: TicketState, slot: Slot) -> int:
         offset = ticket.master_port - self.spec.ports.first
         return 1 << offset if slot.global_rank == 0 and 0 <= offset < self.spec.ports.count else 0
+
+    @property
+    def free_gpu_milli(self) -> int:
+        """All that is free of the node's GPUs, in thousandths of one."""
+        rests = len(self.shared) * GPU_MILLI - sum(self.shared.values()) if self.shared else 0
+        return self.free_gpus.bit_count() * GPU_MILLI + rests
 
     @property
     def total(self) -> Amount:
@@ -279,11 +284,10 @@ class PoolState:
     """The nodes whose cordon is a drain that is under way; it follows from the cordons."""
     faults: dict[str, dict[str, GpuFault]] = field(default_factory=dict)
     """The unhealthy GPUs: node id -> UUID, also of nodes that are not there now."""
-    demand_cpu_milli: int = 0
-    """CPU that the granted members with GPUs were given, against ``demand_gpu_milli``: what a GPU usually needs."""
-    demand_gpu_milli: int = 0
-    shares_granted: int = 0
+    demand: Demand = field(default_factory=Demand)
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
+    derived: dict[type, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What placement worked out from this state and keeps for its next decision. Decisions do not depend on it."""
 
     def set_cordon(self, node_id: str, cordon: Cordon | None) -> None:
         """Keep new slots off a node, or no longer; and note whether it is being drained."""
@@ -308,21 +312,6 @@ class PoolState:
         """A client that is connected, or left not long ago."""
         return self.clients.get(client_id) or self.gone.get(client_id)
 
-    def learn(self, ticket: TicketState) -> None:
-        """Count a granted gang into the usual demand; what is long ago weighs less and less."""
-        resources, slots = ticket.spec.resources, ticket.slots
-        if resources.is_share:
-            self.shares_granted += len(slots)
-            self.demand_gpu_milli += sum(slot.gpu_milli for slot in slots)
-        elif resources.gpu_count:
-            self.demand_gpu_milli += GPU_MILLI * resources.gpu_count * len(slots)
-        else:
-            return
-        self.demand_cpu_milli += resources.cpu_milli * len(slots)
-        if self.demand_gpu_milli > DEMAND_GPU_MILLI_MAX:
-            self.demand_gpu_milli //= 2
-            self.demand_cpu_milli //= 2
-
     @contextmanager
     def unindexed(self) -> Iterator[None]:
         """While many events are folded and none is decided, leave the capacity index alone; make it anew at the end."""
@@ -331,6 +320,7 @@ class PoolState:
             yield
         finally:
             self.capacity = CapacityIndex()
+            self.derived.clear()
             for node in self.nodes.values():
                 self.index(node)
 
@@ -339,7 +329,7 @@ class PoolState:
         if self.capacity.suspended:
             return
         if node.phase == "up" and node.confirmed:
-            self.capacity.put(node.spec.node_id, node.free, node.total)
+            self.capacity.put(node.spec.node_id, node.free, node.total, node.spec)
         else:
             self.capacity.drop(node.spec.node_id)
 

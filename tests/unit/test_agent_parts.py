@@ -223,6 +223,13 @@ def test_what_the_launch_adds_overrides_the_agents_environment_but_not_spokes_na
     assert "s" * 32 not in str(env)
 
 
+def test_an_actor_finds_its_share_of_its_gpu_in_its_environment() -> None:
+    blob = encode_blob(LaunchBlob(b"s" * 32))
+    env = prepare(a_start(gpu_ids=(2,), gpu_milli=333), blob, SITE, {"SPOKE_GPU_SHARE": "1"}).spec["env"]
+    assert (env["CUDA_VISIBLE_DEVICES"], env["SPOKE_GPU_SHARE"]) == ("2", "0.333")
+    assert "SPOKE_GPU_SHARE" not in prepare(a_start(gpu_ids=(2,)), blob, SITE, {}).spec["env"]
+
+
 def test_the_secret_stands_in_the_document_only() -> None:
     prepared = prepare(a_start(), encode_blob(LaunchBlob(b"s" * 32)), SITE, {})
     assert "s" * 32 not in str(prepared.spec)

@@ -101,6 +101,22 @@ def test_no_gpu_is_granted_before_its_agent_has_answered(pool: MemoryPool) -> No
     assert isinstance(list(pool.agents["n1"].orders)[-1].order, o.Resume)
 
 
+def test_a_share_of_a_node_that_has_not_answered_is_not_granted_either() -> None:
+    """Neither the rest of a GPU that the log knows to be shared, nor a whole one beside it."""
+    pool = MemoryPool()
+    pool.register(node_spec("n1", 2))
+    pool.connect("c")
+    pool.allocate("c", gang(gpus=0.4))
+    pool.record([e.ServerChanged("new", "old", pool.state.last_id)])
+    for spec in (gang(gpus=0.4), gang(gpus=1), gang(gpus=0)):
+        assert isinstance(pool.allocate("c", spec), p.Failed)
+    report(pool, r.ReportHeld("new", (), ("t-1",)))
+    assert pool.state.nodes["n1"].shared == {0: 400}, "what the log knows is adopted"
+    answers = [pool.allocate("c", gang(gpus=share)) for share in (0.4, 1, 0.4)]
+    assert [isinstance(answer, p.Granted) for answer in answers] == [True, True, False]
+    pool.check()
+
+
 def test_numbers_of_tickets_leave_room_for_those_that_were_lost(pool: MemoryPool) -> None:
     assert pool.state.next_ticket == TICKETS_PER_SERVER + 1
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from spoke.cli.views import needs, status_of_state
 from spoke.errors import InvalidRequest
+from spoke.events.demand import MEMBERS_MAX, Usual
 from spoke.events.model import GangSpec, Resources
-from spoke.events.state import DEMAND_GPU_MILLI_MAX
 from spoke.protocol import replies as p
 from tests.builders import MemoryPool, gang, node_spec
 
@@ -147,7 +147,7 @@ def test_a_gpu_goes_where_the_cpu_for_the_others_is_not_missed() -> None:
     answer = pool.allocate("c", gang(gpus=1, cpus=16))
     assert places(answer) == [("rich", (0,), 0)]
     event = pool.log[-1].event
-    assert event.policy == "stranding/1"  # type: ignore[attr-defined]
+    assert event.policy == "stranding/2"  # type: ignore[attr-defined]
 
 
 def test_a_pool_without_shares_packs_as_ever() -> None:
@@ -170,11 +170,19 @@ def test_a_gang_goes_only_to_the_models_it_allows(spec: GangSpec) -> None:
 def test_what_was_learned_survives_a_snapshot_and_fades() -> None:
     pool = pool_of(4)
     pool.allocate("c", gang(gpus=0.5, cpus=3))
-    assert (pool.state.demand_cpu_milli, pool.state.demand_gpu_milli, pool.state.shares_granted) == (3000, 500, 1)
+    demand = pool.state.demand
+    assert (demand.members, demand.cpu_milli, demand.gpu_milli, demand.shares) == (1, 3000, 500, {500: 1})
+    assert demand.usual == Usual()
+    for _ in range(3):
+        pool.allocate("c", gang(gpus=0.5, cpus=3))
+    assert demand.usual == Usual(6000, 0, ((500, 4),))
     pool.check_replay(len(pool.log))
-    pool.state.demand_gpu_milli = DEMAND_GPU_MILLI_MAX
+    demand.members, demand.next_at = MEMBERS_MAX - 1, MEMBERS_MAX
+    demand.shares[250] = 1
     pool.allocate("c", gang(gpus=0.5, cpus=3))
-    assert pool.state.demand_gpu_milli == (DEMAND_GPU_MILLI_MAX + 500) // 2
+    assert demand.members == MEMBERS_MAX // 2
+    assert (demand.shares, demand.gpu_milli) == ({500: 2}, 1250)
+    assert demand.next_at == MEMBERS_MAX
 
 
 def _release(ticket_id: str):  # type: ignore[no-untyped-def]

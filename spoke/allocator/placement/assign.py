@@ -26,7 +26,7 @@ def assign(state: PoolState, spec: GangSpec, placement: Placement) -> Assignment
     for group_rank, (node_id, count) in enumerate(placement.parts):
         node = state.nodes[node_id]
         uuids = {gpu.index: gpu.uuid for gpu in node.spec.gpus}
-        shares = share_out(node, spec.resources, count) if spec.resources.is_share else None
+        shares = share_out(state, node, spec.resources, count) if spec.resources.is_share else None
         gpus = spec.gpu_ids or _lowest(node.free_gpus, count * per_actor)
         for local_rank in range(count):
             milli = 0

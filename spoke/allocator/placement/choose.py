@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from spoke.allocator.placement import pack, shares, stranding
 from spoke.allocator.placement.pack import NoFit, Placement
 from spoke.events.model import GangSpec
 from spoke.events.state import PoolState
+
+_ANSWERS_MAX = 1_024
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What was found out about gangs that do not fit, which are asked about again and again.
+
+    ``misfits`` holds while nothing changes on any node, ``never`` while the nodes are the same ones.
+    """
+
+    version: int = -1
+    misfits: dict[GangSpec, tuple[NoFit, str]] = field(default_factory=dict)
+    hardware: int = -1
+    never: dict[GangSpec, str] = field(default_factory=dict)
 
 
 def place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
@@ -14,20 +31,50 @@ def place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
     In a pool that has granted shares, gangs that go to one node are scored, too: a GPU or a CPU taken at the wrong
     node strands what is left there.
     """
+    answers = _answers(state)
+    if answers.version != state.capacity.version or len(answers.misfits) >= _ANSWERS_MAX:
+        answers.version = state.capacity.version
+        answers.misfits.clear()
+    known = answers.misfits.get(spec) if answers.misfits else None
+    if known is not None:
+        return known
+    found, policy = _place(state, spec)
+    if isinstance(found, NoFit):
+        answers.misfits[spec] = found, policy
+    return found, policy
+
+
+def never_fits(state: PoolState, spec: GangSpec) -> str:
+    """Why the gang does not fit the pool as registered, even with all of it free; empty if it can fit."""
+    answers = _answers(state)
+    if answers.hardware != state.capacity.hardware or len(answers.never) >= _ANSWERS_MAX:
+        answers.hardware = state.capacity.hardware
+        answers.never.clear()
+    known = answers.never.get(spec)
+    if known is None:
+        share = spec.resources.is_share
+        known = shares.shares_never_fit(state, spec) if share else pack.never_fits(state, spec)
+        answers.never[spec] = known
+    return known
+
+
+def _place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
     if spec.resources.is_share:
         return shares.place_shares(state, spec), stranding.POLICY
-    if state.shares_granted and _is_scored(spec):
+    if state.demand.shares and _is_scored(spec):
         node_id = stranding.best_node(state, spec)
         if node_id:
             return Placement(((node_id, spec.size),)), stranding.POLICY
     return pack.place(state, spec), pack.POLICY
 
 
-def never_fits(state: PoolState, spec: GangSpec) -> str:
-    """Why the gang does not fit the pool as registered, even with all of it free; empty if it can fit."""
-    return shares.shares_never_fit(state, spec) if spec.resources.is_share else pack.never_fits(state, spec)
-
-
 def _is_scored(spec: GangSpec) -> bool:
     on_one_node = (spec.num_nodes == 1 and spec.strict_pack) or spec.size == 1
     return on_one_node and not spec.gpu_ids and not spec.preferred_node
+
+
+def _answers(state: PoolState) -> _Answers:
+    found: _Answers | None = state.derived.get(_Answers)
+    if found is None:
+        found = state.derived[_Answers] = _Answers()
+    return found

@@ -7,7 +7,7 @@ as few nodes as they can: the tightest node where all that is left fits, else as
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spoke.events.capacity import Amount
 from spoke.events.model import GangSpec
@@ -100,7 +100,11 @@ def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
         left -= count
     first = next((at for at, (node_id, _) in enumerate(parts) if has_port(state.nodes[node_id])), None)
     if first is None:
-        return NoFit(f"needs a free port for rank 0; no port is left on {', '.join(sorted(used))[:200]}")
+        hosts = (n for n in state.capacity.fitting(need) if has_port(state.nodes[n]) and allows(spec, state.nodes[n]))
+        host = next(hosts, None)
+        if host is None:
+            return NoFit("needs a free port for rank 0; no port is left on the nodes with room")
+        return _place_dense(state, replace(spec, preferred_node=host))  # it begins there, and so finds a port
     return Placement((parts[first], *parts[:first], *parts[first + 1 :]))
 
 

@@ -1,40 +1,32 @@
 """Placing shares of GPUs: where the least becomes hard to use.
 
-The score is that of ``stranding``. On a node, what is left of a shared GPU is used before a free one is opened, the
-smallest rest first. How many members go to a node is exact: on each GPU as many as its free thousandths hold. The cost
-grows with the number of nodes.
+The score is that of ``stranding``, for one member. How many members go to a node is exact: on each GPU as many as its
+free thousandths hold. On a node, each member in turn takes the GPU that loses the least worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from spoke.allocator.placement.pack import NoFit, Placement, allows, count_nodes, describe, has_port
-from spoke.allocator.placement.stranding import SCALE, Key, broken, stranding
+import numpy as np
+
+from spoke.allocator.placement.pack import NoFit, Placement, allows, count_nodes, describe
+from spoke.allocator.placement.stranding import NEVER, costs_of, first_of
+from spoke.allocator.placement.table import Bools, Ints, NodeTable
+from spoke.allocator.placement.worth import worth_of_rests
 from spoke.events.capacity import Amount
 from spoke.events.model import GPU_MILLI, GangSpec, Resources
 from spoke.events.state import NodeState, PoolState, need_of
 
-_BAD = 1 << 60
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """A node where ``count`` members fit. ``key`` orders nodes, the tightest first."""
-
-    key: Key
-    node: NodeState
-    count: int
-
 
 def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     """Places for a gang whose members have shares, or why there are none. The state is not changed."""
-    need = need_of(spec)
-    rooms = [room for node in _up(state, spec) if (room := _room(state, node, spec.resources, need))]
-    rooms.sort(key=lambda room: room.key)
-    rooms.sort(key=lambda room: room.node.spec.node_id != spec.preferred_node)  # stable: the others stay in order
-    return _strict(state, spec, rooms) if spec.strict_pack else _dense(state, spec, rooms)
+    table, costs = costs_of(state, spec, need_of(spec))
+    rooms = _Rooms(table, costs.keys, costs.counts, spec.preferred_node)
+    parts = rooms.strict(spec.num_nodes, spec.actors_per_node) if spec.strict_pack else rooms.dense(spec.size)
+    if parts:
+        return Placement(tuple((table.ids[row], count) for row, count in parts))
+    return NoFit(_why_not(spec, costs.counts, table, len(state.capacity)))
 
 
 def shares_never_fit(state: PoolState, spec: GangSpec) -> str:
@@ -59,15 +51,19 @@ def shares_never_fit(state: PoolState, spec: GangSpec) -> str:
     )
 
 
-def share_out(node: NodeState, resources: Resources, count: int) -> list[tuple[int, int]]:
-    """The GPU's index and the share in thousandths of each of ``count`` members, tightest GPU first."""
+def share_out(state: PoolState, node: NodeState, resources: Resources, count: int) -> list[tuple[int, int]]:
+    """The GPU's index and the share in thousandths of each of ``count`` members on a node that holds them."""
+    worth = worth_of_rests(state.demand.usual.shares)
     free = {gpu.index: node.free_milli(gpu.index) for gpu in node.spec.gpus}
     share = {gpu.index: resources.share_of(gpu.memory) for gpu in node.spec.gpus}
     found: list[tuple[int, int]] = []
-    for index in sorted((i for i in free if share[i]), key=lambda i: (free[i] - share[i], i)):
-        times = min(free[index] // share[index], count - len(found))
-        found += [(index, share[index])] * times
-    assert len(found) == count, "a node was chosen that does not hold what it was chosen for"
+    for _ in range(count):
+        fit = [index for index, milli in share.items() if milli and free[index] >= milli]
+        assert fit, "a node was chosen that does not hold what it was chosen for"
+        loss = {index: int(worth[free[index]] - worth[free[index] - share[index]]) for index in fit}
+        index = min(fit, key=lambda i: (loss[i], free[i], i))
+        found.append((index, share[index]))
+        free[index] -= share[index]
     return found
 
 
@@ -85,39 +81,6 @@ def _up(state: PoolState, spec: GangSpec) -> Iterator[NodeState]:
     return (node for node in state.nodes.values() if node.phase == "up" and allows(spec, node))
 
 
-def _room(state: PoolState, node: NodeState, resources: Resources, need: Amount) -> Room | None:
-    if node.free_cpu_milli < need.cpu_milli or node.free_memory < need.memory:
-        return None
-    best, room, whole = _BAD, 0, node.free_gpus.bit_count()
-    taken = 0
-    for rest, share in _rests(node, resources):
-        if share <= rest:
-            room += rest // share
-            lost = broken(rest, share)
-            if lost < best:
-                best, taken = lost, share
-    count = min(room, node.free.holds(need)) if room else 0
-    if not count:
-        return None
-    score = best + SCALE * (stranding(state, node, taken, need.cpu_milli) + whole)
-    return Room((score, whole, node.free_cpu_milli, node.spec.node_id), node, count)
-
-
-def _rests(node: NodeState, resources: Resources) -> Iterator[tuple[int, int]]:
-    """Per GPU that is not taken whole: the thousandths free, and what a member needs of it."""
-    if resources.gpu_memory:
-        for gpu in node.spec.gpus:
-            share = resources.share_of(gpu.memory)
-            if share:
-                yield node.free_milli(gpu.index), share
-        return
-    share = resources.gpu_milli
-    for used in node.shared.values():
-        yield GPU_MILLI - used, share
-    for _ in range(node.free_gpus.bit_count()):
-        yield GPU_MILLI, share
-
-
 def _holds(node: NodeState, resources: Resources, need: Amount) -> int:
     """How many members the node holds with everything free: exact, since all of them are alike."""
     limit = node.total.holds(need)
@@ -127,41 +90,91 @@ def _holds(node: NodeState, resources: Resources, need: Amount) -> int:
     return min(limit, sum(GPU_MILLI // share for share in shares if share))
 
 
-def _strict(state: PoolState, spec: GangSpec, rooms: list[Room]) -> Placement | NoFit:
-    fitting = [room.node for room in rooms if room.count >= spec.actors_per_node]
+def _why_not(spec: GangSpec, counts: Ints, table: NodeTable, nodes: int) -> str:
+    if not spec.strict_pack:
+        room = int(counts.sum())
+        if room >= spec.size:
+            return "needs a free port for rank 0; no port is left on the nodes with room"
+        return (
+            f"needs room for {spec.size} actors with {words(spec)} each; there is room for {room} on "
+            f"{count_nodes(nodes)} that can take work"
+        )
+    fit = int((counts >= spec.actors_per_node).sum())
     needs = (
         f"needs {count_nodes(spec.num_nodes)} with room for {spec.actors_per_node} actor"
         f"{'s' * (spec.actors_per_node > 1)} with {words(spec)}"
     )
-    if len(fitting) < spec.num_nodes:
-        return NoFit(f"{needs}; {len(fitting)} of {count_nodes(len(state.capacity))} qualify")
-    first = next((node for node in fitting if has_port(node)), None)
-    if first is None:
-        return NoFit(f"{needs}, one of them with a free port for rank 0; {len(fitting)} fit but have no port left")
-    chosen = [first, *(node for node in fitting if node is not first)][: spec.num_nodes]
-    return Placement(tuple((node.spec.node_id, spec.actors_per_node) for node in chosen))
+    if fit < spec.num_nodes:
+        return f"{needs}; {fit} of {count_nodes(nodes)} qualify"
+    return f"{needs}, one of them with a free port for rank 0; {fit} fit but have no port left"
 
 
-def _dense(state: PoolState, spec: GangSpec, rooms: list[Room]) -> Placement | NoFit:
-    room = sum(found.count for found in rooms)
-    if room < spec.size:
-        return NoFit(
-            f"needs room for {spec.size} actors with {words(spec)} each; there is room for {room} on "
-            f"{count_nodes(len(state.capacity))} that can take work"
-        )
-    left, rest = spec.size, list(rooms)
-    parts: list[tuple[NodeState, int]] = []
-    if rest[0].node.spec.node_id == spec.preferred_node and has_port(rest[0].node):
-        taken = rest.pop(0)
-        parts.append((taken.node, min(left, taken.count)))
-        left -= parts[-1][1]
-    while left:
-        taken = next((r for r in rest if r.count >= left), None) or max(rest, key=lambda r: r.count)
-        rest.remove(taken)
-        parts.append((taken.node, min(left, taken.count)))
-        left -= parts[-1][1]
-    first = next((at for at, (node, _) in enumerate(parts) if has_port(node)), None)
-    if first is None:
-        return NoFit("needs a free port for rank 0; no port is left on the nodes with room")
-    ordered = [parts[first], *parts[:first], *parts[first + 1 :]]
-    return Placement(tuple((node.spec.node_id, count) for node, count in ordered))
+_Parts = list[tuple[int, int]]
+
+
+class _Rooms:
+    """The nodes with room, as rows of the table. Rank 0 comes first, on a node with a free port."""
+
+    def __init__(self, table: NodeTable, keys: Ints, counts: Ints, preferred: str | None) -> None:
+        self._table, self._keys, self._counts = table, keys, counts
+        row = table.row_of.get(preferred, -1) if preferred else -1
+        self._preferred = row if row >= 0 and table.port[row] else -1
+
+    def _best(self, among: Bools) -> int:
+        return first_of(self._table, np.where(among, self._keys, NEVER))
+
+    def strict(self, nodes: int, per_node: int) -> _Parts:
+        """So many members on each of so many nodes; empty if that is not possible."""
+        fit = self._counts >= per_node
+        if int(fit.sum()) < nodes:
+            return []
+        chosen = self._preferred
+        if chosen < 0 or not fit[chosen]:
+            chosen = self._best(fit & self._table.port)
+        if chosen < 0:
+            return []
+        parts = [(chosen, per_node)]
+        if nodes > 1:
+            fit[chosen] = False
+            parts += [(row, per_node) for row in self._in_order(np.flatnonzero(fit), nodes - 1)]
+        return parts
+
+    def _in_order(self, rows: Ints, count: int) -> list[int]:
+        if len(rows) > count:
+            keys = self._keys[rows]
+            rows = rows[keys <= np.partition(keys, count - 1)[count - 1]]
+        ordered = rows[np.lexsort((self._table.order[rows], self._keys[rows]))]
+        return [int(row) for row in ordered[:count]]
+
+    def dense(self, size: int) -> _Parts:
+        """So many members on few nodes; empty if that is not possible."""
+        if int(self._counts.sum()) < size:
+            return []
+        if self._preferred >= 0 and self._counts[self._preferred]:
+            return self._fill(size, self._preferred)
+        parts = self._fill(size, -1)
+        first = next((at for at, (row, _) in enumerate(parts) if self._table.port[row]), None)
+        if first is not None:
+            return [parts[first], *parts[:first], *parts[first + 1 :]]
+        host = self._best((self._counts > 0) & self._table.port)
+        return self._fill(size, host) if host >= 0 else []
+
+    def _fill(self, size: int, host: int) -> _Parts:
+        """The best node where all that is left fits, else as much as goes on the roomiest one; ``host`` comes first."""
+        parts: _Parts = []
+        counts = self._counts.copy()
+        if host >= 0:
+            parts.append((host, min(size, int(counts[host]))))
+            size -= parts[0][1]
+            counts[host] = 0
+        if size and not (counts >= size).any():
+            rows = np.flatnonzero(counts)
+            for row in rows[np.lexsort((self._table.order[rows], self._keys[rows], -counts[rows]))]:
+                if counts[row] >= size:
+                    break
+                parts.append((int(row), int(counts[row])))
+                size -= parts[-1][1]
+                counts[row] = 0
+        if size:
+            parts.append((self._best(counts >= size), size))
+        return parts

@@ -1,64 +1,191 @@
 """What a placement costs in GPUs that become hard to use: the score by which pools with shares are packed.
 
-Two charges, in integers throughout (``SCALE`` stands for a thousandth of a GPU). *Stranded*: free GPUs for which their
-node has too little CPU left, measured by the CPU that granted members had for each GPU so far. *Broken*: what is left
-of a shared GPU, which no whole-GPU member can use; a small rest weighs more for each of its thousandths.
+Three charges, in millionths of a GPU. *Stranded*: free GPUs for which their node has too little CPU or memory left,
+measured by what granted members usually had for each GPU. *Cut*: what the rest of a shared GPU loses in worth
+(``worth.py``). *Opened*: a thousandth for each whole GPU that is free on the node, so that between equals the one with
+fewer is taken. The node with the least is chosen; between equals the one with less CPU free, then by the node's id.
+
 The aim is that of fragmentation gradient descent (Weng et al., "Beware of Fragmentation", USENIX ATC 2023): take the
-node that loses the least. Instead of a sample of typical tasks it needs two sums, which the fold keeps.
+node that loses the least. That work counts, for each of a sample of typical tasks, the GPUs that it could not use.
+
+All nodes are scored in a few steps over arrays. A shape that was asked for before costs only the nodes that changed
+since: its costs are kept with the state's table, which holds for as long as ``usual`` stays the same.
 """
 
 from __future__ import annotations
 
-from spoke.allocator.placement.pack import allows, has_port
-from spoke.events.model import GPU_MILLI, GangSpec
-from spoke.events.state import NodeState, PoolState, need_of
+from collections import OrderedDict
+from dataclasses import dataclass
 
-POLICY = "stranding/1"
-SCALE = 2 * GPU_MILLI
+import numpy as np
 
-Key = tuple[int, int, int, str]
+from spoke.allocator.placement.table import Bools, Ints, NodeTable, table_of
+from spoke.allocator.placement.worth import MICRO, worth_of_rests
+from spoke.events.capacity import Amount
+from spoke.events.demand import Usual
+from spoke.events.model import GPU_MILLI, GangSpec, Resources
+from spoke.events.state import PoolState, need_of
 
-
-def free_gpu_milli(node: NodeState) -> int:
-    """All that is free of a node's GPUs, in thousandths."""
-    shared = node.shared
-    rests = len(shared) * GPU_MILLI - sum(shared.values()) if shared else 0
-    return node.free_gpus.bit_count() * GPU_MILLI + rests
-
-
-def stranding(state: PoolState, node: NodeState, milli: int, cpu_milli: int) -> int:
-    """How much more would be stranded on a node if so much of its GPUs and CPU were taken (thousandths of a GPU)."""
-    per_cpu, per_gpu = state.demand_gpu_milli, state.demand_cpu_milli
-    if not per_gpu:
-        return 0
-    free, cpu = free_gpu_milli(node), node.free_cpu_milli
-    before = free - cpu * per_cpu // per_gpu
-    after = free - milli - (cpu - cpu_milli) * per_cpu // per_gpu
-    return (after if after > 0 else 0) - (before if before > 0 else 0)
+POLICY = "stranding/2"
+SHAPES_MAX = 128
+"""The costs of so many shapes are kept, those asked for last; for 10,000 nodes 160 KB each."""
+NEVER = 1 << 62
+NO_ROOM = 1 << 32
+_CPU_BITS = 28
+_PER_MILLI = MICRO // GPU_MILLI
+_NEED_MAX = 1 << 62
 
 
-def broken(rest: int, share: int) -> int:
-    """How much more of a GPU is a broken rest when a share is taken of the ``rest`` thousandths that are free."""
-    left = rest - share
-    before = rest * (SCALE - rest) if rest < GPU_MILLI else 0
-    return left * (SCALE - left) - before
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What tells one member from others for placement: its resources, the models, and how much a node must hold.
+
+    ``many``: whether it matters how many of them fit on a node, not only that one does.
+    """
+
+    resources: Resources
+    need: Amount
+    models: tuple[str, ...]
+    many: bool
+
+
+class Costs:
+    """What a member of one shape costs on each node, kept in step with the table.
+
+    ``keys[row]`` orders the nodes, the best first; NEVER where it does not fit. ``counts[row]``: how many members of
+    this shape fit on the node (or 1 for any number, if that is enough to know).
+    """
+
+    def __init__(self, shape: Shape, usual: Usual) -> None:
+        self.usual = usual
+        self._shape = shape
+        self._resources = shape.resources
+        self._cpu = min(shape.need.cpu_milli, _NEED_MAX)
+        self._memory = min(shape.need.memory, _NEED_MAX)
+        self._memory_mib = self._memory >> 20
+        self._worth = worth_of_rests(usual.shares)
+        self._layout = self._seen = -1
+        self._losses: Ints = np.zeros((0, GPU_MILLI + 1), np.int64)
+        self._fits: Ints = self._losses
+        self._shares: Ints = np.zeros(0, np.int64)
+        self.keys: Ints = np.zeros(0, np.int64)
+        self.counts: Ints = np.zeros(0, np.int64)
+
+    def follow(self, table: NodeTable) -> None:
+        """Score the nodes that changed since the last time."""
+        rows = table.changed_since(self._seen) if self._layout == table.layout else None
+        if rows is None:
+            self.keys, self.counts = self._score(table, slice(None))
+        elif rows:
+            at = np.array(rows, np.int64)
+            self.keys[at], self.counts[at] = self._score(table, at)
+        self._layout, self._seen = table.layout, table.changes_from + len(table.changes)
+
+    def _score(self, table: NodeTable, rows: slice | Ints) -> tuple[Ints, Ints]:
+        cpu, memory, whole, free = table.cpu[rows], table.memory[rows], table.whole[rows], table.free[rows]
+        fits = table.usable[rows] & (cpu >= self._cpu) & (memory >= self._memory)
+        if self._shape.models:
+            fits &= self._allowed(table)[table.models[rows]]
+        if self._resources.is_share:
+            cut, taken, counts = self._cut(table, rows)
+            fits &= cut < NO_ROOM
+            if self._shape.many:
+                for amount, need in ((cpu, self._cpu), (memory, self._memory)):
+                    if need:
+                        counts = np.minimum(counts, amount // need)
+            cost = cut + _PER_MILLI * (self._stranded(free, cpu, memory, taken) + whole)
+        else:
+            gpus = self._shape.need.gpus
+            fits &= whole >= gpus
+            counts = np.ones(len(cpu), np.int64)
+            cost = _PER_MILLI * self._stranded(free, cpu, memory, gpus * GPU_MILLI)
+            cost += _PER_MILLI * whole if gpus else free  # who needs none goes where no GPUs are free
+        keys = (cost << _CPU_BITS) + np.minimum(cpu, (1 << _CPU_BITS) - 1)
+        return np.where(fits, keys, NEVER), np.where(fits, counts, 0)
+
+    def _stranded(self, free: Ints, cpu: Ints, memory: Ints, taken: Ints | int) -> Ints:
+        """How much more is stranded when so many thousandths of GPUs are taken, and the CPU and memory with them."""
+        before = free - self._usable(cpu, memory >> 20)
+        after = free - taken - self._usable(cpu - self._cpu, (memory >> 20) - self._memory_mib)
+        stranded: Ints = np.maximum(after, 0) - np.maximum(before, 0)
+        return stranded
+
+    def _usable(self, cpu: Ints, memory_mib: Ints) -> Ints:
+        """For how many thousandths of GPUs there is CPU and memory, as they are usually needed."""
+        enough = np.full(len(cpu), NEVER >> 1, np.int64)
+        for amount, per_gpu in ((cpu, self.usual.cpu_milli), (memory_mib, self.usual.memory_mib)):
+            if per_gpu:
+                enough = np.minimum(enough, amount * GPU_MILLI // per_gpu)
+        return enough
+
+    def _cut(self, table: NodeTable, rows: slice | Ints) -> tuple[Ints, Ints | int, Ints]:
+        """The least loss of worth on each node's GPUs, the share that it takes there, and how many members fit."""
+        self._learn_sizes(table)
+        rests = table.rests[:, rows]
+        one = np.ones(rests.shape[1], np.int64)
+        if len(self._shares) == 1:
+            counts = self._fits[0].take(rests).sum(axis=0) if self._shape.many else one
+            return self._losses[0].take(rests).min(axis=0), int(self._shares[0]), counts
+        sizes = table.sizes[:, rows]
+        losses = self._losses[sizes, rests]
+        best = losses.argmin(axis=0)[None]
+        taken = self._shares[np.take_along_axis(sizes, best, 0)[0]]
+        counts = self._fits[sizes, rests].sum(axis=0) if self._shape.many else one
+        return np.take_along_axis(losses, best, 0)[0], taken, counts
+
+    def _learn_sizes(self, table: NodeTable) -> None:
+        """A row of losses for each amount of memory that a GPU has; one if the share does not depend on it."""
+        memories = list(table.gpu_memories) if self._resources.gpu_memory else [0]
+        if len(memories) == len(self._shares):
+            return
+        shares = [
+            self._resources.share_of(memory) if self._resources.gpu_memory else self._resources.gpu_milli
+            for memory in memories
+        ]
+        self._shares = np.array(shares, np.int64)
+        self._losses = np.array([losses_of(self._worth, share) for share in shares])
+        rests = np.arange(GPU_MILLI + 1, dtype=np.int64)
+        self._fits = np.array([rests // share if share else rests * 0 for share in shares])
+
+    def _allowed(self, table: NodeTable) -> Bools:
+        allowed = set(self._shape.models)
+        return np.array([models <= allowed for models in table.model_sets], np.bool_)
+
+
+def losses_of(worth: Ints, share: int) -> Ints:
+    """By the free thousandths of a GPU: what it loses in worth when the share is taken; a lot if it is not free."""
+    losses = np.full(GPU_MILLI + 1, NO_ROOM, np.int64)
+    if share:
+        losses[share:] = worth[share:] - worth[: GPU_MILLI + 1 - share]
+    return losses
+
+
+def costs_of(state: PoolState, spec: GangSpec, need: Amount) -> tuple[NodeTable, Costs]:
+    """The state's table, and what the members of a gang cost on each node."""
+    table, usual = table_of(state), state.demand.usual
+    kept: OrderedDict[Shape, Costs] = state.derived.setdefault(Costs, OrderedDict())
+    shape = Shape(spec.resources, need, spec.gpu_models, spec.resources.is_share and spec.size > 1)
+    costs = kept.get(shape)
+    if costs is None or costs.usual is not usual:
+        costs = kept[shape] = Costs(shape, usual)
+    kept.move_to_end(shape)
+    if len(kept) > SHAPES_MAX:
+        kept.popitem(last=False)
+    costs.follow(table)
+    return table, costs
+
+
+def first_of(table: NodeTable, keys: Ints) -> int:
+    """The row with the least key, between equals the first by its node's id; -1 if nothing fits."""
+    least = keys.min()
+    if least >= NEVER:
+        return -1
+    rows = np.flatnonzero(keys == least)
+    return int(rows[0] if len(rows) == 1 else rows[table.order[rows].argmin()])
 
 
 def best_node(state: PoolState, spec: GangSpec) -> str:
     """The node for a gang of whole GPUs or none, all on one node; empty if no node fits."""
-    need = need_of(spec).times(spec.actors_per_node)
-    best: Key | None = None
-    for node in state.nodes.values():
-        cpu, whole = node.free_cpu_milli, node.free_gpus.bit_count()
-        if whole < need.gpus or cpu < need.cpu_milli or node.free_memory < need.memory or node.phase != "up":
-            continue
-        if not has_port(node) or not allows(spec, node):
-            continue
-        lost = stranding(state, node, need.gpus * GPU_MILLI, need.cpu_milli)
-        if need.gpus:
-            key = (lost + whole, 1, cpu, node.spec.node_id)
-        else:  # nodes without GPUs first
-            key = (lost, len(node.spec.gpus) and 1, cpu + free_gpu_milli(node), node.spec.node_id)
-        if best is None or key < best:
-            best = key
-    return best[3] if best else ""
+    table, costs = costs_of(state, spec, need_of(spec).times(spec.actors_per_node))
+    row = first_of(table, np.where(table.port, costs.keys, NEVER))
+    return table.ids[row] if row >= 0 else ""
