@@ -4,7 +4,7 @@ The floor is a client that XADDs, a bare Python reader that answers each entry, 
 the throughput figures. The figures are the real client and the real allocator, in processes of their own as the
 floor's reader is, on the same server in the same run.
 
-    python bench/allocate.py [--json] [--seconds 4]
+    python bench/allocate.py [--json] [--seconds 4] [--large]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import statistics
 import tempfile
 import threading
@@ -33,6 +34,11 @@ from spoke.protocol.server import connect, read_stream
 OUTSTANDING = 256
 LEASE_MS = 86_400_000
 POOL_SIZES = (10, 1_000, 10_000)
+LARGE = {
+    "one GPU": (spoke.Resources(gpus=1, cpus=2), (1, 2, 3)),
+    "a quarter of a GPU": (spoke.Resources(gpus=0.25, cpus=2), (1, 0.5, 0.3, 2)),
+}
+"""What is asked for in the large pool, and the pieces in which it was filled before."""
 ROUNDS = 5
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -146,8 +152,8 @@ def allocate_and_release(client: spoke.Client, gpus: int = 1) -> None:
 class Load:
     """Keeps OUTSTANDING requests under way: each grant is released, each release is followed by the next request."""
 
-    def __init__(self, client: spoke.Client) -> None:
-        self._client = client
+    def __init__(self, client: spoke.Client, resources: spoke.Resources = spoke.Resources(gpus=1)) -> None:  # noqa: B008
+        self._client, self._resources = client, resources
         self._lock = threading.Lock()
         self._stop = False
         self._idle = threading.Semaphore(0)
@@ -179,7 +185,7 @@ class Load:
         if self._stop:
             self._idle.release()
             return
-        future = self._client.gang_allocate(1, 1, spoke.Resources(gpus=1), timeout=None)
+        future = self._client.gang_allocate(1, 1, self._resources, timeout=None)
         future.add_done_callback(self._granted)
 
     def _granted(self, future: Any) -> None:
@@ -195,6 +201,23 @@ class Load:
         with self._lock:
             self.done += 1
         self._allocate()
+
+
+def fill(client: spoke.Client, gpus: int, pieces: tuple[float, ...]) -> list[spoke.Gang]:
+    """Take three quarters of the GPUs in pieces, and give gangs back until half is taken: fragmented."""
+    rng, granted, taken = random.Random(gpus), [], 0.0
+    while taken < gpus * 0.75:
+        asked = [spoke.Resources(gpus=rng.choice(pieces), cpus=rng.choice((2, 4, 8))) for _ in range(1_000)]
+        found = [client.gang_allocate(1, 1, need, timeout=60) for need in asked]
+        granted += [(future.result(60), need.gpus) for future, need in zip(found, asked, strict=True)]
+        taken += sum(need.gpus for need in asked)
+    rng.shuffle(granted)
+    while taken > gpus * 0.5:
+        batch = [granted.pop() for _ in range(1_000)]
+        for future in [gang.release() for gang, _ in batch]:
+            future.result(60)
+        taken -= sum(size for _, size in batch)
+    return [gang for gang, _ in granted]
 
 
 @contextmanager
@@ -243,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--large", action="store_true", help="only the rates with 10,000 nodes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spoke-bench-") as data, EmbeddedServer(Path(data)) as server:
         url = server.url
@@ -250,6 +274,9 @@ def main() -> None:
             register_nodes(url, "bench", 64)
             floor = Floor(url)
             floor.round_trip()
+            if options.large:
+                _large(url, floor, options.seconds, options.json)
+                return
             with spoke.Client(url, pool="bench") as client:
                 allocate_and_release(client)
                 _latency(client, floor, options.json)
@@ -264,6 +291,8 @@ def main() -> None:
                     value = p50_us(lambda: allocate_and_release(client, 8), 300)
             base = base or value
             figure(f"allocate 8 GPUs + release, p50, {size} nodes", value, "us", base, options.json)
+        with running(_bare_reader, url):
+            _large(url, floor, options.seconds, options.json)
 
 
 def _latency(client: spoke.Client, floor: Floor, as_json: bool) -> None:
@@ -293,6 +322,22 @@ def _throughput(client: spoke.Client, floor: Floor, seconds: float, as_json: boo
         rates.append(Load(client).run(seconds))
     name = f"requests a second, {OUTSTANDING} outstanding"
     figure(name, statistics.median(rates), "requests/s", statistics.median(floors), as_json)
+
+
+def _large(url: str, floor: Floor, seconds: float, as_json: bool) -> None:
+    """Rates in the largest pool, half full and fragmented; the leases of its nodes are not renewed meanwhile."""
+    size = POOL_SIZES[-1]
+    for number, (what, (resources, pieces)) in enumerate(LARGE.items()):
+        pool = f"large-{number}"
+        with running(_allocator, url, pool):
+            register_nodes(url, pool, size)
+            with spoke.Client(url, pool=pool) as client:
+                held = fill(client, 8 * size, pieces)
+                floors = floor.rate(seconds / 2)
+                rate = Load(client, resources).run(seconds)
+                name = f"allocations and releases a second, {what}, {size} nodes"
+                figure(name, rate, "requests/s", floors, as_json)
+                assert held, "the pool is half full"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What one decision costs in the pure core: decide and fold of a gang and of its release, by the size of the pool.
 
 Nodes have 8 GPUs and are half full, in pieces of different sizes. The floor is the same on the smallest pool, so the
-ratio is how the cost grows. Memory is what Python's allocator counts, for each node and each ticket.
+ratio is how the cost grows. "New shape": what is asked for was never asked for before. "Does not fit": a gang that
+needs every node, and is refused. Memory is what Python's allocator counts, for each node and each ticket.
 
     python bench/decide.py [--json] [--rounds 300]
 """
@@ -13,6 +14,8 @@ import json
 import random
 import time
 import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
 
 from spoke.allocator.decide import decide
 from spoke.events import types as e
@@ -83,27 +86,36 @@ def measure(shape: str, nodes: int, rounds: int) -> dict[str, float]:
     tracemalloc.stop()
     pool.ask(r.ConnectClient(10_000))
     live = pool.fill(nodes, pieces)
-    took: list[float] = []
-    for _ in range(rounds):
-        request = r.AllocateGang(GangSpec(1, 1, need), 0)
-        began = time.perf_counter()
-        event = pool.ask(request)[0]
-        took.append((time.perf_counter() - began) * 1e6)
-        assert isinstance(event, e.GangAllocated)
-        pool.ask(r.ReleaseGang(event.ticket_id))
+    found: dict[str, float] = {}
+    asked: dict[str, Callable[[int], GangSpec]] = {
+        "": lambda _: GangSpec(1, 1, need),
+        "new shape, ": lambda at: GangSpec(1, 1, replace(need, cpus=need.cpus + (at + 1) / 1000)),
+        "does not fit, ": lambda _: GangSpec(nodes, 1, replace(need, cpus=120)),
+    }
+    for name, make in asked.items():
+        took = sorted(decision_us(pool, make(at)) for at in range(rounds))
+        found |= {f"{name}mean": sum(took) / len(took), f"{name}p99": took[int(len(took) * 0.99)]}
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     more = sum(isinstance(pool.ask(r.AllocateGang(GangSpec(1, 1, need), 0))[0], e.GangAllocated) for _ in range(20))
     ticket_bytes = (tracemalloc.get_traced_memory()[0] - before) / max(1, more)
     tracemalloc.stop()
-    took.sort()
-    return {
-        "mean": sum(took) / len(took),
-        "p99": took[int(len(took) * 0.99)],
-        "bytes a node": node_bytes,
-        "bytes a ticket": ticket_bytes,
-        "tickets": live,
-    }
+    return {**found, "bytes a node": node_bytes, "bytes a ticket": ticket_bytes, "tickets": live}
+
+
+def decision_us(pool: Pool, spec: GangSpec) -> float:
+    """One decision and its fold; what was granted is given back, and so a node changes before the next one."""
+    request = r.AllocateGang(spec, 0)
+    began = time.perf_counter()
+    event = pool.ask(request)[0]
+    took = (time.perf_counter() - began) * 1e6
+    if isinstance(event, e.GangAllocated):
+        pool.ask(r.ReleaseGang(event.ticket_id))
+    else:
+        other = pool.ask(r.AllocateGang(GangSpec(1, 1, Resources(gpus=1)), 0))[0]
+        assert isinstance(other, e.GangAllocated)
+        pool.ask(r.ReleaseGang(other.ticket_id))
+    return took
 
 
 def main() -> None:
@@ -117,13 +129,13 @@ def main() -> None:
         for nodes in args.nodes or SIZES:
             for name, value in measure(shape, nodes, args.rounds).items():
                 floor = floors.setdefault(name, value)
-                unit = "µs" if name in ("mean", "p99") else "" if name == "tickets" else "B"
+                unit = "µs" if name.endswith(("mean", "p99")) else "" if name == "tickets" else "B"
                 figure, ratio = f"{shape}, {nodes:,} nodes: {name}", value / floor if floor else 0.0
                 if args.json:
                     row = {"figure": figure, "value": round(value, 1), "unit": unit, "floor": round(floor, 1)}
                     print(json.dumps({**row, "ratio": round(ratio, 2)}), flush=True)
                 else:
-                    print(f"{figure:40} {value:12,.1f} {unit:3} {floor:12,.1f} {ratio:8.2f} x", flush=True)
+                    print(f"{figure:42} {value:12,.1f} {unit:3} {floor:12,.1f} {ratio:8.2f} x", flush=True)
 
 
 if __name__ == "__main__":
