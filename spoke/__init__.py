@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from spoke.errors import WaitTimeout as WaitTimeout
     from spoke.events.model import Resources as Resources
     from spoke.events.model import Slot as Slot
+    from spoke.events.rules import Group as Group
     from spoke.protocol.explanation import Explanation as Explanation
     from spoke.protocol.explanation import PendingReason as PendingReason
     from spoke.protocol.notice import Notice as Notice
@@ -104,6 +105,7 @@ _HOMES = {
     ),
     "spoke.events.model": ("Resources", "Slot"),
     "spoke.protocol.explanation": ("Explanation", "PendingReason"),
+    "spoke.events.rules": ("Group",),
     "spoke.protocol.notice": ("Notice",),
     "spoke.transport.handles": ("BufferHandle",),
     "spoke.transport.mailbox": ("Mailbox",),

@@ -36,7 +36,9 @@ _REGISTERED: dict[str, type[Actor]] = {}
 class ActorContext:
     """Where, and as whom, an actor runs. ``gpu_ids`` are physical indices; inside the process GPUs count from 0.
 
-    ``gpu_milli`` is 0 for whole GPUs; else the actor has that many thousandths of its one GPU.
+    ``gpu_milli`` is 0 for whole GPUs; else the actor has that many thousandths of its one GPU. ``nics`` are the RDMA
+    ports that it has for itself, ``numa_node`` is where its GPUs are (-1: on several, or not known). In a mixed gang
+    ``group`` is its group's name, ``rank_in_group`` counts the ``group_size`` members of it.
 
     ``stopping`` is set when the actor is told to stop (SIGTERM); what is left then is the ticket's grace time.
     """
@@ -56,6 +58,11 @@ class ActorContext:
     master_addr: str
     master_port: int
     gpu_milli: int = 0
+    nics: tuple[str, ...] = ()
+    numa_node: int = -1
+    group: str = ""
+    rank_in_group: int = 0
+    group_size: int = 0
     stopping: threading.Event = field(default_factory=threading.Event, compare=False)
     _runtime: list[Runtime] = field(default_factory=list, compare=False, repr=False)
 

@@ -60,7 +60,7 @@ def main() -> None:
 
 def _start(document: dict[str, Any]) -> tuple[Actor, CallServer, Runtime]:
     context = document["context"]
-    tuples = {name: tuple(context[name]) for name in ("gpu_ids", "gpu_uuids")}
+    tuples = {name: tuple(context[name]) for name in ("gpu_ids", "gpu_uuids", "nics")}
     ctx = ActorContext(**{**context, **tuples})
     secret = document["secret"]
     peers = Peers(ctx.rank, ctx.actor_id, ctx.ticket_id, document["directory"], secret)

@@ -36,7 +36,8 @@ class AgentConfig:
     ``cpus`` (cores) and ``memory`` (bytes) are found if not given, and so is ``address``, where other nodes reach this
     one. ``ports`` is how many ports are held for the rendezvous of gangs. All agents of a user on a machine must share
     ``run_dir``. An actor of a registered type must be up within ``start_limit_s``; at the agent's end no actor has a
-    longer grace than ``leave_s_max``. ``key`` signs the node's requests, in pools that ask for it. ``health`` says
+    longer grace than ``leave_s_max``. ``key`` signs the node's requests, in pools that ask for it. ``topology`` is a
+    YAML file that says how near GPUs and NICs are to each other; else NVML says it of real GPUs. ``health`` says
     where the health of the GPUs is found out: a JSON file, or ``module:function``; else NVML says it of real GPUs.
     At its start the agent waits up to ``server_wait_s`` for a server that is not there.
     """
@@ -58,5 +59,6 @@ class AgentConfig:
     start_limit_s: float = 300.0
     leave_s_max: float = 15.0
     key: Key | None = None
+    topology: Path | None = None
     health: str = ""
     server_wait_s: float = WAIT_S

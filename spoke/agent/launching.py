@@ -99,6 +99,15 @@ def environment(order: StartActor, added: Mapping[str, str], site: Site, base: M
     }
     if order.gpu_milli:
         ours["SPOKE_GPU_SHARE"] = f"{order.gpu_milli / GPU_MILLI:g}"
+    if order.nics:
+        ours["SPOKE_NICS"] = ",".join(order.nics)
+        ours["NCCL_IB_HCA"] = "=" + ",".join(order.nics)  # with "=" NCCL takes these ports, and no others
+    if order.numa_node >= 0:
+        ours["SPOKE_NUMA_NODE"] = str(order.numa_node)
+    if order.group:
+        ours["SPOKE_GROUP"] = order.group
+        ours["SPOKE_RANK_IN_GROUP"] = str(order.rank_in_group)
+        ours["SPOKE_GROUP_SIZE"] = str(order.group_size)
     inherited = {name: value for name, value in base.items() if name not in AGENTS_OWN}
     return {"PYTHONUNBUFFERED": "1", **inherited, **added, **ours}
 
@@ -125,6 +134,11 @@ def _document(order: StartActor, launch: LaunchBlob, site: Site) -> bytes:
                 "gpu_ids": order.gpu_ids,
                 "gpu_uuids": order.gpu_uuids,
                 "gpu_milli": order.gpu_milli,
+                "nics": order.nics,
+                "numa_node": order.numa_node,
+                "group": order.group,
+                "rank_in_group": order.rank_in_group,
+                "group_size": order.group_size,
                 "ticket_id": order.ticket_id,
                 "actor_id": order.actor_id,
                 "node_id": site.node_id,

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from spoke.agent import instructions as i
-from spoke.agent import inventory
+from spoke.agent import inventory, topology
 from spoke.agent.claim import NodeClaim, mark_prefix
 from spoke.agent.config import AgentConfig
 from spoke.agent.directory import Directory
@@ -68,12 +68,13 @@ def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
     """What the node says of itself; raises InvalidRequest for a setting that makes no sense."""
     if config.cpus is not None and not 0 <= config.cpus <= 2**20:
         raise InvalidRequest(f"cpus must be a number of cores from 0 to {2**20}, not {config.cpus!r}")
+    found = _topology(config)
     return NodeSpec(
         node_id=config.node_id,
         host=inventory.host_name(),
         address=config.address or inventory.routable_address(config.url),
         machine=inventory.machine_id(),
-        gpus=inventory.find_gpus(config.gpus, config.node_id),
+        gpus=found.gpus,
         cpu_milli=inventory.cpu_milli() if config.cpus is None else round(config.cpus * 1000),
         memory=inventory.memory_bytes() if config.memory is None else config.memory,
         ports=ports.range,
@@ -82,8 +83,28 @@ def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
         allow_commands=config.allow_commands,
         pid=os.getpid(),
         version=release_version(),
-        nics=inventory.find_nics(),
+        nics=found.nics,
+        topology=found.topology,
     )
+
+
+def _topology(config: AgentConfig) -> topology.Found:
+    """The GPUs and NICs, and how near they are to each other as far as that can be found out."""
+    gpus, nics = inventory.find_gpus(config.gpus, config.node_id), inventory.find_nics()
+    if config.topology is not None:
+        return topology.from_file(config.topology, gpus, nics)
+    if config.gpus != "auto" or not gpus:
+        return topology.Found(gpus, nics, None)
+    nvml = import_module("pynvml")
+    try:
+        nvml.nvmlInit()
+        try:
+            return topology.from_nvml(gpus, nics, nvml)
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        log.warning("the topology of the GPUs is not known, and they are taken for equally near: NVML says %s", error)
+        return topology.Found(gpus, nics, None)
 
 
 def _check_key(config: AgentConfig) -> None:

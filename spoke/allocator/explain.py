@@ -8,8 +8,11 @@ from itertools import islice
 from typing import Any
 
 from spoke.allocator.forecast import Forecast, expected_end_ms, forecast
+from spoke.allocator.placement import select
 from spoke.allocator.placement.choose import never_fits, place
-from spoke.allocator.placement.pack import NoFit, allows, count_nodes, describe
+from spoke.allocator.placement.elastic import fewest, is_elastic
+from spoke.allocator.placement.pack import NoFit, count_nodes, describe
+from spoke.allocator.placement.rooms import members_on
 from spoke.allocator.placement.shares import words
 from spoke.events.capacity import Amount
 from spoke.events.fold import user_of
@@ -63,11 +66,24 @@ def explain_grant(before: PoolState, ticket: TicketState) -> Explanation:
 
 def needs_of(spec: GangSpec) -> str:
     """What the gang asks for, in words."""
+    if spec.groups:
+        return " and ".join(needs_of(part) for part in spec.parts)
     each = words(spec) if spec.resources.is_share else describe(need_of(spec), None)
+    each += f", {spec.resources.nics} NICs of its own" if spec.resources.nics else ""
+    rules = select.rules_in_words(spec)
     if not spec.strict_pack:
-        return f"{_members(spec.size)} with {each} each, on as few nodes as possible"
+        return f"{_members(spec.size)} with {each} each, {_SPREAD[spec.strategy]}{rules}"
     named = f", GPUs {list(spec.gpu_ids)}" if spec.gpu_ids else ""
-    return f"{count_nodes(spec.num_nodes)} with {_members(spec.actors_per_node)}, {each} each{named}"
+    least = f"{spec.min_nodes} to " if is_elastic(spec) else ""
+    return f"{least}{count_nodes(spec.num_nodes)} with {_members(spec.actors_per_node)}, {each} each{named}{rules}"
+
+
+_SPREAD = {
+    "pack": "on as few nodes as possible",
+    "spread": "on as many nodes as possible",
+    "strict_pack": "all on one node",
+    "strict_spread": "no two on one node",
+}
 
 
 # --- waiting -----------------------------------------------------------------------------------------------------
@@ -164,10 +180,14 @@ def missing(state: PoolState, spec: GangSpec) -> str:
 
 def _shortage(state: PoolState, spec: GangSpec) -> _Shortage:
     """The nodes on which it takes the least to make room for what cannot be placed."""
-    need, want = need_of(spec), spec.actors_per_node if spec.strict_pack else 1
+    spec = fewest(spec)
+    if spec.groups:
+        alone = (_shortage(state, part) for part in spec.parts)
+        return next((short for short in alone if short.rows), _Shortage(0, ()))
+    need, want = need_of(spec), _wanted_on_one(spec)
     nodes = [(node, _fits(node, spec, need)) for node in _usable(state, spec)]
-    if spec.strict_pack:
-        lacking = spec.num_nodes - sum(fits >= want for _, fits in nodes)
+    if spec.strict_pack or spec.strategy in ("strict_pack", "strict_spread"):
+        lacking = spec.size // want - sum(fits >= want for _, fits in nodes)
         short = [
             _row(state, spec, node, fits, want) for node, fits in nodes if fits < want <= _capacity(node, spec, need)
         ]
@@ -220,14 +240,15 @@ def _holders(state: PoolState, node: NodeState) -> Iterator[Holder]:
         ticket = state.tickets[ticket_id]
         slots = [slot for slot in ticket.slots if slot.node_id == node.spec.node_id]
         milli = sum(slot.gpu_milli or GPU_MILLI * len(slot.gpu_ids) for slot in slots)
-        need = ticket.need.times(len(slots))
+        needs = [ticket.need_of(slot) for slot in slots]
+        cpus, memory = sum(need.cpu_milli for need in needs) / 1000, sum(need.memory for need in needs)
         user = user_of(state, ticket.client_id)
         ends_ms = expected_end_ms(ticket) or 0
-        yield Holder(ticket_id, ticket.spec.name, user, milli / GPU_MILLI, need.cpu_milli / 1000, need.memory, ends_ms)
+        yield Holder(ticket_id, ticket.spec.name, user, milli / GPU_MILLI, cpus, memory, ends_ms)
 
 
 def _usable(state: PoolState, spec: GangSpec) -> list[NodeState]:
-    return [n for n in state.nodes.values() if n.phase == "up" and n.confirmed and allows(spec, n)]
+    return [n for n in state.nodes.values() if n.phase == "up" and n.confirmed and not select.unsuitable(spec, n)]
 
 
 def _left_out(state: PoolState, spec: GangSpec) -> Iterator[str]:
@@ -237,8 +258,10 @@ def _left_out(state: PoolState, spec: GangSpec) -> Iterator[str]:
             yield f"node {node_id} is {node.phase}"
         elif not node.confirmed:
             yield f"node {node_id} has yet to say what runs there, after a change of servers"
-        elif not allows(spec, node):
-            yield f"node {node_id} is not of the kind that was asked for"
+        elif all(select.unsuitable(part, node) for part in spec.parts):
+            yield f"node {node_id} is not of the kind that was asked for: {select.unsuitable(spec.parts[0], node)}"
+        elif any(select.closed(part, node) for part in spec.parts):
+            yield f"node {node_id} is {select.closed(spec.parts[0], node)}"
         elif node.unhealthy:
             yield f"node {node_id} has unhealthy GPUs: {', '.join(map(str, indices_of(node.unhealthy)))}"
 
@@ -248,12 +271,7 @@ def _left_out(state: PoolState, spec: GangSpec) -> Iterator[str]:
 
 def _fits(node: NodeState, spec: GangSpec, need: Amount) -> int:
     """How many members fit on a node now."""
-    limit = node.free.holds(need)
-    if spec.resources.is_share:
-        return min(limit, _gpu_members(node, spec))
-    if spec.gpu_ids and node.free_gpus & mask_of(spec.gpu_ids) != mask_of(spec.gpu_ids):
-        return 0
-    return limit
+    return 0 if select.closed(spec, node) else members_on(node, spec, need, empty=False)
 
 
 def _gpu_members(node: NodeState, spec: GangSpec) -> int:
@@ -265,18 +283,14 @@ def _gpu_members(node: NodeState, spec: GangSpec) -> int:
 
 def _capacity(node: NodeState, spec: GangSpec, need: Amount) -> int:
     """How many members would fit on a node with everything free."""
-    limit = node.total.holds(need)
-    healthy = [gpu for gpu in node.spec.gpus if not node.is_unhealthy(gpu.index)]
-    if spec.resources.is_share:
-        shares = (spec.resources.share_of(gpu.memory) for gpu in healthy)
-        return min(limit, sum(GPU_MILLI // share for share in shares if share))
-    if spec.gpu_ids and not set(spec.gpu_ids) <= {gpu.index for gpu in healthy}:
-        return 0
-    return limit
+    return members_on(node, spec, need, empty=True)
 
 
 def _wanted_on_one(spec: GangSpec) -> int:
-    return spec.actors_per_node if spec.strict_pack else 1
+    """How many members go to one node together, at the least."""
+    if spec.strict_pack:
+        return spec.actors_per_node
+    return spec.size if spec.strategy == "strict_pack" else 1
 
 
 # --- holding -----------------------------------------------------------------------------------------------------
@@ -305,6 +319,11 @@ def _policy_in_words(policy: str) -> str:
     return {
         "pack": "the tightest nodes that fit, so that large gaps stay large",
         "stranding": "where the least GPU capacity becomes hard to use, by what is usually asked for",
+        "pack-where": "the fullest of the nodes that it may use, in one rack or block if that does",
+        "spread-where": "the emptiest nodes, from rack to rack, evenly",
+        "strict-pack-where": "the fullest node that holds all",
+        "strict-spread-where": "the emptiest nodes, no two members on one",
+        "mixed": "group by group, the most demanding first",
         "repair": "another place for a failed member",
     }.get(policy.partition("/")[0], "see the design page")
 

@@ -7,6 +7,7 @@ aside and holds nobody up.
 
 from __future__ import annotations
 
+from spoke.allocator.placement import select
 from spoke.allocator.placement.assign import assign
 from spoke.allocator.placement.choose import never_fits, place
 from spoke.allocator.placement.pack import NoFit
@@ -24,6 +25,7 @@ def allocate(state: PoolState, client_id: str, seq: int, request: r.AllocateGang
     spec, timeout_ms = request.spec, request.timeout_ms
     if timeout_ms is not None and not 0 <= timeout_ms <= TIMEOUT_MS_MAX:
         raise InvalidRequest(f"a timeout of {timeout_ms} ms was given: use 0 or more, or none at all to wait for ever")
+    select.check_near(state, spec)
     ahead = _first_that_could_fit(state)
     if ahead:
         reason = f"waits behind {ahead}, which came first ({len(state.queue)} in line)"

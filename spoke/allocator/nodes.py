@@ -42,14 +42,16 @@ def _release_misfits(state: PoolState, node: NodeState, spec: NodeSpec, before: 
     held = [state.tickets[t] for t in sorted(node.tickets) if t not in ended]
     used = Amount(0, 0, 0)
     gpus = 0
+    nics: set[str] = set()
     for ticket in held:
         slots = [slot for slot in ticket.slots if slot.node_id == node.spec.node_id]
         gpus |= mask_of(tuple(index for slot in slots for index in slot.gpu_ids))
-        need = ticket.need.times(len(slots))
-        used = Amount(0, used.cpu_milli + need.cpu_milli, used.memory + need.memory)
+        nics.update(name for slot in slots for name in slot.nics)
+        for need in map(ticket.need_of, slots):
+            used = Amount(0, used.cpu_milli + need.cpu_milli, used.memory + need.memory)
     total = Amount(0, spec.cpu_milli, spec.memory)
     fits = gpus & ~mask_of(tuple(gpu.index for gpu in spec.gpus)) == 0 and total.holds(used) > 0
-    if fits:
+    if fits and nics <= {nic.name for nic in spec.nics}:
         return []
     events: list[e.Event] = []
     for ticket in held:

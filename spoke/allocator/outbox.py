@@ -355,6 +355,11 @@ def _launch_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> I
         master_port=ticket.master_port,
         grace_s=ticket.spec.grace_s,
         gpu_milli=slot.gpu_milli,
+        nics=slot.nics,
+        numa_node=slot.numa_node,
+        group=slot.group,
+        rank_in_group=slot.rank_in_group,
+        group_size=sum(other.group == slot.group for other in ticket.slots) if slot.group else 0,
     )
     yield from _command(state, event.node_id, start, blobs.get(event.rank, b""))
 

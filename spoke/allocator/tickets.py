@@ -70,9 +70,18 @@ def launch(state: PoolState, asked: r.Envelope, request: r.LaunchActors) -> list
                 f"rank {member.rank} of ticket {ticket.ticket_id} is on node {node_id}, which is lost: release the "
                 f"ticket and ask for a new gang, or wait until the node is back"
             )
+        spec = request.spec
+        if request.by_group:
+            group = ticket.slots[member.rank].group
+            if group not in request.by_group:
+                raise InvalidRequest(
+                    f"rank {member.rank} of ticket {ticket.ticket_id} is of group {group!r}, and the launch says what "
+                    f"to start in {', '.join(sorted(request.by_group))} only"
+                )
+            spec = request.by_group[group]
         events.append(
             e.ActorLaunchRequested(
-                ticket.ticket_id, member.rank, member.actor_id, node_id, asked.client_id, asked.seq, request.spec
+                ticket.ticket_id, member.rank, member.actor_id, node_id, asked.client_id, asked.seq, spec
             )
         )
     return events

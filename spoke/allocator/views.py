@@ -156,12 +156,16 @@ def _summary(ticket: TicketState) -> dict[str, Any]:
         "state": ticket.phase,
         "name": spec.name,
         "client": ticket.client_id,
-        "gang": f"{spec.num_nodes}x{spec.actors_per_node}",
-        "actors": spec.size,
+        "gang": spec.shape,
+        "actors": len(ticket.slots) or spec.size,
+        "groups": [group.name for group in spec.groups],
+        "strategy": spec.strategy,
+        "exclusive": ticket.exclusive,
         "gpus_per_actor": resources.gpus,
         "cpus_per_actor": resources.cpus,
         "memory_per_actor": resources.memory_bytes,
         "gpu_memory_per_actor": int(resources.gpu_memory),
+        "nics_per_actor": resources.nics,
         "detached": spec.detached,
         "nodes": list(dict.fromkeys(slot.node_id for slot in ticket.slots)),
         "since_ms": int(ticket.since.partition("-")[0]),
@@ -181,6 +185,10 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
         rank: dict[str, Any] = {"node": slot.node_id, "host": slot.host, "gpus": slot.gpu_ids}
         if slot.gpu_milli:
             rank["gpu_share"] = slot.gpu_milli / GPU_MILLI
+        rank |= {"group": slot.group} if slot.group else {}
+        rank |= {"nics": slot.nics} if slot.nics else {}
+        rank |= {"numa_node": slot.numa_node} if slot.numa_node >= 0 else {}
+        rank |= {"link": slot.link} if slot.link else {}
         actor = ticket.actor(slot.global_rank)
         if actor is not None and (actor.alive or actor.node_id == slot.node_id):
             rank |= {"actor": actor.actor_id, "runs": actor.spec.title[:200], "state": actor.phase, "pid": actor.pid}

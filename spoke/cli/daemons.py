@@ -106,6 +106,12 @@ def agent(
         Path | None,
         typer.Option(metavar="DIR", help="Where actors' output goes (default: ~/.local/state/spoke/logs/POOL)."),
     ] = None,
+    topology: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="How near GPUs and NICs are to each other, as YAML (default: asked of NVML)."
+        ),
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label of the node.")] = None,
     lease: Annotated[
         float,
@@ -160,6 +166,7 @@ def agent(
             cpus=cpus,
             memory=None if memory is None else parse_bytes(memory),
             address=address,
+            topology=topology,
             key=find_key(),
             server_wait_s=wait_for_server,
             health=health_file,

@@ -71,11 +71,17 @@ def generic(event: e.Event) -> str:
 
 
 def _gang(spec: GangSpec) -> str:
-    resources = spec.resources
-    need = needs(resources.gpus, resources.cpus, resources.memory_bytes, int(resources.gpu_memory))
     name = f"{spec.name!r} " if spec.name else ""
-    size = f"{spec.num_nodes}x{spec.actors_per_node} actors" + (f" with {need}" if need != "nothing" else "")
-    extras = [word for word, holds in (("dense", not spec.strict_pack), ("detached", spec.detached)) if holds]
+    size = f"{spec.shape} actors"
+    each = [(group.name, group.resources) for group in spec.groups] or [("", spec.resources)]
+    for group, resources in each:
+        need = needs(resources.gpus, resources.cpus, resources.memory_bytes, int(resources.gpu_memory), resources.nics)
+        size += f" {'with' if not group else f'({group}:'} {need}{')' if group else ''}" if need != "nothing" else ""
+    strategy = spec.strategy.replace("_", " ") if spec.strategy != "pack" else "dense"
+    extras = [strategy] if spec.strategy != "pack" or (not spec.strict_pack and not spec.groups) else []
+    extras += ["exclusive"] if spec.rules is not None and spec.rules.exclusive else []
+    extras += ["detached"] if spec.detached else []
+    extras += [f"on {' or '.join(spec.gpu_models)}"] if spec.gpu_models else []
     return name + size + "".join(f", {word}" for word in extras)
 
 

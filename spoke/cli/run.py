@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spoke.client.gang import Gang
     from spoke.client.sync import Client
     from spoke.client.tracking import ActorExit
+    from spoke.events.rules import Strategy
 
 T = TypeVar("T")
 LOOK_EVERY_S = 2.0
@@ -68,12 +69,42 @@ def run(
         float, typer.Option(metavar="SECONDS", help="How long to wait in line; 0: not at all, -1: for ever.")
     ] = 300.0,
     strict_pack: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--strict-pack/--no-strict-pack",
-            help="Exactly so many on each node; or the same number in all, as dense as it goes.",
+            help="Exactly so many on each node (default); or the same number in all, as the strategy says.",
         ),
-    ] = True,
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(metavar="WORD", help="pack, spread, strict_pack (one node), strict_spread (no two on one node)."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL=VALUE", help="Only nodes with this label; given again: any of the values."),
+    ] = None,
+    where_not: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Only nodes without this label.")
+    ] = None,
+    min_gpu_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Only nodes whose GPUs have so much memory each, like 40GiB.")
+    ] = "0",
+    near: Annotated[
+        str | None, typer.Option(metavar="NODE|TICKET", help="Beside this node, or this ticket's, if it can be.")
+    ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Nobody else on its nodes, as long as it runs.")
+    ] = False,
+    same: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="All its nodes have one value of this label, like rack.")
+    ] = None,
+    prefer_same: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="They have, if they can (default: rack, else block, else zone).")
+    ] = None,
+    min_nodes: Annotated[
+        int | None, typer.Option(metavar="N", help="It may get fewer nodes than --nodes, down to these.")
+    ] = None,
+    nics_per_actor: Annotated[int, typer.Option(metavar="N", help="RDMA ports that each process has for itself.")] = 0,
     name: Annotated[str, typer.Option(metavar="NAME", help="A name to find it by.")] = "",
     grace: Annotated[float, typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL when it is stopped.")] = 5.0,
     cwd: Annotated[
@@ -98,7 +129,11 @@ def run(
     logging.basicConfig(level=logging.ERROR, format="spoke: %(message)s")
     variables = parse_pairs("--env", env or [])
     resources = spoke.Resources(
-        gpus=gpus_per_actor, cpus=cpus_per_actor, memory=memory_per_actor, gpu_memory=gpu_memory_per_actor
+        gpus=gpus_per_actor,
+        cpus=cpus_per_actor,
+        memory=memory_per_actor,
+        gpu_memory=gpu_memory_per_actor,
+        nics=nics_per_actor,
     )
     inbox = Inbox()
     with inbox.signals():
@@ -115,6 +150,15 @@ def run(
                 grace_s=grace,
                 name=name,
                 gpu_models=gpu_model or (),
+                strategy=cast("Strategy | None", strategy),
+                where=parse_labels("--where", where or []),
+                where_not=parse_labels("--where-not", where_not or []),
+                min_gpu_memory=min_gpu_memory,
+                near=near,
+                exclusive=exclusive,
+                same=same,
+                prefer_same=prefer_same,
+                min_nodes=min_nodes,
             )
             code = job.run(granted, command, variables, os.getcwd() if cwd is None else cwd, grace)
         except Interrupted as stopped:
@@ -132,6 +176,15 @@ def parse_pairs(option: str, pairs: list[str]) -> dict[str, str]:
         if not name or not equals:
             raise InvalidRequest(f"{option} {pair!r} cannot be read: write {option} NAME=VALUE")
         found[name] = value
+    return found
+
+
+def parse_labels(option: str, pairs: list[str]) -> dict[str, list[str]]:
+    """``LABEL=VALUE`` texts as the values of each label; raises InvalidRequest."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        ((label, value),) = parse_pairs(option, [pair]).items()
+        found.setdefault(label, []).append(value)
     return found
 
 

@@ -67,7 +67,10 @@ def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) ->
                     ticket.cpus_per_actor,
                     ticket.memory_per_actor,
                     ticket.gpu_memory_per_actor,
-                ),
+                    ticket.nics_per_actor,
+                )
+                if not ticket.groups
+                else "by group",
                 " ".join(ticket.nodes) or "-",
                 age(now_s - ticket.since_ms / 1000),
                 ticket.client + (" (detached)" if ticket.detached else ""),
@@ -84,7 +87,7 @@ def free_gpus(node: NodeStatus) -> str:
     return whole + "".join(f" + {share:g} of {index}" for index, share in node.gpus_shared.items() if share)
 
 
-def needs(gpus: float, cpus: float, memory: int, gpu_memory: int = 0) -> str:
+def needs(gpus: float, cpus: float, memory: int, gpu_memory: int = 0, nics: int = 0) -> str:
     """What one actor needs, in words."""
     whole = isinstance(gpus, int) or gpus.is_integer()
     parts = [count(int(gpus), "GPU") if whole else f"{gpus:g} GPU"] if gpus else []
@@ -94,6 +97,8 @@ def needs(gpus: float, cpus: float, memory: int, gpu_memory: int = 0) -> str:
         parts.append(f"{cpus:g} CPU")
     if memory:
         parts.append(size(memory))
+    if nics:
+        parts.append(count(nics, "NIC"))
     return ", ".join(parts) or "nothing"
 
 
@@ -117,13 +122,14 @@ def show_tickets(tickets: Iterable[TicketStatus], pool: str, now_s: float | None
 
 def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
     """All of one ticket: its own fields, then its ranks."""
-    per_actor = ("gpus_per_actor", "cpus_per_actor", "memory_per_actor", "gpu_memory_per_actor")
-    gpus, cpus, memory, gpu_memory = (fields.get(name) or 0 for name in per_actor)
+    per_actor = ("gpus_per_actor", "cpus_per_actor", "memory_per_actor", "gpu_memory_per_actor", "nics_per_actor")
+    gpus, cpus, memory, gpu_memory, nics = (fields.get(name) or 0 for name in per_actor)
     lines = {
         "ticket": ticket_id,
         "state": fields.get("state"),
         "name": fields.get("name"),
-        "gang": f"{fields.get('gang')}, each with {needs(gpus, cpus, memory, gpu_memory)}",
+        "gang": f"{fields.get('gang')}"
+        + ("" if fields.get("groups") else f", each with {needs(gpus, cpus, memory, gpu_memory, nics)}"),
         "client": f"{fields.get('client')}{' (detached)' if fields.get('detached') else ''}",
         "master": fields.get("master"),
         "since": local_time(int(fields.get("since_ms") or 0)),

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Env, Gang, Ids
+from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Env, Gang, Ids, Types
 from spoke.client.handle import ActorHandle
 from spoke.client.operate import AsyncOperations
 from spoke.client.status import PoolStatus
@@ -21,6 +21,7 @@ from spoke.client.sync import CLOSE_TIMEOUT_S, Client
 from spoke.client.tracking import ActorExit
 from spoke.errors import ClientClosed
 from spoke.events.model import OnFailure, Resources, Slot
+from spoke.events.rules import Group, Labels, Strategy
 from spoke.protocol.notice import Notice
 from spoke.transport import Stream, Transport
 from spoke.transport.mailbox import CAPACITY, Mailbox
@@ -212,7 +213,9 @@ class AsyncGang:
         """Call ``tell`` with each notice from now on, in a thread of the client; see ``Gang.on_notice``."""
         self.sync.on_notice(tell)
 
-    async def launch(self, type: str, args: Args = None, *, ids: Ids = None, env: Env = None) -> list[AsyncActorHandle]:
+    async def launch(
+        self, type: Types, args: Args = None, *, ids: Ids = None, env: Env = None
+    ) -> list[AsyncActorHandle]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
         return _wrap_all(await _await_late(self.sync.launch, type, args, ids=ids, env=env))
 
@@ -282,10 +285,10 @@ class AsyncClient(AsyncOperations):
 
     async def gang_allocate(
         self,
-        num_nodes: int,
-        actors_per_node: int,
+        num_nodes: int = 1,
+        actors_per_node: int = 1,
         resources: Resources = _NO_NEED,
-        strict_pack: bool = True,
+        strict_pack: bool | None = None,
         *,
         timeout: float | None = 300.0,
         detached: bool = False,
@@ -295,6 +298,16 @@ class AsyncClient(AsyncOperations):
         on_failure: OnFailure = "report",
         grace_s: float = 5.0,
         name: str = "",
+        strategy: Strategy | None = None,
+        where: Labels | None = None,
+        where_not: Labels | None = None,
+        min_gpu_memory: int | str = 0,
+        near: str | None = None,
+        exclusive: bool = False,
+        same: str | None = None,
+        prefer_same: str | None = None,
+        min_nodes: int | None = None,
+        groups: Sequence[Group] = (),
     ) -> AsyncGang:
         """Reserve places for a gang; see ``Client.gang_allocate``. Cancelling withdraws the request."""
         future = self.sync.gang_allocate(
@@ -302,6 +315,16 @@ class AsyncClient(AsyncOperations):
             actors_per_node,
             resources,
             strict_pack,
+            strategy=strategy,
+            where=where,
+            where_not=where_not,
+            min_gpu_memory=min_gpu_memory,
+            near=near,
+            exclusive=exclusive,
+            same=same,
+            prefer_same=prefer_same,
+            min_nodes=min_nodes,
+            groups=groups,
             timeout=timeout,
             detached=detached,
             preferred_node=preferred_node,
@@ -345,7 +368,7 @@ class AsyncClient(AsyncOperations):
     async def launch_gang(
         self,
         ticket_id: str,
-        type: str,
+        type: Types,
         args: Args = None,
         *,
         ids: Ids = None,

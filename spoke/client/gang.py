@@ -26,6 +26,8 @@ RELEASE_TIMEOUT_S = 60.0
 """How long the end of a ``with gang:`` block waits until everything is confirmed free."""
 
 Args = Mapping[str, Any] | Callable[[Slot], Mapping[str, Any]] | None
+Types = str | Mapping[str, str]
+"""A registered type, or one for each group of a mixed gang."""
 Ids = Sequence[str] | Callable[[Slot], str] | None
 Env = Mapping[str, str] | None
 
@@ -64,6 +66,19 @@ class Gang:
         return self.ticket.master_port
 
     @property
+    def num_nodes(self) -> int:
+        """How many nodes it got, counted by group; an elastic gang may have fewer than it asked for."""
+        return len({slot.group_rank for slot in self.slots})
+
+    def ranks(self, group: str) -> range:
+        """The ranks of a group of a mixed gang; raises InvalidRequest if it has no such group."""
+        found = [slot.global_rank for slot in self.slots if slot.group == group]
+        if not found:
+            known = ", ".join(dict.fromkeys(slot.group for slot in self.slots if slot.group)) or "none"
+            raise InvalidRequest(f"ticket {self.ticket_id} has no group {group!r}; its groups: {known}")
+        return range(found[0], found[-1] + 1)
+
+    @property
     def releasing(self) -> str:
         """Why the gang is being given back; empty while it is not, as far as this client knows."""
         return self.ticket.releasing
@@ -97,7 +112,7 @@ class Gang:
         """
         self.ticket.on_notice = (*self.ticket.on_notice, tell)
 
-    def launch(self, type: str, args: Args = None, *, ids: Ids = None, env: Env = None) -> Future[list[ActorHandle]]:
+    def launch(self, type: Types, args: Args = None, *, ids: Ids = None, env: Env = None) -> Future[list[ActorHandle]]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
         return self.client.launch_gang(self.ticket_id, type, args, ids=ids, env=env)
 

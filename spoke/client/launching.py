@@ -7,10 +7,10 @@ secret it gives the members and the packed blobs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from spoke.client.gang import Args, Env, Ids
+from spoke.client.gang import Args, Env, Ids, Types
 from spoke.errors import InvalidRequest, LimitExceeded, RankOutOfRange
 from spoke.events.model import ActorSpec, Member, Slot
 from spoke.protocol.launch import LaunchBlob, encode_blob, pack_blobs
@@ -29,6 +29,10 @@ class Plan(Protocol):
     @property
     def spec(self) -> ActorSpec:
         """What to run."""
+
+    @property
+    def by_group(self) -> Mapping[str, ActorSpec]:
+        """What to run in each group, if it is not the same in all."""
 
     def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
         """The members and the packed blobs."""
@@ -53,10 +57,18 @@ def actor_plan(rank: int, type_name: str, actor_id: str, args: Mapping[str, Any]
     )
 
 
-def gang_plan(type_name: str, args: Args, ids: Ids, env: Env) -> Plan:
-    """One actor of a registered type at every rank."""
-    spec = ActorSpec(type_name=_checked_text("the actor type", type_name))
-    return _WholeGang(spec, args if callable(args) else _pack_args(args), ids, _env(env))
+def gang_plan(types: Types, args: Args, ids: Ids, env: Env) -> Plan:
+    """One actor of a registered type at every rank; with a type for each group, at the ranks of those."""
+    packed = args if callable(args) else _pack_args(args)
+    if not isinstance(types, Mapping):
+        return _WholeGang(ActorSpec(type_name=_checked_text("the actor type", types)), packed, ids, _env(env))
+    by_group = {
+        _checked_text("a group's name", group): ActorSpec(type_name=_checked_text("the actor type", name))
+        for group, name in types.items()
+    }
+    if not by_group:
+        raise InvalidRequest("a launch by groups names at least one group and its actor type")
+    return _WholeGang(next(iter(by_group.values())), packed, ids, _env(env), by_group)
 
 
 def command_plan(argv: Sequence[str], cwd: str | None, env: Env) -> Plan:
@@ -79,6 +91,7 @@ class _OneActor:
     member: Member
     args: bytes
     env: dict[str, str]
+    by_group: Mapping[str, ActorSpec] = field(default_factory=dict)
 
     def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
         if not 0 <= self.member.rank < len(slots):
@@ -92,8 +105,16 @@ class _WholeGang:
     args: Any
     ids: Ids
     env: dict[str, str]
+    by_group: Mapping[str, ActorSpec] = field(default_factory=dict)
 
     def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
+        if self.by_group:
+            there = {slot.group for slot in slots}
+            unknown = [group for group in self.by_group if group not in there]
+            if unknown:
+                known = ", ".join(sorted(there - {""})) or "none"
+                raise InvalidRequest(f"the launch names the group {unknown[0]!r}; the gang's groups are: {known}")
+            slots = [slot for slot in slots if slot.group in self.by_group]
         if callable(self.args):
             blobs = [encode_blob(LaunchBlob(secret, _pack_args(self.args(slot)), self.env)) for slot in slots]
         else:
@@ -103,8 +124,10 @@ class _WholeGang:
     def _members(self, slots: Sequence[Slot]) -> tuple[Member, ...]:
         ids = self.ids
         if ids is None:
-            prefix = self.spec.type_name
-            return tuple(Member(slot.global_rank, f"{prefix}-{slot.global_rank}") for slot in slots)
+            return tuple(
+                Member(slot.global_rank, f"{self.by_group.get(slot.group, self.spec).type_name}-{slot.global_rank}")
+                for slot in slots
+            )
         found = [ids(slot) for slot in slots] if callable(ids) else list(ids)
         if len(found) != len(slots):
             raise InvalidRequest(f"{len(found)} actor ids were given for {len(slots)} ranks: give one for each")

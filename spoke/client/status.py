@@ -71,6 +71,10 @@ class TicketStatus:
     cpus_per_actor: float = 0.0
     memory_per_actor: int = 0
     gpu_memory_per_actor: int = 0
+    nics_per_actor: int = 0
+    groups: tuple[str, ...] = ()
+    strategy: str = "pack"
+    exclusive: bool = False
     detached: bool = False
     nodes: tuple[str, ...] = ()
     since_ms: int = 0

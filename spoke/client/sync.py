@@ -10,8 +10,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
 from spoke.client import launching
+from spoke.client.asking import gang_spec
 from spoke.client.futures import Chain, failed
-from spoke.client.gang import Args, Env, Gang, Ids, close_all
+from spoke.client.gang import Args, Env, Gang, Ids, Types, close_all
 from spoke.client.handle import ActorHandle, Line
 from spoke.client.memory import GangMemory
 from spoke.client.operate import Operations
@@ -19,7 +20,8 @@ from spoke.client.session import Session
 from spoke.client.status import PoolStatus, read_status
 from spoke.client.tracking import Ticket
 from spoke.errors import InvalidRequest, RankOutOfRange, SpokeError, TicketEnded
-from spoke.events.model import GangSpec, OnFailure, Resources, Slot, check_name
+from spoke.events.model import OnFailure, Resources, Slot, check_name
+from spoke.events.rules import Group, Labels, Strategy
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, find_key
@@ -91,10 +93,10 @@ class Client(Operations, Closing):
 
     def gang_allocate(
         self,
-        num_nodes: int,
-        actors_per_node: int,
+        num_nodes: int = 1,
+        actors_per_node: int = 1,
         resources: Resources = _NO_NEED,
-        strict_pack: bool = True,
+        strict_pack: bool | None = None,
         *,
         timeout: float | None = 300.0,
         detached: bool = False,
@@ -104,6 +106,16 @@ class Client(Operations, Closing):
         on_failure: OnFailure = "report",
         grace_s: float = 5.0,
         name: str = "",
+        strategy: Strategy | None = None,
+        where: Labels | None = None,
+        where_not: Labels | None = None,
+        min_gpu_memory: int | str = 0,
+        near: str | None = None,
+        exclusive: bool = False,
+        same: str | None = None,
+        prefer_same: str | None = None,
+        min_nodes: int | None = None,
+        groups: Sequence[Group] = (),
     ) -> Future[Gang]:
         """Reserve places for ``num_nodes`` x ``actors_per_node`` actors, all of them or none.
 
@@ -113,17 +125,38 @@ class Client(Operations, Closing):
         ``gpu_models``: only on nodes whose GPUs are of one of these models.
         ``on_failure="release"`` gives the gang back when a member fails. ``grace_s``: from SIGTERM to SIGKILL.
 
+        ``strategy``, in Ray's words: ``"pack"`` (the fewest nodes), ``"spread"`` (as many as there are, evenly),
+        ``"strict_pack"`` (one node), ``"strict_spread"`` (no two on one node). What it moves is one actor, or, with
+        ``strict_pack=True``, the ``actors_per_node`` of a node; ``strict_pack`` None is True without a strategy, False
+        with one. ``where``: only on nodes with these labels, like ``{"rack": "r1"}`` (a list: any of the values;
+        ``"*"``: any at all); ``where_not``: on none with these. ``min_gpu_memory``: bytes, or ``"40GiB"``, that each
+        GPU of a node has. ``near``: beside this node or ticket if it can be. ``exclusive``: nobody else on its nodes,
+        as long as it lives. ``same="rack"``: all its nodes have one value of this label; ``prefer_same``: if they can
+        (None: one rack, else block, else zone, where nodes have such labels; ``""``: does not matter). ``min_nodes``:
+        it may get fewer than ``num_nodes``, down to these. ``groups``: unlike members, placed together or not at all,
+        ranked in this order (``spoke.Group``); instead of the numbers and the resources.
+
         Raises InvalidRequest. The future fails with AllocationTimeout, AllocationError or AllocationCancelled, whose
         text says what was missing; with NoAllocator; with a ServerError. Cancelling it withdraws the request.
         """
-        spec = GangSpec(
+        spec = gang_spec(
             num_nodes,
             actors_per_node,
             resources,
             strict_pack,
+            strategy=strategy,
+            where=where,
+            where_not=where_not,
+            min_gpu_memory=min_gpu_memory,
+            near=near,
+            exclusive=exclusive,
+            same=same,
+            prefer_same=prefer_same,
+            min_nodes=min_nodes,
+            groups=groups,
             preferred_node=preferred_node,
-            gpu_ids=None if gpu_ids is None else tuple(gpu_ids),
-            gpu_models=tuple(gpu_models),
+            gpu_ids=gpu_ids,
+            gpu_models=gpu_models,
             detached=detached,
             on_failure=_check_on_failure(on_failure),
             grace_s=grace_s,
@@ -191,7 +224,7 @@ class Client(Operations, Closing):
     def launch_gang(
         self,
         ticket_id: str,
-        type: str,
+        type: Types,
         args: Args = None,
         *,
         ids: Ids = None,
@@ -201,7 +234,9 @@ class Client(Operations, Closing):
         """Start an actor of a registered type at every rank of a ticket, in one request.
 
         ``args`` are the same for all, or a function of the slot. ``ids``: one for each rank, or a function of the
-        slot; else ``<type>-<rank>``. The handles come by rank; otherwise as ``launch_actor``.
+        slot; else ``<type>-<rank>``. In a mixed gang ``type`` may be a dict, ``{"controller": "Controller", "worker":
+        "Worker"}``: groups that it does not name are not launched. The handles come by rank; otherwise as
+        ``launch_actor``.
         """
         plan = launching.gang_plan(type, args, ids, env)
         return self._launch(ticket_id, plan, lambda handles: handles, timeout)
@@ -437,7 +472,7 @@ class Client(Operations, Closing):
         def handles(message: p.Launched, ticket: Ticket | None) -> T:
             return convert([gang.handle(actor) for actor in sorted(message.actors, key=lambda actor: actor.rank)])
 
-        request = r.LaunchActors(ticket_id, plan.spec, members)
+        request = r.LaunchActors(ticket_id, plan.spec, members, plan.by_group)
         return self._request(request, handles, blobs=blobs, timeout=seconds, unwanted=_stop_all)
 
     def _release_quietly(self, gang: Gang) -> None:

@@ -47,6 +47,7 @@ class CapacityIndex:
     __slots__ = (
         "_by_cpu",
         "_by_gpus",
+        "_closed",
         "_free",
         "_shapes",
         "_specs",
@@ -64,6 +65,7 @@ class CapacityIndex:
         self._by_gpus: dict[int, list[_Key]] = {}
         self._by_cpu: tuple[list[_Key], list[_Key]] = ([], [])  # nodes without GPUs, nodes with
         self._shapes: Counter[Amount] = Counter()
+        self._closed: dict[str, Amount] = {}  # counted, but nobody can have of them what is free
         self._specs: dict[str, NodeSpec] = {}
         self.version = 0
         """Grows with whatever changes on a node."""
@@ -75,6 +77,8 @@ class CapacityIndex:
     def put(self, node_id: str, free: Amount, total: Amount, spec: NodeSpec) -> None:
         """Enter a node, or move it to where its free amount now belongs. Call it for every change on a node."""
         self._note(node_id)
+        if self._closed:
+            self._open(node_id)
         if self._specs.get(node_id) is not spec:
             self._specs[node_id] = spec
             self.hardware += 1
@@ -95,6 +99,7 @@ class CapacityIndex:
     def drop(self, node_id: str) -> None:
         """Take a node out. Call it for every change on a node that is not in, too."""
         self._note(node_id)
+        self._open(node_id)
         self.hardware += 1
         free = self._free.get(node_id)
         if free is None:
@@ -110,6 +115,20 @@ class CapacityIndex:
 
     def _forget_total(self, node_id: str) -> None:
         total = self._totals.pop(node_id)
+        self._uncount(total)
+
+    def close(self, node_id: str, total: Amount) -> None:
+        """Count a node whose free amount nobody can have: somebody has it for himself."""
+        self.drop(node_id)
+        self._closed[node_id] = total
+        self._shapes[total] += 1
+
+    def _open(self, node_id: str) -> None:
+        total = self._closed.pop(node_id, None)
+        if total is not None:
+            self._uncount(total)
+
+    def _uncount(self, total: Amount) -> None:
         self._shapes[total] -= 1
         if not self._shapes[total]:
             del self._shapes[total]
@@ -130,7 +149,7 @@ class CapacityIndex:
         del by_cpu[bisect_left(by_cpu, key)]
 
     def __len__(self) -> int:
-        return len(self._free)
+        return len(self._free) + len(self._closed)
 
     def free(self, node_id: str) -> Amount | None:
         """What is free on a node; None for one that cannot host actors."""

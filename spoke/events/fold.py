@@ -252,6 +252,7 @@ def _node_removed(state: PoolState, event_id: str, event: e.NodeRemoved) -> None
         )
     advance(NODE, f"node {event.node_id}", node.phase, event_id, event.TYPE)
     state.capacity.drop(event.node_id)
+    state.domains.drop(event.node_id)
     del state.nodes[event.node_id]
     _end_drain(state, event.node_id)
 
@@ -340,7 +341,12 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
         _book(node, ticket, event_id)
         ticket.held.add(node_id)
         state.index(node)
-    state.demand.learn(ticket.spec.resources, ticket.slots)
+    if ticket.spec.groups:
+        for group in ticket.spec.groups:
+            members = tuple(slot for slot in ticket.slots if slot.group == group.name)
+            state.demand.learn(group.resources, members)
+    else:
+        state.demand.learn(ticket.spec.resources, ticket.slots)
 
 
 def _group_sizes(slots: tuple[Slot, ...]) -> tuple[int, ...]:
@@ -368,6 +374,7 @@ def _gang_repaired(state: PoolState, event_id: str, event: e.GangRepaired) -> No
     ticket.group_sizes = _group_sizes(ticket.slots)
     if any(other.node_id == old.node_id for other in ticket.slots):
         left.tickets.add(event.ticket_id)
+        left.exclusive = event.ticket_id if ticket.exclusive else ""
     else:
         ticket.held.discard(old.node_id)
     if not node.take(ticket, slot):
@@ -384,11 +391,19 @@ def _book(node: NodeState, ticket: TicketState, event_id: str) -> None:
 
 
 def _double(ticket: TicketState, slot: Slot, node: NodeState, event_id: str) -> InvalidTransition:
+    if not node.is_open_to(ticket):
+        whose = node.exclusive or ", ".join(sorted(node.tickets - {ticket.ticket_id}))
+        return InvalidTransition(
+            f"event {event_id} places ticket {ticket.ticket_id} on node {slot.node_id} beside {whose}, and one of them "
+            f"has its nodes for itself"
+        )
+    need = ticket.need_of(slot)
     return InvalidTransition(
         f"event {event_id} gives rank {slot.global_rank} of ticket {ticket.ticket_id} GPUs {slot.gpu_ids}"
         f"{f' (a share of {slot.gpu_milli} thousandths)' if slot.gpu_milli else ''}, "
-        f"{ticket.need.cpu_milli} mCPU and {ticket.need.memory} bytes of node {slot.node_id}, where GPUs "
-        f"{indices_of(node.free_gpus)} (and of {node.shared} the rest), {node.free_cpu_milli} mCPU and "
+        f"NICs {slot.nics}, {need.cpu_milli} mCPU and {need.memory} bytes of node {slot.node_id}, where GPUs "
+        f"{indices_of(node.free_gpus)} (and of {node.shared} the rest), NICs {indices_of(node.free_nics)} (by their "
+        f"order), {node.free_cpu_milli} mCPU and "
         f"{node.free_memory} bytes are free: something was handed out twice"
     )
 

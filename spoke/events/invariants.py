@@ -27,8 +27,8 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
     """What is wrong with one ticket."""
     ticket_id = ticket.ticket_id
     holds = ticket.phase in TICKET_HOLDS_GPUS
-    if holds and len(ticket.slots) != ticket.spec.size:
-        yield f"I2: ticket {ticket_id} is {ticket.phase} with {len(ticket.slots)} of {ticket.spec.size} slots"
+    if holds and not ticket.spec.has_size(Counter(slot.group for slot in ticket.slots)):
+        yield f"I2: ticket {ticket_id} is {ticket.phase} with {len(ticket.slots)} slots of {ticket.spec.shape}"
     if not holds and (ticket.slots or ticket.held):
         yield f"I2: ticket {ticket_id} is {ticket.phase} and has slots"
     if [slot.global_rank for slot in ticket.slots] != list(range(len(ticket.slots))):
@@ -51,7 +51,7 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
 
 
 def _slot_violations(ticket: TicketState, slot: Slot) -> Iterator[str]:
-    resources, whose = ticket.spec.resources, f"rank {slot.global_rank} of ticket {ticket.ticket_id}"
+    resources, whose = ticket.spec.resources_of(slot.group), f"rank {slot.global_rank} of ticket {ticket.ticket_id}"
     if len(slot.gpu_ids) != (1 if resources.is_share else resources.gpu_count):
         yield f"I2: {whose} has {len(slot.gpu_ids)} GPUs"
     if resources.is_share:
@@ -59,11 +59,15 @@ def _slot_violations(ticket: TicketState, slot: Slot) -> Iterator[str]:
             yield f"I2: {whose} has {slot.gpu_milli} thousandths of a GPU, and asked for {resources.gpu_milli}"
     elif slot.gpu_milli:
         yield f"I2: {whose} has a share of {slot.gpu_milli} thousandths, and asked for none"
+    if len(slot.nics) != resources.nics:
+        yield f"I2: {whose} has the NICs {slot.nics}, and asked for {resources.nics}"
 
 
 def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
     """What is wrong with one node."""
-    node_id, need_cpu, need_memory, held = node.spec.node_id, 0, 0, 0
+    node_id, need_cpu, need_memory, held, nics = node.spec.node_id, 0, 0, 0, 0
+    if node.exclusive and node.tickets != {node.exclusive}:
+        yield f"I1: node {node_id} is {node.exclusive}'s alone, and books {', '.join(sorted(node.tickets))}"
     shares: Counter[int] = Counter()
     for ticket_id in node.tickets:
         ticket = state.tickets.get(ticket_id)
@@ -78,8 +82,13 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
                 if held & gpus:
                     yield f"I1: GPUs {indices_of(held & gpus)} of node {node_id} belong to {ticket_id} and another"
                 held |= gpus
-                need_cpu += ticket.need.cpu_milli
-                need_memory += ticket.need.memory
+                mine = node.nics_of(slot.nics) or 0
+                if nics & mine:
+                    yield f"I1: NICs {slot.nics} of node {node_id} belong to {ticket_id} and another"
+                nics |= mine
+                need = ticket.need_of(slot)
+                need_cpu += need.cpu_milli
+                need_memory += need.memory
     total = mask_of(tuple(gpu.index for gpu in node.spec.gpus))
     for index, milli in shares.items():
         if milli > GPU_MILLI or held >> index & 1:
@@ -100,6 +109,8 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
             f"I10: node {node_id}: GPUs {indices_of(faulty)} are unhealthy, but {indices_of(sick)} are kept back, and "
             f"{indices_of(node.free_gpus)} and the rests of {sorted(node.shared)} can be given out"
         )
+    if nics ^ node.free_nics != (1 << len(node.spec.nics)) - 1:
+        yield f"I3: node {node_id}: NICs used {nics:b} + free {node.free_nics:b} is not all {len(node.spec.nics)}"
     if need_cpu + node.free_cpu_milli != node.spec.cpu_milli or node.free_cpu_milli < 0:
         yield f"I3: node {node_id}: mCPU used {need_cpu} + free {node.free_cpu_milli} is not {node.spec.cpu_milli}"
     if need_memory + node.free_memory != node.spec.memory or node.free_memory < 0:
@@ -111,7 +122,7 @@ def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
     if node.phase == "drained" and node.tickets:
         yield f"node {node_id} is drained and holds {', '.join(sorted(node.tickets))}"
     indexed = state.capacity.free(node_id)
-    if indexed != (node.free if node.phase == "up" and node.confirmed else None):
+    if indexed != (node.free if node.phase == "up" and node.confirmed and not node.exclusive else None):
         yield f"the index has {indexed} free on node {node_id}, which is {node.phase} with {node.free}"
 
 

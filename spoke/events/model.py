@@ -6,19 +6,42 @@ every check that a value must pass stands in its ``__post_init__``: what decodes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spoke.errors import InvalidRequest
 from spoke.events import names
+from spoke.events.resources import (
+    GPU_MILLI,
+    GPUS_PER_NODE_MAX,
+    NICS_PER_NODE_MAX,
+    Resources,
+    check_count,
+    parse_bytes,
+)
+from spoke.events.rules import Group, Rules, Strategy
+from spoke.events.topology import Topology
+
+__all__ = [
+    "GPUS_PER_NODE_MAX",
+    "GPU_MILLI",
+    "ActorSpec",
+    "GangSpec",
+    "Gpu",
+    "Member",
+    "Nic",
+    "NodeSpec",
+    "OnFailure",
+    "PortRange",
+    "Resources",
+    "Slot",
+    "check_name",
+    "parse_bytes",
+]
 
 GANG_SIZE_MAX = 16_384
-GPUS_PER_NODE_MAX = 1_024
-NICS_PER_NODE_MAX = 256
-GPU_MILLI = 1_000
-"""A whole GPU, in the thousandths in which shares are counted."""
+GROUPS_MAX = 16
 
 check_name = names.check_name
 NAME_LENGTH_MAX = names.NAME_LENGTH_MAX
@@ -26,22 +49,21 @@ NAME_LENGTH_MAX = names.NAME_LENGTH_MAX
 OnFailure = Literal["release", "report"]
 
 
-def _check_count(what: str, value: int, at_least: int, at_most: int) -> None:
-    if type(value) is not int or not at_least <= value <= at_most:
-        raise InvalidRequest(f"{what} must be a whole number from {at_least} to {at_most}, not {value!r}")
-
-
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of a node. ``index`` is the physical index (PCI bus order), ``memory`` is in bytes."""
+    """One GPU of a node. ``index`` is the physical index (PCI bus order), ``memory`` is in bytes.
+
+    ``numa_node`` is -1 where it is not known.
+    """
 
     index: int
     uuid: str
     model: str = ""
     memory: int = 0
+    numa_node: int = -1
 
     def __post_init__(self) -> None:
-        _check_count("a GPU's index", self.index, 0, GPUS_PER_NODE_MAX - 1)
+        check_count("a GPU's index", self.index, 0, GPUS_PER_NODE_MAX - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +74,8 @@ class PortRange:
     count: int = 0
 
     def __post_init__(self) -> None:
-        _check_count("a port range's first port", self.first, 0, 65_535)
-        _check_count("a port range's count", self.count, 0, 65_536 - self.first)
+        check_count("a port range's first port", self.first, 0, 65_535)
+        check_count("a port range's count", self.count, 0, 65_536 - self.first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,123 +121,19 @@ class NodeSpec:
     pid: int = 0
     version: str = ""
     nics: tuple[Nic, ...] = ()
+    topology: Topology | None = None
 
     def __post_init__(self) -> None:
         check_name("the node id", self.node_id)
-        _check_count("a node's cpu_milli", self.cpu_milli, 0, 2**40)
-        _check_count("a node's memory", self.memory, 0, 2**60)
-        _check_count("a node's number of GPUs", len(self.gpus), 0, GPUS_PER_NODE_MAX)
+        check_count("a node's cpu_milli", self.cpu_milli, 0, 2**40)
+        check_count("a node's memory", self.memory, 0, 2**60)
+        check_count("a node's number of GPUs", len(self.gpus), 0, GPUS_PER_NODE_MAX)
         if len({gpu.index for gpu in self.gpus}) != len(self.gpus):
             raise InvalidRequest(f"node {self.node_id} lists a GPU index twice: give each GPU its own index")
         if len({nic.name for nic in self.nics}) != len(self.nics) or len(self.nics) > NICS_PER_NODE_MAX:
             raise InvalidRequest(f"node {self.node_id} lists a NIC twice, or more than {NICS_PER_NODE_MAX} of them")
-
-
-_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("KMGTP", start=1)
-    for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
-}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?(?:i?B)?)\Z", re.IGNORECASE)
-_UNITS_FOLDED = {unit.lower(): factor for unit, factor in _UNITS.items()}
-
-
-def parse_bytes(text: str | int) -> int:
-    """Read a size: a number of bytes, or text like ``"10GiB"``, ``"512MB"``, ``"2G"`` (G means GiB).
-
-    >>> parse_bytes("2KiB"), parse_bytes("2KB"), parse_bytes(7)
-    (2048, 2000, 7)
-    """
-    if isinstance(text, int):
-        return text
-    found = _SIZE.match(text.strip())
-    if not found or found[2].lower() not in _UNITS_FOLDED:
-        raise InvalidRequest(f"{text!r} is not a size: write a number of bytes, or e.g. 512MB, 10GiB, 2G")
-    return int(float(found[1]) * _UNITS_FOLDED[found[2].lower()])
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What one actor needs: GPUs, CPU cores (fractions allowed) and memory (bytes, or ``"10GiB"``).
-
-    ``gpus`` is a whole number, or a fraction below 1: then the actor has a share of one GPU, rounded down to
-    thousandths (so that six sixths fit). ``gpu_memory`` (bytes, or text) is what it needs of a GPU's memory: without
-    ``gpus`` that is its share, beside a fraction the share is the larger of the two.
-
-    >>> Resources(gpus=2, cpus=1.5, memory="1GiB").memory
-    1073741824
-    >>> Resources(gpus=0.25).gpu_milli, Resources(gpu_memory="10GiB").share_of(40 << 30)
-    (250, 250)
-    """
-
-    gpus: int | float = 0
-    cpus: float = 0.0
-    memory: int | str = 0
-    gpu_memory: int | str = 0
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "gpu_memory"):
-            size = getattr(self, name)
-            if isinstance(size, str):
-                object.__setattr__(self, name, parse_bytes(size))
-            _check_count(name, getattr(self, name), 0, 2**60)
-        if type(self.gpus) is not int:
-            object.__setattr__(self, "gpus", _gpus(self.gpus))
-        _check_count("gpus", self.gpu_count, 0, GPUS_PER_NODE_MAX)
-        if self.gpu_memory and self.gpu_count:
-            raise InvalidRequest(
-                f"{self.gpu_count} whole GPUs and gpu_memory were asked for: gpu_memory makes a share of one GPU, so "
-                f"give it alone or with a fraction"
-            )
-        if isinstance(self.cpus, bool) or not isinstance(self.cpus, (int, float)) or not 0 <= self.cpus <= 2**20:
-            raise InvalidRequest(f"cpus must be a number of cores from 0 to {2**20}, not {self.cpus!r}")
-        object.__setattr__(self, "cpus", float(self.cpus))  # as it is read back from the log
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the actor has a share of one GPU, instead of whole ones."""
-        return type(self.gpus) is float or (self.gpus == 0 and self.gpu_memory != 0)
-
-    @property
-    def gpu_count(self) -> int:
-        """The number of whole GPUs; 0 for a share."""
-        return self.gpus if type(self.gpus) is int else 0
-
-    @property
-    def gpu_milli(self) -> int:
-        """The share that ``gpus`` asks for, in thousandths of a GPU; 0 if the share follows from ``gpu_memory``."""
-        return round(self.gpus * GPU_MILLI) if type(self.gpus) is float else 0
-
-    def share_of(self, gpu_memory: int) -> int:
-        """The share of a GPU that has so much memory (bytes), in thousandths; 0 if the need does not go into it."""
-        wanted = int(self.gpu_memory)
-        if wanted > gpu_memory:
-            return 0
-        return max(self.gpu_milli, -(-wanted * GPU_MILLI // gpu_memory)) if wanted else self.gpu_milli
-
-    @property
-    def cpu_milli(self) -> int:
-        """The CPU need in thousandths of a core: the state counts in integers, so that sums are exact."""
-        return round(self.cpus * 1000)
-
-    @property
-    def memory_bytes(self) -> int:
-        """The memory need in bytes."""
-        return int(self.memory)
-
-
-def _gpus(asked: float) -> int | float:
-    """A number of GPUs as it is counted: whole, or a share in thousandths."""
-    if isinstance(asked, bool) or not isinstance(asked, float) or not 0 <= asked <= GPUS_PER_NODE_MAX:
-        raise InvalidRequest(f"gpus must be a whole number or a fraction below 1, not {asked!r}")
-    if asked.is_integer():
-        return int(asked)
-    milli = int(asked * GPU_MILLI + 1e-6)
-    if not 1 <= milli < GPU_MILLI:
-        raise InvalidRequest(
-            f"{asked!r} GPUs were asked for: a share is from 0.001 to 0.999 of one GPU; above that, ask for whole GPUs"
-        )
-    return milli / GPU_MILLI
+        if self.topology is not None:
+            self.topology.check(self.node_id, len(self.gpus), len(self.nics))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +143,8 @@ class GangSpec:
     ``gpu_ids`` names the physical GPUs to use on every node, handed to the local ranks in order; ``gpu_models`` allows
     only nodes whose GPUs are all of one of these models; ``preferred_node`` hosts rank 0 if it can;
     ``on_failure="release"`` gives the gang back when a member fails; ``grace_s`` is the time between SIGTERM and
-    SIGKILL.
+    SIGKILL. ``rules`` are what it asks of the nodes besides. With ``min_nodes`` it may get fewer nodes, down to these.
+    A mixed gang has ``groups``, which say what its members need; ``num_nodes`` is the sum of theirs then.
     """
 
     num_nodes: int
@@ -239,15 +158,26 @@ class GangSpec:
     on_failure: OnFailure = "report"
     grace_s: float = 5.0
     name: str = ""
+    rules: Rules | None = None
+    min_nodes: int = 0
+    groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_count("num_nodes", self.num_nodes, 1, GANG_SIZE_MAX)
-        _check_count("actors_per_node", self.actors_per_node, 1, GANG_SIZE_MAX)
+        check_count("num_nodes", self.num_nodes, 1, GANG_SIZE_MAX)
+        check_count("actors_per_node", self.actors_per_node, 1, GANG_SIZE_MAX)
         if self.size > GANG_SIZE_MAX:
             raise InvalidRequest(
-                f"a gang of {self.num_nodes} x {self.actors_per_node} = {self.size} actors was asked for; "
-                f"at most {GANG_SIZE_MAX} are allowed: ask for several gangs"
+                f"a gang of {self.shape} = {self.size} actors was asked for; at most {GANG_SIZE_MAX} are allowed: ask "
+                f"for several gangs"
             )
+        check_count("min_nodes", self.min_nodes, 0, self.num_nodes)
+        if self.rules is not None and self.rules.strategy == "strict_pack" and self.strict_pack and self.num_nodes > 1:
+            raise InvalidRequest(
+                f"the strategy strict_pack puts all actors on one node, and strict_pack=True with num_nodes="
+                f"{self.num_nodes} keeps them on {self.num_nodes}: leave strict_pack out, or give num_nodes=1"
+            )
+        if self.groups:
+            self._check_groups(self.groups)
         if self.name:
             check_name("the gang's name", self.name)
         if self.preferred_node is not None:
@@ -269,19 +199,99 @@ class GangSpec:
                 f"(actors_per_node x gpus): name exactly that many"
             )
         for index in gpu_ids:
-            _check_count("a GPU id", index, 0, GPUS_PER_NODE_MAX - 1)
+            check_count("a GPU id", index, 0, GPUS_PER_NODE_MAX - 1)
+
+    def _check_groups(self, groups: tuple[Group, ...]) -> None:
+        if len(groups) > GROUPS_MAX or len({group.name for group in groups}) != len(groups):
+            raise InvalidRequest(f"the groups of a mixed gang need different names, and are at most {GROUPS_MAX}")
+        if self.gpu_ids is not None or self.min_nodes or self.resources != Resources():
+            raise InvalidRequest("a mixed gang takes gpu_ids never, and min_nodes and resources in its groups only")
+        if self.num_nodes != sum(group.num_nodes for group in groups):
+            raise InvalidRequest("num_nodes of a mixed gang is the sum of those of its groups")
+        for group in groups:
+            self.part(group)  # its own checks
 
     @property
     def size(self) -> int:
-        """The number of actors."""
+        """The number of actors, if it gets all its nodes."""
+        if self.groups:
+            return sum(group.size for group in self.groups)
         return self.num_nodes * self.actors_per_node
+
+    @property
+    def shape(self) -> str:
+        """Its form in words: ``2x4``, ``1-2x4`` if it may get fewer nodes, ``1x1 controller + 2x4 worker``."""
+        if self.groups:
+            return " + ".join(f"{_shape(g.min_nodes, g.num_nodes, g.actors_per_node)} {g.name}" for g in self.groups)
+        return _shape(self.min_nodes, self.num_nodes, self.actors_per_node)
+
+    @property
+    def strategy(self) -> Strategy:
+        """How its members go over the nodes."""
+        return "pack" if self.rules is None else self.rules.strategy
+
+    @property
+    def parts(self) -> tuple[GangSpec, ...]:
+        """A gang of like members for each group of a mixed gang; else the gang alone."""
+        return tuple(map(self.part, self.groups)) if self.groups else (self,)
+
+    def part(self, group: Group) -> GangSpec:
+        """A group as a gang of its own: what it asks for, and what the whole gang asks for besides."""
+        whole = self.rules or Rules()
+        rules = replace(
+            whole,
+            strategy=group.strategy or "pack",
+            where={**whole.where, **group.where},
+            where_not={
+                key: (*whole.where_not.get(key, ()), *group.where_not.get(key, ()))
+                for key in (*whole.where_not, *group.where_not)
+            },
+            min_gpu_memory=max(whole.gpu_memory_min, int(group.min_gpu_memory)),
+        )
+        return GangSpec(
+            group.num_nodes,
+            group.actors_per_node,
+            group.resources,
+            group.shaped,
+            preferred_node=self.preferred_node,
+            gpu_models=tuple(group.gpu_models) or self.gpu_models,
+            rules=rules,
+            min_nodes=group.min_nodes,
+        )
+
+    def of_group(self, name: str) -> GangSpec:
+        """What is asked for the members of a group; for a gang without groups, the gang."""
+        return next((self.part(group) for group in self.groups if group.name == name), self)
+
+    def resources_of(self, name: str) -> Resources:
+        """What one member of a group needs."""
+        return next((group.resources for group in self.groups if group.name == name), self.resources)
+
+    def has_size(self, members: Mapping[str, int]) -> bool:
+        """Whether a grant with so many members by group is what was asked for."""
+        asked = (
+            {g.name: (g.min_nodes or g.num_nodes, g.num_nodes, g.actors_per_node) for g in self.groups}
+            if self.groups
+            else {"": (self.min_nodes or self.num_nodes, self.num_nodes, self.actors_per_node)}
+        )
+        return members.keys() == asked.keys() and all(
+            members[name] % per_node == 0 and least <= members[name] // per_node <= most
+            for name, (least, most, per_node) in asked.items()
+        )
+
+
+def _shape(least: int, most: int, per_node: int) -> str:
+    return (f"{least}-" if least and least != most else "") + f"{most}x{per_node}"
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One member's place. ``gpu_ids`` are physical indices on ``node_id``, ``gpu_uuids`` the same GPUs by UUID.
 
-    ``gpu_milli`` is 0 for whole GPUs; else the member has that many thousandths of the one GPU it names.
+    ``gpu_milli`` is 0 for whole GPUs; else the member has that many thousandths of the one GPU it names. ``nics`` are
+    the RDMA ports that it has for itself. ``numa_node`` is where all its GPUs are (-1: on several, or not known),
+    ``link`` the farthest of the links between them (empty: not known, or fewer than two). In a mixed gang ``group`` is
+    its group's name, and ``rank_in_group`` counts within the group.
     """
 
     global_rank: int
@@ -292,6 +302,11 @@ class Slot:
     gpu_ids: tuple[int, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
     gpu_milli: int = 0
+    nics: tuple[str, ...] = ()
+    numa_node: int = -1
+    link: str = ""
+    group: str = ""
+    rank_in_group: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from spoke.events.capacity import Amount, CapacityIndex
 from spoke.events.demand import Demand
+from spoke.events.domains import DomainIndex
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
-from spoke.events.model import GPU_MILLI, GPUS_PER_NODE_MAX, ActorSpec, GangSpec, NodeSpec, Slot
+from spoke.events.model import GPU_MILLI, GPUS_PER_NODE_MAX, ActorSpec, GangSpec, NodeSpec, Resources, Slot
 
 SEQ_WINDOW = 1_024
 GONE_CLIENTS_KEPT = 1_000
@@ -43,6 +44,10 @@ class NodeState:
     unhealthy: int = 0
     unhealthy_shared: dict[int, int] = field(default_factory=dict)
     lease_ms: int = 0
+    free_nics: int = 0
+    """The NICs that no ticket has for itself, a bit set in the order of the spec."""
+    exclusive: str = ""
+    """The ticket that has the node for itself; empty if none has."""
     confirmed: bool = True
     """False from a change of servers until the agent has said what runs here; nothing is granted meanwhile."""
 
@@ -60,6 +65,7 @@ class NodeState:
             free_cpu_milli=spec.cpu_milli,
             free_memory=spec.memory,
             lease_ms=lease_ms,
+            free_nics=(1 << len(spec.nics)) - 1,
             confirmed=confirmed,
         )
 
@@ -70,23 +76,57 @@ class NodeState:
             return False  # a broken log may say anything, and a mask has as many bits as the index says
         if share and (share < 0 or len(indices) != 1):
             return False
-        gpus, port, need = mask_of(indices), self._port_bit(ticket, slot), ticket.need
-        free = self.free_milli(slot.gpu_ids[0]) >= share if share else self.free_gpus & gpus == gpus
-        free = free and self.free_ports & port == port
-        if not free or self.free_cpu_milli < need.cpu_milli or self.free_memory < need.memory:
+        spec = ticket.spec
+        alone = spec.rules is not None and spec.rules.exclusive
+        if (alone or self.exclusive) and not self.is_open_to(ticket):
+            return False
+        nics = self.nics_of(slot.nics) if slot.nics else 0
+        port = self._port_bit(ticket, slot) if slot.global_rank == 0 else 0
+        if nics is None or self.free_ports & port != port:
+            return False
+        if not self.book(ticket.need_of(slot) if spec.groups else ticket.need, indices, share, nics):
+            return False
+        self.free_ports ^= port
+        self.tickets.add(ticket.ticket_id)
+        if alone:
+            self.exclusive = ticket.ticket_id
+        return True
+
+    def book(self, need: Amount, gpu_ids: tuple[int, ...], share: int, nics: int) -> bool:
+        """Take GPUs (or a share of one), NICs, CPU and memory; False, and nothing taken, if they are not free."""
+        gpus = mask_of(gpu_ids)
+        free = self.free_milli(gpu_ids[0]) >= share if share else self.free_gpus & gpus == gpus
+        if not free or self.free_nics & nics != nics:
+            return False
+        if self.free_cpu_milli < need.cpu_milli or self.free_memory < need.memory:
             return False
         if share:
-            self.shared[slot.gpu_ids[0]] = self.shared.get(slot.gpu_ids[0], 0) + share
+            self.shared[gpu_ids[0]] = self.shared.get(gpu_ids[0], 0) + share
         self.free_gpus &= ~gpus
-        self.free_ports ^= port
+        self.free_nics ^= nics
         self.free_cpu_milli -= need.cpu_milli
         self.free_memory -= need.memory
-        self.tickets.add(ticket.ticket_id)
         return True
+
+    def is_open_to(self, ticket: TicketState) -> bool:
+        """Whether nobody's exclusive use keeps the ticket from the node."""
+        if self.exclusive and self.exclusive != ticket.ticket_id:
+            return False
+        return not ticket.exclusive or self.tickets <= {ticket.ticket_id}
+
+    def nics_of(self, names: tuple[str, ...]) -> int | None:
+        """The NICs of these names as a bit set; None if one is not there or named twice."""
+        mask = 0
+        for name in names:
+            at = next((at for at, nic in enumerate(self.spec.nics) if nic.name == name), None)
+            if at is None or mask >> at & 1:
+                return None
+            mask |= 1 << at
+        return mask
 
     def give_back(self, ticket: TicketState, slot: Slot) -> None:
         """Free what ``take`` booked."""
-        need = ticket.need
+        need = ticket.need_of(slot) if ticket.spec.groups else ticket.need
         if slot.gpu_milli:
             self._give_back_share(slot.gpu_ids[0], slot.gpu_milli)
         else:
@@ -94,6 +134,10 @@ class NodeState:
         self.free_ports |= self._port_bit(ticket, slot)
         self.free_cpu_milli += need.cpu_milli
         self.free_memory += need.memory
+        if slot.nics:
+            self.free_nics |= self.nics_of(slot.nics) or 0
+        if self.exclusive == ticket.ticket_id:
+            self.exclusive = ""
         self.tickets.discard(ticket.ticket_id)
 
     def _give_back_share(self, index: int, milli: int) -> None:
@@ -201,6 +245,15 @@ class TicketState:
     watchers: set[str] = field(default_factory=set)
     release_requests: list[tuple[str, int]] = field(default_factory=list)
 
+    def need_of(self, slot: Slot) -> Amount:
+        """What the member of a slot needs, except for its share of a GPU."""
+        return self.need if not self.spec.groups else amount_of(self.spec.resources_of(slot.group))
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether it has its nodes for itself."""
+        return self.spec.rules is not None and self.spec.rules.exclusive
+
     @property
     def actors(self) -> list[ActorState]:
         """The latest actor of every rank that was launched, in rank order."""
@@ -288,6 +341,7 @@ class PoolState:
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
     derived: dict[type, Any] = field(default_factory=dict, compare=False, repr=False)
     """What placement worked out from this state and keeps for its next decision. Decisions do not depend on it."""
+    domains: DomainIndex = field(default_factory=DomainIndex, compare=False, repr=False)
 
     def set_cordon(self, node_id: str, cordon: Cordon | None) -> None:
         """Keep new slots off a node, or no longer; and note whether it is being drained."""
@@ -326,17 +380,24 @@ class PoolState:
 
     def index(self, node: NodeState) -> None:
         """Keep the capacity index in step with a node's state."""
+        self.domains.put(node.spec.node_id, node.spec.labels)
         if self.capacity.suspended:
             return
-        if node.phase == "up" and node.confirmed:
-            self.capacity.put(node.spec.node_id, node.free, node.total, node.spec)
-        else:
+        if node.phase != "up" or not node.confirmed:
             self.capacity.drop(node.spec.node_id)
+        elif node.exclusive:
+            self.capacity.close(node.spec.node_id, node.total)
+        else:
+            self.capacity.put(node.spec.node_id, node.free, node.total, node.spec)
 
 
 def need_of(spec: GangSpec) -> Amount:
     """What one member of the gang needs, except for its share of a GPU."""
-    resources = spec.resources
+    return amount_of(spec.resources)
+
+
+def amount_of(resources: Resources) -> Amount:
+    """What one member with these resources needs, except for its share of a GPU."""
     return Amount(resources.gpu_count, resources.cpu_milli, resources.memory_bytes)
 
 

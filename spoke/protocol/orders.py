@@ -61,6 +61,11 @@ class StartActor(Order):
     master_port: int
     grace_s: float
     gpu_milli: int = 0
+    nics: tuple[str, ...] = ()
+    numa_node: int = -1
+    group: str = ""
+    rank_in_group: int = 0
+    group_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

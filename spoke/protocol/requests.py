@@ -8,7 +8,7 @@ byte strings, which the allocator passes on and never reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -122,11 +122,15 @@ class RepairGang(Request):
 @_request("actor.launch")
 @dataclass(frozen=True, slots=True)
 class LaunchActors(Request):
-    """Start ``spec`` at the given ranks. Blobs: one for all members, or one per member, in order."""
+    """Start ``spec`` at the given ranks. Blobs: one for all members, or one per member, in order.
+
+    ``by_group``, if there is any, says what to start in each group of a mixed gang, in place of ``spec``.
+    """
 
     ticket_id: str
     spec: ActorSpec
     members: tuple[Member, ...]
+    by_group: Mapping[str, ActorSpec] = field(default_factory=dict)
 
 
 @_request("actor.stop")

@@ -36,7 +36,7 @@ from spoke.agent.service import run_agent
 from spoke.errors import SpokeError
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 settings = json.loads(sys.argv[1])
-for name in ("log_dir", "run_dir"):
+for name in {"log_dir", "run_dir", "topology"} & settings.keys():
     settings[name] = Path(settings[name])
 settings["imports"] = tuple(settings["imports"])
 try:

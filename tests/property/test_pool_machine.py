@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from spoke.events.lifecycle import ACTOR, NODE, TICKET
+from spoke.events.model import GangSpec, Nic, NodeSpec, Resources
+from spoke.events.rules import Group, Rules
 from spoke.protocol import requests as r
 from tests.builders import MemoryPool, gang, node_spec
 
@@ -20,6 +23,13 @@ STEPS = int(os.environ.get("SPOKE_PROPERTY_STEPS", "50"))
 
 NODES = ("n1", "n2", "n3")
 CLIENTS = ("c1", "c2", "c3")
+
+
+def placed(spec: NodeSpec, nics: int = 2) -> NodeSpec:
+    """The node with a rack and NICs."""
+    return replace(
+        spec, labels={"rack": f"r{int(spec.node_id[-1]) % 2}"}, nics=tuple(Nic(f"m{at}:1") for at in range(nics))
+    )
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -32,7 +42,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = MemoryPool()
         self.asked = {}  # (client, seq) -> request, for sending again
         for node in NODES:
-            self.pool.register(node_spec(node, 4))
+            self.pool.register(placed(node_spec(node, 4)))
         self.sessions = {name: f"{name}.0" for name in CLIENTS}
         self.born = 0
         for client in CLIENTS:
@@ -81,6 +91,35 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(client=st.sampled_from(CLIENTS), ids=st.sets(st.integers(0, 5), min_size=2, max_size=2))
     def allocate_specific(self, client: str, ids: set[int]) -> None:
         self._ask(client, r.AllocateGang(gang(1, 2, 1, gpu_ids=tuple(sorted(ids))), 0))
+
+    @rule(
+        target=tickets,
+        client=st.sampled_from(CLIENTS),
+        asked=st.builds(
+            Rules,
+            strategy=st.sampled_from(["pack", "spread", "strict_pack", "strict_spread"]),
+            where=st.sampled_from([{}, {"rack": "r0"}]),
+            near=st.sampled_from(["", NODES[0]]),
+            exclusive=st.booleans(),
+            same=st.sampled_from(["", "rack"]),
+        ),
+        size=st.integers(1, 3),
+        nics=st.integers(0, 1),
+        mixed=st.booleans(),
+        timeout=st.sampled_from([0, None]),
+    )
+    def allocate_by_rules(self, client, asked, size, nics, mixed, timeout):  # type: ignore[no-untyped-def]
+        before = self.pool.state.next_ticket
+        if mixed:
+            groups = (
+                Group("a", 1, 1, Resources(cpus=1, nics=nics)),
+                Group("b", size, 2, Resources(gpus=1), min_nodes=1),
+            )
+            spec = GangSpec(1 + size, 1, groups=groups, rules=replace(asked, strategy="pack"))
+        else:
+            spec = GangSpec(size, 1, Resources(gpus=1, nics=nics), strict_pack=False, rules=asked, min_nodes=1)
+        self._ask(client, r.AllocateGang(spec, timeout))
+        return f"t-{before}" if self.pool.state.next_ticket > before else multiple()
 
     @rule(client=st.sampled_from(CLIENTS), ticket=tickets)
     def release(self, client: str, ticket: str) -> None:
@@ -173,7 +212,7 @@ class PoolMachine(RuleBasedStateMachine):
         old = self.pool.agents.get(node)
         if old is not None and not old.rejected and machine == old.spec.machine:
             old.processes.clear()  # whoever registers on the same machine has swept it
-        agent = self.pool.register(node_spec(node, gpus, machine=machine))
+        agent = self.pool.register(placed(node_spec(node, gpus, machine=machine), nics=gpus // 2))
         while self.pool.deliver(agent):
             pass
         if agent.rejected and old is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spoke.allocator.placement import topology
 from spoke.allocator.placement.pack import Placement
-from spoke.allocator.placement.shares import share_out
+from spoke.allocator.placement.picks import picks
 from spoke.events.model import GangSpec, Slot
 from spoke.events.state import PoolState
 
@@ -20,42 +21,41 @@ class Assignment:
 
 
 def assign(state: PoolState, spec: GangSpec, placement: Placement) -> Assignment:
-    """The slots of a placed gang: on each node the lowest free GPUs, those that were asked for, or shares."""
+    """The slots of a placed gang: on each node the nearest free GPUs, those that were asked for, or shares."""
     slots: list[Slot] = []
-    per_actor = spec.resources.gpu_count
+    in_group: dict[str, int] = {}
     for group_rank, (node_id, count) in enumerate(placement.parts):
         node = state.nodes[node_id]
-        uuids = {gpu.index: gpu.uuid for gpu in node.spec.gpus}
-        shares = share_out(state, node, spec.resources, count) if spec.resources.is_share else None
-        gpus = spec.gpu_ids or _lowest(node.free_gpus, count * per_actor)
-        for local_rank in range(count):
-            milli = 0
-            if shares is None:
-                mine = tuple(gpus[local_rank * per_actor : (local_rank + 1) * per_actor])
-            else:
-                mine, milli = (shares[local_rank][0],), shares[local_rank][1]
+        host, gpus = node.spec.address, node.spec.gpus
+        group = placement.groups[group_rank] if placement.groups else ""
+        uuids = {gpu.index: gpu.uuid for gpu in gpus}
+        chosen = placement.picks[group_rank] if placement.picks else picks(state, node, spec, count)
+        if not group and not chosen[0].nics and not (gpus and topology.is_known(node)):  # as a rule, and in less time
+            for local_rank, (ids, milli, _) in enumerate(chosen):
+                mine = tuple([uuids[index] for index in ids])
+                slots.append(Slot(len(slots), local_rank, group_rank, node_id, host, ids, mine, milli))
+            continue
+        first_rank = in_group.get(group, 0)
+        in_group[group] = first_rank + count
+        for local_rank, (ids, milli, nics) in enumerate(chosen):
             slots.append(
                 Slot(
                     global_rank=len(slots),
                     local_rank=local_rank,
                     group_rank=group_rank,
                     node_id=node_id,
-                    host=node.spec.address,
-                    gpu_ids=mine,
-                    gpu_uuids=tuple(uuids[index] for index in mine),
+                    host=host,
+                    gpu_ids=ids,
+                    gpu_uuids=tuple(uuids[index] for index in ids),
                     gpu_milli=milli,
+                    nics=tuple(node.spec.nics[at].name for at in nics),
+                    numa_node=topology.numa_node(node, ids),
+                    link=topology.farthest_link(node, ids),
+                    group=group,
+                    rank_in_group=first_rank + local_rank if group else 0,
                 )
             )
     first = state.nodes[placement.parts[0][0]]
     ports = first.free_ports
     port = first.spec.ports.first + (ports & -ports).bit_length() - 1 if ports else 0
     return Assignment(tuple(slots), first.spec.address, port)
-
-
-def _lowest(mask: int, count: int) -> tuple[int, ...]:
-    found = []
-    for _ in range(count):
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from spoke.allocator.placement import pack, shares, stranding
+from spoke.allocator.placement import elastic, general, pack, shares, stranding
 from spoke.allocator.placement.pack import NoFit, Placement
 from spoke.events.model import GangSpec
 from spoke.events.state import PoolState
@@ -29,7 +29,7 @@ def place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
     """Places for the whole gang, or why there are none; and the policy's name and version. The state is not changed.
 
     In a pool that has granted shares, gangs that go to one node are scored, too: a GPU or a CPU taken at the wrong
-    node strands what is left there.
+    node strands what is left there. A gang that asks for more than room is placed by the general way.
     """
     answers = _answers(state)
     if answers.version != state.capacity.version or len(answers.misfits) >= _ANSWERS_MAX:
@@ -38,7 +38,7 @@ def place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
     known = answers.misfits.get(spec) if answers.misfits else None
     if known is not None:
         return known
-    found, policy = _place(state, spec)
+    found, policy = elastic.place(state, spec, _place) if elastic.is_elastic(spec) else _place(state, spec)
     if isinstance(found, NoFit):
         answers.misfits[spec] = found, policy
     return found, policy
@@ -52,13 +52,20 @@ def never_fits(state: PoolState, spec: GangSpec) -> str:
         answers.never.clear()
     known = answers.never.get(spec)
     if known is None:
-        share = spec.resources.is_share
-        known = shares.shares_never_fit(state, spec) if share else pack.never_fits(state, spec)
+        known = _never_fits(state, elastic.fewest(spec) if elastic.is_elastic(spec) else spec)
         answers.never[spec] = known
     return known
 
 
+def _never_fits(state: PoolState, spec: GangSpec) -> str:
+    if general.applies(state, spec):
+        return general.never_fits(state, spec)
+    return shares.shares_never_fit(state, spec) if spec.resources.is_share else pack.never_fits(state, spec)
+
+
 def _place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
+    if general.applies(state, spec):
+        return general.place(state, spec), general.policy(spec)
     if spec.resources.is_share:
         return shares.place_shares(state, spec), stranding.POLICY
     if state.demand.shares and _is_scored(spec):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from spoke.events.capacity import Amount
 from spoke.events.model import GangSpec
@@ -16,11 +17,24 @@ from spoke.events.state import NodeState, PoolState, mask_of, need_of
 POLICY = "pack/1"
 
 
+class Pick(NamedTuple):
+    """What one member gets of its node: GPUs by index, the share of the one GPU (0: whole), NICs by their place."""
+
+    gpu_ids: tuple[int, ...] = ()
+    milli: int = 0
+    nics: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many members go to which node, in the order of their ranks."""
+    """How many members go to which node, in the order of their ranks.
+
+    For a mixed gang, ``groups`` has the group of each part, and ``picks`` what each of its members gets.
+    """
 
     parts: tuple[tuple[str, int], ...]
+    groups: tuple[str, ...] = ()
+    picks: tuple[tuple[Pick, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
