@@ -16,7 +16,11 @@ _OUR_OWN_LABELS = frozenset({"log_dir"})
 
 def unsuitable(spec: GangSpec, node: NodeState) -> str:
     """Why a node never serves the gang, however much of it is free; empty if it does."""
-    rules = spec.rules or NO_RULES
+    if spec.gpu_models and not all(gpu.model in spec.gpu_models for gpu in node.spec.gpus):
+        return f"GPUs that are not {' or '.join(spec.gpu_models)}"
+    rules = spec.rules
+    if rules is None:
+        return ""
     labels = node.spec.labels
     for key, wanted in rules.where.items():
         if not matches(labels, key, wanted):
@@ -26,9 +30,7 @@ def unsuitable(spec: GangSpec, node: NodeState) -> str:
             return f"label {key}={labels[key]}"
     if rules.same and rules.same not in labels:
         return f"no label {rules.same}"
-    if not all(not spec.gpu_models or gpu.model in spec.gpu_models for gpu in node.spec.gpus):
-        return f"GPUs that are not {' or '.join(spec.gpu_models)}"
-    if any(gpu.memory < rules.gpu_memory_min for gpu in node.spec.gpus):
+    if rules.min_gpu_memory and any(gpu.memory < rules.gpu_memory_min for gpu in node.spec.gpus):
         return f"GPUs with less than {_gib(rules.gpu_memory_min)}"
     return ""
 
