@@ -216,6 +216,8 @@ def _events(block: Block) -> list[Event] | None:
 
 def _built(cls: Any, columns: list[Iterable[Any]]) -> list[Event]:
     """``list(map(cls, *columns))`` in a third of the time: a frozen class sets each field by a call."""
+    if hasattr(cls, "__post_init__"):
+        return list(map(cls, *columns))
     made: list[Event] = list(map(_open(cls), *columns))
     for event in made:
         event.__class__ = cls
