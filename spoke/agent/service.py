@@ -30,6 +30,7 @@ from spoke.agent.keeper import clock_s
 from spoke.agent.launching import Site, prepare
 from spoke.agent.link import KeeperLink
 from spoke.agent.machine import AgentMachine, Settings
+from spoke.agent.meters import Meters
 from spoke.agent.nvml import NvmlSource
 from spoke.agent.ports import HeldPorts
 from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
@@ -51,13 +52,13 @@ PORTS_AGAIN_S = 5.0
 _Input = Callable[[float], Iterable[i.Instruction]]
 
 
-def run_agent(config: AgentConfig) -> None:
+def run_agent(config: AgentConfig, meters: Meters | None = None) -> None:
     """Serve a node until SIGTERM or SIGINT (a second one stops the actors without grace).
 
     Call it from the main thread of a process of its own. Returns after an orderly end; raises SpokeError where the
     node cannot be served: no usable server, the node id is taken, no GPU driver, processes that cannot be killed.
     """
-    agent = Agent(config)
+    agent = Agent(config, meters)
     try:
         agent.run()
     finally:
@@ -133,7 +134,8 @@ def _health_monitor(config: AgentConfig, spec: NodeSpec, tell: Callable[[Health]
 class Agent:
     """One agent. Making it claims the node, checks the server and clears what an earlier agent left; ``run`` serves."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, meters: Meters | None = None) -> None:
+        self._meters = meters
         check_name("the node id", config.node_id)
         _check_key(config)
         keys = Keys(config.pool)
@@ -310,6 +312,8 @@ class Agent:
 
     def _do(self, steps: Iterable[i.Instruction]) -> None:
         for step in steps:
+            if self._meters is not None:
+                self._meters.watch(step)
             match step:
                 case i.Send(envelope):
                     self._sender.send(envelope)

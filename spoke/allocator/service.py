@@ -20,6 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
 from spoke.allocator.limits import Limits
+from spoke.allocator.meters import Meters
 from spoke.allocator.term import Term
 from spoke.allocator.wire import Wire
 from spoke.errors import Fenced, ServerUnreachable, SpokeError
@@ -56,8 +57,9 @@ class AllocatorConfig:
 class Allocator:
     """The allocator of one pool; ``run`` leads it, or stands by until it can."""
 
-    def __init__(self, config: AllocatorConfig) -> None:
+    def __init__(self, config: AllocatorConfig, meters: Meters | None = None) -> None:
         self._config = config
+        self._meters = meters
         self._keys = Keys(config.pool)
         self._client = connect(config.url, pool=config.pool)
         self._stop = threading.Event()
@@ -116,6 +118,8 @@ class Allocator:
             self._sleep(min(STANDBY_POLL_S, found.left_ms / 1000 + 0.01))
             return
         wire, term = Wire(self._client), None
+        if self._meters is not None:
+            self._meters.begin_term()
         try:
             term = Term(
                 self._client,
@@ -129,6 +133,7 @@ class Allocator:
                 gate=Gate(config.pool, config.masters),
                 limits=config.limits,
                 seen=self._seen,
+                meters=self._meters,
             )
             self.leading.set()
             log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))
@@ -139,6 +144,8 @@ class Allocator:
             if term is not None:
                 self._seen = term.committed_id
             self.leading.clear()
+            if self._meters is not None:
+                self._meters.end_term()
             wire.close()
 
 

@@ -12,6 +12,7 @@ from spoke.allocator.gate import Gate
 from spoke.allocator.intake import Intake, size_of
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.limits import Limits
+from spoke.allocator.meters import Meters
 from spoke.allocator.outbox import Blobs, effects
 from spoke.allocator.views import Views
 from spoke.allocator.wire import Wire
@@ -56,7 +57,9 @@ class Term:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         seen: str = "0-0",
+        meters: Meters | None = None,
     ) -> None:
+        self._meters = meters
         self._monotonic_s = clock
         self._client, self._wire, self._keys, self._holder, self._gate = client, wire, keys, holder, gate
         self._epoch, self._cursor = elected.epoch, elected.cursor
@@ -124,6 +127,8 @@ class Term:
             batch = Batch(self._keys)
             self._views.write(batch, self.state, self._now_ms())
             self._begin_commit(batch)
+        if self._meters is not None:
+            self._meters.answer(self.state, self._now_ms())
         if busy and self._intake.has_room:
             self._begin_read(None)
         else:
@@ -162,6 +167,8 @@ class Term:
         recorded = e.Recorded(self._next_id(), event)
         batch.event(recorded, effects(self.state, recorded, blobs or {}), self._chain)
         self._views.touch(event, self.state)
+        if self._meters is not None:
+            self._meters.event(event, self.state, self._now_ms())
         fold(self.state, recorded)
 
     def _next_id(self) -> str:
@@ -194,12 +201,16 @@ class Term:
         )
         self._committed_id = self.state.last_id
         self._committing += 1
+        if self._meters is not None:
+            self._meters.commit_sent()
 
     def _settle(self) -> None:
         """Wait for what is under way: the commits, then the read behind them."""
         while self._committing:
             self._committing -= 1
             now_ms, expired = self._wire.take_commit()
+            if self._meters is not None:
+                self._meters.commit_ended()
             self._expired += [holder for holder in expired if holder not in self._expired]
             self._set_clock(now_ms)
         if self._reading:

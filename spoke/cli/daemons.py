@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from spoke.cli.files import LOG_DIR_LABEL
+from spoke.cli.metrics import MetricsAddress, serving
 from spoke.cli.options import Pool, Url
 from spoke.cli.run import parse_pairs
 from spoke.errors import InvalidRequest
@@ -58,11 +59,13 @@ def allocator(
     max_gang: Annotated[int, typer.Option(metavar="N", help="Actors of one gang.")] = 16_384,
     max_args: Annotated[str, typer.Option(metavar="SIZE", help="Arguments of one launch.")] = "16MiB",
     wait_for_server: ServerWait = 60.0,
+    metrics: MetricsAddress = None,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
     """Decide for a pool, until SIGTERM or Ctrl-C. Start two, and the second is the standby."""
     from spoke.allocator.limits import Limits
+    from spoke.allocator.meters import Meters
     from spoke.allocator.service import Allocator, AllocatorConfig
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
@@ -74,14 +77,15 @@ def allocator(
     _warn_of_password(url)
     masters = () if keys is None else read_masters(keys)
     limits = Limits(max_queue, max_waiting, max_outstanding, max_gang, args_bytes=parse_bytes(max_args))
-    service = Allocator(
-        AllocatorConfig(
-            resolve_url(url), resolve_pool(pool), masters=masters, limits=limits, server_wait_s=wait_for_server
-        )
+    config = AllocatorConfig(
+        resolve_url(url), resolve_pool(pool), masters=masters, limits=limits, server_wait_s=wait_for_server
     )
+    meters = Meters(config.pool) if metrics else None
+    service = Allocator(config, meters)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
-    service.run()
+    with serving(metrics, meters):
+        service.run()
 
 
 def agent(
@@ -127,6 +131,7 @@ def agent(
             "Default: NVML, for real GPUs.",
         ),
     ] = "",
+    metrics: MetricsAddress = None,
     address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where other nodes reach this one (default: found).")
     ] = "",
@@ -139,6 +144,7 @@ def agent(
     In a pool with a master key, SPOKE_KEY or the file SPOKE_KEY_FILE holds the key of this node.
     """
     from spoke.agent.config import AgentConfig, default_log_dir
+    from spoke.agent.meters import Meters
     from spoke.agent.service import run_agent
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
@@ -152,26 +158,27 @@ def agent(
     logs = (default_log_dir() / name if log_dir is None else log_dir).expanduser().absolute()
     if not 0.5 <= lease <= 86_400:
         raise InvalidRequest(f"--lease must be from 0.5 to 86400 seconds, not {lease:g}")
-    run_agent(
-        AgentConfig(
-            url=resolve_url(url),
-            pool=name,
-            node_id=node_id if node_id is not None else host_as_name(),
-            gpus=parse_gpus(gpus),
-            imports=tuple(imports or ()),
-            allow_commands=allow_commands,
-            lease_ms=round(lease * 1000),
-            log_dir=logs,
-            labels={**parse_pairs("--label", label or []), LOG_DIR_LABEL: str(logs)},
-            cpus=cpus,
-            memory=None if memory is None else parse_bytes(memory),
-            address=address,
-            topology=topology,
-            key=find_key(),
-            server_wait_s=wait_for_server,
-            health=health_file,
-        )
+    config = AgentConfig(
+        url=resolve_url(url),
+        pool=name,
+        node_id=node_id if node_id is not None else host_as_name(),
+        gpus=parse_gpus(gpus),
+        imports=tuple(imports or ()),
+        allow_commands=allow_commands,
+        lease_ms=round(lease * 1000),
+        log_dir=logs,
+        labels={**parse_pairs("--label", label or []), LOG_DIR_LABEL: str(logs)},
+        cpus=cpus,
+        memory=None if memory is None else parse_bytes(memory),
+        address=address,
+        topology=topology,
+        key=find_key(),
+        server_wait_s=wait_for_server,
+        health=health_file,
     )
+    meters = Meters(name, config.node_id) if metrics else None
+    with serving(metrics, meters):
+        run_agent(config, meters)
 
 
 def parse_gpus(text: str) -> int | Literal["auto"]:
