@@ -70,8 +70,9 @@ class Scope:
         self.id = scope_id(secret)
         self.users = 0
         self._secret = secret
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while a connection opens, or ends
         self._owners: dict[str, Owner] = {}
+        self._working = threading.Lock()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -95,7 +96,7 @@ class Scope:
 
     def later(self, work: Callable[[], None]) -> bool:
         """Let the scope's own thread do what takes a while; False when it has ended."""
-        with self._lock:
+        with self._working:
             if self._closed:
                 return False
             if self._thread is None:
@@ -110,8 +111,9 @@ class Scope:
 
     def close(self) -> None:
         """End its connections and its thread; transfers under way fail."""
-        with self._lock:
+        with self._working:
             self._closed = True
+        with self._lock:
             owners, thread = list(self._owners.values()), self._thread
             self._owners.clear()
         self._work.put(None)
