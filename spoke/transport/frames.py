@@ -112,6 +112,17 @@ def encode_frame(
     return [b"".join((head, struct.pack(f"<{len(lengths)}Q", *lengths), header)), *buffers]
 
 
+def read_one(data: bytes) -> Frame | None:
+    """The frame, if the bytes are exactly one and it has no buffers; whatever else they are is for the reader."""
+    if len(data) < _HEAD.size:
+        return None
+    magic, kind_code, zero, count, call_id, header_bytes = _HEAD.unpack_from(data)
+    kind = _KINDS.get(kind_code)
+    if magic != _MAGIC or kind is None or zero or count or header_bytes != len(data) - _HEAD.size:
+        return None
+    return Frame(kind, call_id, data[_HEAD.size :], [])
+
+
 class FrameReader:
     """Turns received bytes into frames, whatever pieces they come in.
 

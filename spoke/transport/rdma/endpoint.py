@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 from spoke.errors import LimitExceeded, MalformedData
@@ -27,7 +27,7 @@ from spoke.transport.rdma import onesided
 from spoke.transport.rdma.device import Device
 from spoke.transport.rdma.incoming import IncomingHalf
 from spoke.transport.rdma.onesided import OneSided, RdmaReach
-from spoke.transport.rdma.outgoing import Item, Large, Outgoing, item_of
+from spoke.transport.rdma.outgoing import RETURN_AT, Item, Large, Outgoing, item_of
 from spoke.transport.rdma.queue import ONE_SIDED, READ, CompletionQueue, QueueBroken, QueuePair
 from spoke.transport.rdma.wire import SLOTS
 from spoke.transport.turn import STALL_S, wait_for_turn
@@ -51,7 +51,9 @@ class RdmaEndpoint(Endpoint):
         self._device = device
         self._queue = queue
         self._sock = sock
-        self._out = threading.Condition()  # its lock is the one for everything here
+        self._lock = threading.RLock()  # the one for everything here
+        self._out = threading.Condition(self._lock)
+        self._guard = _Guard(self._broke)
         self._outgoing = Outgoing(queue, device.staging)
         self._incoming = IncomingHalf(queue, self._outgoing, device.landing, limit_bytes)
         self._one_sided = OneSided(queue, device)
@@ -72,7 +74,7 @@ class RdmaEndpoint(Endpoint):
         for fd in (*channels, self._bell):
             self._send_poll.register(fd, select.POLLIN)
         sock.setblocking(False)
-        with self._out:
+        with self._lock:
             self._ring_readable()
 
     def readable_fd(self) -> int:
@@ -92,7 +94,7 @@ class RdmaEndpoint(Endpoint):
 
     def receive(self) -> list[Incoming]:
         """The frames that are complete; see the interface."""
-        with self._out:
+        with self._lock:
             found = self._receive_once()
             if found:
                 return found
@@ -102,10 +104,10 @@ class RdmaEndpoint(Endpoint):
             until = self._idle_since + self._spin_s
             while time.monotonic() < until:
                 os.sched_yield()
-                with self._out:
+                with self._lock:
                     if found := self._receive_once():
                         return found
-        with self._out:
+        with self._lock:
             self._arm()
             found = self._receive_once()
             if found is None:
@@ -119,14 +121,15 @@ class RdmaEndpoint(Endpoint):
         With anything else, the beginning of a large frame for example, there is more to wait for than before, and the
         channels must be armed once more before the reader may sleep.
         """
-        with self._guard():
+        with self._guard:
             self._progress()
             if not self._incoming.pending and not self._one_sided.finished:
                 self._check_open()
                 return None
             found = self._incoming.take()
-            found.extend(map(Done, self._one_sided.take_finished()))
-            self._outgoing.update()
+            if self._one_sided.finished:
+                found.extend(map(Done, self._one_sided.take_finished()))
+            self._update()
         if self._idle_since:
             waited_s = min(time.monotonic() - self._idle_since, 4 * self._spin_s)
             self._idle_s += (waited_s - self._idle_s) / 4
@@ -147,19 +150,15 @@ class RdmaEndpoint(Endpoint):
 
     # Progress: under the lock.
 
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """What fails in the verbs, or was sent wrong, is the connection's end."""
-        try:
-            yield
-        except (QueueBroken, self._device.verbs.PyverbsError) as error:
-            self._end_with(f"the connection to {self.peer} broke: {error}")
-            raise EndpointClosed(self._end) from error
-        except MalformedData as error:
+    def _broke(self, error: BaseException) -> None:
+        """What fails in the verbs, or was sent wrong, is the connection's end; see ``_Guard``."""
+        if isinstance(error, MalformedData):
             self._end_with(f"{self.peer} sent what makes no sense: {error}")
-            raise
-        except LimitExceeded as error:
+        elif isinstance(error, LimitExceeded):
             self._end_with(str(error))
+            raise EndpointClosed(self._end) from error
+        elif isinstance(error, QueueBroken | self._device.verbs.PyverbsError):
+            self._end_with(f"the connection to {self.peer} broke: {error}")
             raise EndpointClosed(self._end) from error
 
     def _progress(self) -> None:
@@ -167,13 +166,13 @@ class RdmaEndpoint(Endpoint):
         if self._closed:
             return
         changed = False
+        incoming, outgoing = self._incoming, self._outgoing
         for completion in self._queue.recv_queue.poll():
             if completion.status:
                 self._fail(completion.status)
-            self._incoming.arrived(completion.wr_id)
+            incoming.arrived(completion.wr_id)
             changed = True
-        in_flight = self._outgoing.in_flight
-        if self._incoming.reading or self._one_sided.busy or in_flight > _LAZY_IN_FLIGHT or self._waiting:
+        if outgoing.in_flight > _LAZY_IN_FLIGHT or self._waiting or incoming.reading or self._one_sided.busy:
             changed = self._look_at_sends() or changed
         if changed:
             if self._outgoing.backlog and not self._sending:
@@ -184,7 +183,10 @@ class RdmaEndpoint(Endpoint):
             if self._waiting and not self._sender_rung:
                 self._sender_rung = True
                 os.eventfd_write(self._bell, 1)
-        if self._outgoing.done or self._outgoing.returns:
+        self._update()
+
+    def _update(self) -> None:
+        if self._outgoing.done or self._outgoing.returns >= RETURN_AT:
             self._outgoing.update()
 
     def _look_at_sends(self) -> bool:
@@ -207,7 +209,7 @@ class RdmaEndpoint(Endpoint):
 
     def _arm(self) -> None:
         """Let the channels tell what completes from now on; what has completed by now must be looked for again."""
-        with self._guard():
+        with self._guard:
             if self._closed:
                 return
             self._queue.recv_queue.arm()
@@ -229,7 +231,7 @@ class RdmaEndpoint(Endpoint):
 
     def _finish(self, reason: str) -> None:
         """The peer is gone: take what is already here, then end."""
-        with self._guard():
+        with self._guard:
             for completion in self._queue.recv_queue.poll():
                 if not completion.status:
                     self._incoming.arrived(completion.wr_id)
@@ -259,7 +261,7 @@ class RdmaEndpoint(Endpoint):
     ) -> None:
         """Send one frame; see the interface."""
         item = item_of(kind, call_id, header, buffers, self.limit_bytes)
-        with self._out:
+        with self._lock:
             if self._sending or self._outgoing.backlog:
                 wait_for_turn(
                     self._out,
@@ -274,7 +276,7 @@ class RdmaEndpoint(Endpoint):
             if self._sending or self._outgoing.backlog:
                 self._outgoing.keep(item)
             else:
-                with self._guard():
+                with self._guard:
                     if not self._outgoing.ready:
                         self._progress()
                     if self._outgoing.transmit(item):
@@ -297,7 +299,7 @@ class RdmaEndpoint(Endpoint):
         try:
             while time.monotonic() < deadline:
                 before = _left(item)
-                with self._guard():
+                with self._guard:
                     if self._outgoing.transmit(item):
                         return
                 if _left(item) < before:
@@ -318,7 +320,7 @@ class RdmaEndpoint(Endpoint):
         self._waiting += 1
         try:
             self._arm()
-            with self._guard():
+            with self._guard:
                 before = (self._outgoing.credits, len(self._outgoing.chunks), self._outgoing.in_flight)
                 self._progress()
             if before != (self._outgoing.credits, len(self._outgoing.chunks), self._outgoing.in_flight):
@@ -334,7 +336,7 @@ class RdmaEndpoint(Endpoint):
                 self._sender_rung = False
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._bell)
-            with self._guard():
+            with self._guard:
                 self._progress()
             with contextlib.suppress(EndpointClosed):
                 self._check_peer()
@@ -343,12 +345,12 @@ class RdmaEndpoint(Endpoint):
 
     def flush(self) -> bool:
         """Send of the backlog what may go now; True when nothing is left."""
-        with self._out:
+        with self._lock:
             if self._sending or not self._outgoing.backlog:
                 return True  # whoever sends now asks for another flush when it is done
             self._check_open()
             self._arm()
-            with self._guard():
+            with self._guard:
                 self._waiting += 1  # so that completed sends are looked at
                 try:
                     self._progress()
@@ -366,7 +368,7 @@ class RdmaEndpoint(Endpoint):
 
     def lend(self, memory: Lendable, wishes: Params) -> Params:
         """Register it for the peers of this ticket; see the interface."""
-        with self._out:
+        with self._lock:
             self._check_open()
             return onesided.lend(self._device, memory)
 
@@ -376,15 +378,15 @@ class RdmaEndpoint(Endpoint):
 
     def copy(self, call_id: int, copy: Copy, remote: int, rkey: int) -> None:
         """Begin a one-sided transfer; ``receive`` tells of its end."""
-        with self._out:
+        with self._lock:
             self._check_open()
-            with self._guard():
+            with self._guard:
                 self._one_sided.add(call_id, copy, remote, rkey)
             self._ring_readable()  # the reader has something new to wait for
 
     def forget_copy(self, call_id: int) -> None:
         """Post no more of a transfer."""
-        with self._out:
+        with self._lock:
             if not self._closed:
                 self._one_sided.forget(call_id)
 
@@ -392,7 +394,7 @@ class RdmaEndpoint(Endpoint):
 
     def shutdown(self) -> None:
         """End the connection and wake every thread in it."""
-        with self._out:
+        with self._lock:
             if self._end is None:
                 self._end_with(f"the connection to {self.peer} is closed")
 
@@ -400,7 +402,7 @@ class RdmaEndpoint(Endpoint):
         """Let what was sent arrive, for a second at most, and free everything in order."""
         ended_here = self._end is None or self._end == f"the connection to {self.peer} is closed"
         self.shutdown()
-        with self._out:
+        with self._lock:
             self._out.wait_for(lambda: not self._sending, STALL_S)
             if self._closed:
                 return
@@ -454,6 +456,22 @@ class RdmaEndpoint(Endpoint):
             if not completion.status and completion.wr_id < READ:
                 self._outgoing.sent(completion.wr_id)
         return found
+
+
+class _Guard:
+    """Tells the endpoint of what was raised in a block; made once, since every message enters it twice."""
+
+    __slots__ = ("_broke",)
+
+    def __init__(self, broke: Callable[[BaseException], None]) -> None:
+        self._broke = broke
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._broke(error)
 
 
 def _spin_s() -> float:

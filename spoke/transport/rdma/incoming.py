@@ -12,7 +12,7 @@ from collections import deque
 from typing import Final
 
 from spoke.errors import MalformedData
-from spoke.transport.frames import BUFFERS_MAX, Frame, FrameReader, Incoming, Kind, Oversized
+from spoke.transport.frames import BUFFERS_MAX, Frame, FrameReader, Incoming, Kind, Oversized, read_one
 from spoke.transport.rdma.outgoing import Outgoing
 from spoke.transport.rdma.pool import Block, Pool
 from spoke.transport.rdma.queue import READ, QueuePair
@@ -57,7 +57,7 @@ class IncomingHalf:
         self._landing = landing
         self._limit_bytes = limit_bytes
         self._reader = FrameReader(limit_bytes)
-        self._arrived: deque[int] = deque()
+        self._arrived: deque[tuple[int, int, int, int]] = deque()  # slot, kind, flags, bytes
         self._frames: deque[Incoming | _Open] = deque()
         self._open: _Open | None = None
         self._reads: deque[tuple[_Open, int]] = deque()
@@ -79,15 +79,16 @@ class IncomingHalf:
         kind, flags, credits, done, nbytes = HEAD.unpack_from(self._queue.recv_slots[slot])
         if nbytes > PAYLOAD_BYTES_MAX or kind not in (UPDATE, FRAMES, CHUNK):
             raise MalformedData("the peer sent something that is no message of this release")
-        try:
-            self._outgoing.granted(credits, done)
-        except ValueError as error:
-            raise MalformedData(str(error)) from error
+        if credits or done:
+            try:
+                self._outgoing.granted(credits, done)
+            except ValueError as error:
+                raise MalformedData(str(error)) from error
         if kind == UPDATE:
             self.said_goodbye = self.said_goodbye or bool(flags & BYE)
             self._repost(slot)
         else:
-            self._arrived.append(slot)
+            self._arrived.append((slot, kind, flags, nbytes))
 
     def was_read(self) -> None:
         """The oldest read has completed."""
@@ -98,15 +99,14 @@ class IncomingHalf:
     def take(self) -> list[Incoming]:
         """The frames that are complete, in order; begins to read what was offered. Raises MalformedData."""
         while self._arrived:
-            slot = self._arrived.popleft()
-            kind, flags, _, _, nbytes = HEAD.unpack_from(self._queue.recv_slots[slot])
+            slot, kind, flags, nbytes = self._arrived.popleft()
             payload = self._queue.recv_slots[slot][HEAD.size : HEAD.size + nbytes]
             if kind == FRAMES:
-                space = self._reader.space()
-                space[:nbytes] = payload
-                self._frames.extend(self._reader.filled(nbytes))
-                if self._reader.mid_frame:
-                    raise MalformedData("the peer sent a frame that ends beyond its message")
+                frame = read_one(bytes(payload)) if nbytes <= self._limit_bytes else None
+                if frame is not None:
+                    self._frames.append(frame)
+                else:
+                    self._read_several(payload)
             else:
                 self._chunk(payload, bool(flags & FIRST))
             self._repost(slot)
@@ -120,6 +120,12 @@ class IncomingHalf:
             self._frames.popleft()
             out.append(first)
         return out
+
+    def _read_several(self, payload: memoryview) -> None:
+        self._reader.space()[: len(payload)] = payload
+        self._frames.extend(self._reader.filled(len(payload)))
+        if self._reader.mid_frame:
+            raise MalformedData("the peer sent a frame that ends beyond its message")
 
     def _repost(self, slot: int) -> None:
         self._queue.post_recv(slot)

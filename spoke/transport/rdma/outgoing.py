@@ -105,12 +105,11 @@ class Outgoing:
     def post(self, kind: int, flags: int, payload: Sequence[Piece], *, signaled: bool = False) -> None:
         """Send one message; the caller has looked whether it may go."""
         slot = self._next
+        message = b"".join(payload) if len(payload) != 1 else payload[0]
+        nbytes = HEAD.size + len(message)
         target = self._queue.send_slots[slot]
-        at = HEAD.size
-        for piece in payload:
-            target[at : at + len(piece)] = piece
-            at += len(piece)
-        HEAD.pack_into(target, 0, kind, flags, self.returns, self.done, at - HEAD.size)
+        HEAD.pack_into(target, 0, kind, flags, self.returns, self.done, len(message))
+        target[HEAD.size : nbytes] = message
         self.credits -= 1
         self.returns = self.done = 0
         self._unsignaled += 1
@@ -119,7 +118,7 @@ class Outgoing:
             self._unsignaled = 0
         self.in_flight += 1
         self._next = (slot + 1) % SLOTS
-        self._queue.post_send(slot, at, signaled)
+        self._queue.post_send(slot, nbytes, signaled)
 
     def sent(self, slot: int) -> None:
         """The message in that slot and all before it are with the peer."""
