@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -52,6 +53,12 @@ class Member(spoke.Actor):
         except spoke.WaitTimeout as error:
             return str(error)
         return "something came"
+
+    def recv_forever(self) -> None:
+        self.ctx.recv(0, tag=98, timeout_s=100).result()
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def share(self, nbytes: int) -> spoke.BufferHandle:
         self.buffer = spoke.Buffer(np.full(nbytes, self.ctx.rank, "u1"))

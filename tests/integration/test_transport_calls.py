@@ -483,6 +483,7 @@ def test_a_server_closes_in_the_middle_of_everything(start: Callable[..., Actor]
         assert not wait(futures, 5).not_done
 
 
+@pytest.mark.door
 def test_a_server_closes_whether_started_or_not_and_twice() -> None:
     CallServer(object(), secret=SECRET, advertise="127.0.0.1").close()
     server = CallServer(object(), secret=SECRET, host="127.0.0.1", advertise="127.0.0.1")
@@ -494,17 +495,20 @@ def test_a_server_closes_whether_started_or_not_and_twice() -> None:
 # Strangers.
 
 
+@pytest.mark.door
 def test_a_wrong_secret_is_refused_and_says_so(actor: Actor) -> None:
     with pytest.raises(ActorUnreachable, match="another ticket"):
         connect(actor.address, b"w" * 32)
 
 
+@pytest.mark.door
 @pytest.mark.parametrize("address", ["", "tcp://", "tcp://host", "http://h:1", "tcp://h:99999", "tcp://[::", "x" * 999])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(InvalidRequest, match="tcp://host:port"):
         connect(address, SECRET)
 
 
+@pytest.mark.door
 def test_a_peer_that_does_not_speak_the_protocol_is_unreachable_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
@@ -514,6 +518,7 @@ def test_a_peer_that_does_not_speak_the_protocol_is_unreachable_in_time() -> Non
         assert time.monotonic() - started < 3
 
 
+@pytest.mark.door
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
@@ -600,6 +605,7 @@ def test_no_frames_of_a_peer_with_the_secret_harm_anybody_else(
     assert connection.call("echo", (3,)).result(10) == 3
 
 
+@pytest.mark.door
 def test_idle_strangers_cannot_lock_the_others_out(actor: Actor) -> None:
     strangers = [socket.create_connection(("127.0.0.1", actor.port)) for _ in range(3 * STRANGERS_MAX)]
     try:

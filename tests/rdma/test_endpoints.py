@@ -1,231 +1,122 @@
-"""Calls over real queue pairs: sizes, credits, large frames in place, deaths, and an end in every state."""
+"""What calls over real queue pairs have of their own; the rest is in the suite that all transports share."""
 
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from spoke.errors import ActorUnreachable, LimitExceeded
+from spoke.errors import ActorUnreachable
 from spoke.transport import Connection, connect
+from spoke.transport.memory import join, leave
 from spoke.transport.rdma import device
-from spoke.transport.rdma.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX
+from tests.integration.test_transport_calls import MIB, SECRET, Actor, carrier, nothing_left, start, took_s, until  # noqa: F401
+from tests.rdma.counters import check_receivers_were_ready
 
-ACTOR = Path(__file__).parents[1] / "integration" / "transport_actor.py"
-SECRET = b"transport-tests!" * 2
-COUNTERS = Path("/sys/class/infiniband/rxe0/ports/1/hw_counters")
-MIB = 1 << 20
-
-
-class Actor:
-    """An actor's process."""
-
-    def __init__(self, limit_bytes: int = 1 << 30) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ACTOR), str(limit_bytes), "4"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-
-    def connect(self) -> Connection:
-        return connect(self.address, SECRET, transport="rdma")
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.process.pid, number)
-
-    def end(self) -> str:
-        return self.process.communicate(timeout=30)[0]
-
-
-@pytest.fixture
-def actor() -> Iterator[Actor]:
-    actor = Actor()
-    yield actor
-    actor.process.kill()
-    actor.process.communicate()
+# ruff: noqa: F811
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No thread, descriptor or opened device outlives a test, and no receiver was ever found not ready."""
-    fds = len(os.listdir("/proc/self/fd"))
+def no_device_left(nothing_left: None) -> Iterator[None]:
     yield
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("spoke")])
     assert not device._open
-    until(lambda: len(os.listdir("/proc/self/fd")) <= fds + 1)
-    for name in ("rcvd_rnr_err", "send_rnr_err"):
-        assert int((COUNTERS / name).read_text()) == 0, name
+    check_receivers_were_ready()
 
 
-def until(condition: Callable[[], bool], limit_s: float = 15) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
+@pytest.fixture
+def actor(start: Callable[..., Actor]) -> Actor:
+    return start(workers=4)
 
 
-def took_s(function: Callable[[], object]) -> float:
-    start = time.monotonic()
-    function()
-    return time.monotonic() - start
+@pytest.fixture
+def connection(actor: Actor) -> Iterator[Connection]:
+    scope = join(SECRET)
+    with connect(actor.address, SECRET) as connection:
+        assert connection.transport.name == "rdma"
+        yield connection
+    leave(scope)
 
 
-def array(nbytes: int) -> Any:
-    return np.frombuffer(os.urandom(nbytes), "u1")
-
-
-def test_every_size_arrives_whole(actor: Actor) -> None:
-    with actor.connect() as connection:
-        assert connection.transport == "rdma" or "rdma" in str(connection.transport)
-        thresholds = (PAYLOAD_BYTES_MAX, 16 << 10, 64 << 10, CHUNK_BYTES)
-        for nbytes in (0, 1, *(size + step for size in thresholds for step in (-64, -1, 0, 1)), 5 * MIB + 3):
-            sent = array(nbytes)
-            assert np.array_equal(connection.call("echo", (sent,)).result(30), sent), nbytes
-            assert connection.call("echo", (sent.tobytes(),)).result(30) == sent.tobytes(), nbytes
-        found = connection.call("echo", ([array(MIB), {"b": array(20_000)}, array(3)],)).result(30)
-        assert [len(found[0]), len(found[1]["b"]), len(found[2])] == [MIB, 20_000, 3]
-
-
-def test_more_calls_than_credits_keep_their_order(actor: Actor) -> None:
-    with actor.connect() as connection:
-        futures = [connection.call("note", (number,)) for number in range(500)]
-        for future in futures:
-            future.result(30)
-        assert connection.call("noted").result(30) == list(range(500))
-
-
-def test_large_and_small_calls_of_several_threads(actor: Actor) -> None:
-    with actor.connect() as connection:
-        wrong: list[object] = []
-
-        def work(seed: int) -> None:
-            for number in range(8):
-                sent = np.full((40_000 << number % 6) + seed, seed, "u1")
-                found = connection.call("echo", (sent,)).result(60)
-                if not np.array_equal(found, sent) or connection.call("echo", (seed,)).result(60) != seed:
-                    wrong.append((seed, number))
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(90)
-        assert not wrong
-        assert not any(thread.is_alive() for thread in threads)
-
-
-def test_arguments_may_be_changed_once_call_has_returned(actor: Actor) -> None:
-    with actor.connect() as connection:
-        sent = np.ones(6 * MIB, "u1")
-        future = connection.call("echo", (sent,))
-        sent[:] = 2
-        assert future.result(30).max() == 1
-
-
-def test_received_arrays_are_views_whose_memory_comes_back_when_they_are_collected(actor: Actor) -> None:
-    with actor.connect() as connection:
-        pool = next(iter(device._open.values())).landing
-        found = connection.call("zeros", (4 * MIB,)).result(30)
-        assert pool.lent_bytes >= 4 * MIB
-        part = found[10:20]
-        del found
-        gc.collect()
-        assert pool.lent_bytes >= 4 * MIB
-        part[0] = 7  # writable
-        del part
-        gc.collect()
-        assert pool.lent_bytes == 0
-    kept = None
-    with actor.connect() as connection:
-        kept = connection.call("zeros", (MIB,)).result(30)
+def test_received_arrays_are_views_whose_memory_comes_back_when_they_are_collected(connection: Connection) -> None:
+    pool = next(iter(device._open.values())).landing
+    found = connection.call("zeros", (4 * MIB,)).result(30)
+    assert pool.lent_bytes >= 4 * MIB
+    part = found[10:20]
+    del found
+    gc.collect()
+    assert pool.lent_bytes >= 4 * MIB
+    part[0] = 7  # writable
+    del part
+    gc.collect()
+    assert pool.lent_bytes == 0
+    kept = connection.call("zeros", (MIB,)).result(30)
+    connection.close()
     assert kept.sum() == 0  # it outlives its connection
 
 
-def test_a_frame_over_the_receivers_limit_fails_alone() -> None:
-    actor = Actor(limit_bytes=MIB)
-    try:
-        with actor.connect() as connection:
-            with pytest.raises(LimitExceeded):
-                connection.call("echo", (array(2 * MIB),)).result(30)
-            assert connection.call("echo", (1,)).result(30) == 1
-    finally:
-        actor.process.kill()
-        actor.process.communicate()
+def test_memory_is_registered_once_and_for_as_long_as_it_lives(connection: Connection) -> None:
+    handle = connection.call("make_buffer", (MIB, True)).result(30)["nested"][0]
+    here = np.empty(MIB, "u1")
+    for _ in range(3):
+        handle.read_into(here).result(20)
+        handle.write_from(here).result(20)
+    memory = next(iter(device._open.values())).users_memory
+    assert len(memory._open) == 1
+    del here
+    gc.collect()
+    assert not memory._open
 
 
-def test_a_killed_actor_is_noticed_at_once_in_the_middle_of_a_transfer(actor: Actor) -> None:
-    with actor.connect() as connection:
-        waiting = connection.call("sleep", (60,))
-        large = connection.call("echo", (array(24 * MIB),))
-        actor.kill()
-        start = time.monotonic()
-        for future in (waiting, large):
-            with pytest.raises(ActorUnreachable):
-                future.result(30)
-        assert time.monotonic() - start < 5
-    assert took_s(connection.close) < 3
+@pytest.mark.parametrize("state", ["alive", "stopped", "dead"])
+def test_closing_in_the_middle_of_one_sided_transfers(actor: Actor, connection: Connection, state: str) -> None:
+    handle = connection.call("make_buffer", (MIB, True)).result(30)["nested"][0]
+    here = np.empty(MIB, "u1")
+    scope = join(SECRET)
+    handle.read_into(here).result(20)
+    if state == "stopped":
+        actor.stop()
+    transfers = [handle.read_into(here) for _ in range(100)]
+    if state == "dead":
+        actor.signal(signal.SIGKILL)
+    own = scope._owners[actor.address].connection
+    assert took_s(own.close) < 8
+    scope._closed = True  # nobody tries again
+    for transfer in transfers:
+        transfer.exception(20)
+    assert any(isinstance(transfer.exception(0), ActorUnreachable) for transfer in transfers)
+    scope._closed = False
+    leave(scope)
+    actor.signal(signal.SIGCONT)
 
 
-def test_closing_while_the_actor_is_stopped_and_a_transfer_is_under_way(actor: Actor) -> None:
-    connection = actor.connect()
-    assert connection.call("echo", (1,)).result(30) == 1
-    actor.kill(signal.SIGSTOP)
-    futures: list[Any] = []
-    sender = threading.Thread(target=lambda: futures.append(connection.call("echo", (array(40 * MIB),))))
-    sender.start()
-    try:
-        until(lambda: connection._endpoint.backlog_bytes > 0 or not sender.is_alive())
-        assert took_s(connection.close) < 8
-        sender.join(10)
-        assert not sender.is_alive()
-        with pytest.raises(ActorUnreachable):
-            futures[0].result(5)
-    finally:
-        actor.kill(signal.SIGCONT)
+def test_a_killed_user_of_memory_leaves_nothing_at_its_owner(actor: Actor, connection: Connection) -> None:
+    handle = connection.call("make_buffer", (MIB, True)).result(30)["nested"][0]
+    before = connection.call("fds").result(30)
+    script = (
+        "import os, signal; from spoke.transport.handles import BufferHandle; from spoke.transport.memory import join\n"
+        f"join({SECRET!r}); handle = BufferHandle{tuple(handle.as_data())!r}\n"
+        f"here = bytearray({MIB}); handle.read_into(here).result(30); assert here[77] == 77\n"
+        "[handle.write_from(here) for _ in range(50)]; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    until(lambda: connection.call("fds").result(30) <= before)
+    handle.read_into(bytearray(10)).result(10)
 
 
-def test_closing_with_a_thread_that_waits_for_an_answer(actor: Actor) -> None:
-    connection = actor.connect()
-    future = connection.call("sleep", (30,))
-    errors: list[BaseException | None] = []
-    waiter = threading.Thread(target=lambda: errors.append(future.exception(20)))
-    waiter.start()
-    assert took_s(connection.close) < 5
-    waiter.join(10)
-    assert isinstance(errors[0], ActorUnreachable)
-
-
-def test_a_killed_client_is_forgotten_by_its_actor(actor: Actor) -> None:
-    with actor.connect() as connection:
-        before = connection.call("fds").result(30)
-        script = (
-            "import os, sys, signal; from spoke.transport import connect\n"
-            f"c = connect({actor.address!r}, {SECRET!r}, transport='rdma')\n"
-            "c.call('echo', (bytes(1 << 20),)).result(30)\n"
-            "c.call('echo', (bytes(8 << 20),)); os.kill(os.getpid(), signal.SIGKILL)"
-        )
-        done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
-        assert done.returncode == -signal.SIGKILL
-        until(lambda: connection.call("fds").result(30) <= before)
-        assert connection.call("echo", (1,)).result(30) == 1
-
-
-def test_the_actor_closes_and_leaves_nothing(actor: Actor) -> None:
-    with actor.connect() as connection:
-        assert connection.call("echo", (array(2 * MIB),)).result(30).nbytes == 2 * MIB
-        start = time.monotonic()
-        assert "left []" in actor.end()
-        assert time.monotonic() - start < 10
-        with pytest.raises(ActorUnreachable):
-            connection.call("echo", (1,)).result(30)
+def test_a_program_that_closes_nothing_ends_quietly(actor: Actor) -> None:
+    script = (
+        "from spoke.transport import connect\n"
+        f"connection = connect({actor.address!r}, {SECRET!r})\n"
+        f"kept = [connection.call('zeros', ({MIB},)).result(30), connection.call('sleep', (30,))]"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - started < 45

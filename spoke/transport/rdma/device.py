@@ -9,9 +9,11 @@ So each ticket has a domain of its own: whoever has a queue pair there has prove
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import threading
+import weakref
 from typing import Any, Final
 
 from spoke.transport.rdma.pool import Pool
@@ -75,6 +77,7 @@ class Device:
         self.context.close()
 
 
+queue_pairs: weakref.WeakSet[Any] = weakref.WeakSet()
 _lock = threading.Lock()
 _open: dict[tuple[object, ...], Device] = {}
 
@@ -116,13 +119,21 @@ def mtu_code(nbytes: int) -> int:
     return _MTU_CODES[nbytes]
 
 
+def _leave_be() -> None:
+    """Nothing that is open may be finalized any more."""
+    for thing in (*_open.values(), *queue_pairs):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 def _abandon() -> None:
-    """In a forked child: the devices are the parent's. Nothing here may ever be finalized, which would destroy them."""
+    """In a forked child: the devices are the parent's, and finalizers would destroy them."""
     global _lock
     _lock = threading.Lock()
-    for device in _open.values():
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(device))
+    _leave_be()
     _open.clear()
 
 
 os.register_at_fork(after_in_child=_abandon)
+# What a program has not closed when it ends is the system's to free: the interpreter would finalize it in no order,
+# under threads that still use it.
+atexit.register(_leave_be)

@@ -15,7 +15,7 @@ import socket
 import threading
 from typing import Any, Final
 
-from spoke.transport.rdma.device import Device, mtu_code
+from spoke.transport.rdma.device import Device, mtu_code, queue_pairs
 from spoke.transport.rdma.pool import Block
 from spoke.transport.rdma.wire import CHUNKS_MAX, SLOT_BYTES, SLOTS, VERSION
 
@@ -104,6 +104,7 @@ class QueuePair:
             self.send_queue.close()
             raise
         self._flags = (0, int(e.IBV_SEND_SIGNALED))
+        queue_pairs.add(self)
 
     def _make(self, device: Device) -> None:
         verbs, e = self._verbs, self._verbs.e
