@@ -218,7 +218,9 @@ def _rdma_device() -> Finding:
         return Finding("RDMA", WARNING, str(error), "calls between hosts go over TCP until this works")
     try:
         device.staging.give_back(device.staging.take(1 << 20))
-        return Finding("RDMA", OK, f"{choice.port.name} opens, memory can be registered, path MTU {device.mtu_bytes}")
+        buffers = "one-sided" if device.verbs.fork_is_safe else "by calls, since the kernel is older than Linux 5.12"
+        text = f"{choice.port.name} opens, memory can be registered, path MTU {device.mtu_bytes}; buffers go {buffers}"
+        return Finding("RDMA", OK, text)
     except SpokeError as error:
         return Finding("RDMA", WARNING, str(error), "raise the limit of locked memory")
     finally:

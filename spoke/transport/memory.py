@@ -210,6 +210,9 @@ class _Task:
                 remote = reach.opened(grant)
         except Unavailable:
             remote = None
+        except ActorUnreachable as error:
+            self._try_again(error)
+            return
         except BaseException as error:
             self.future.fail(error)
             return
@@ -237,15 +240,18 @@ class _Task:
             owner.forget(self._handle.key)
             self._by_calls(owner)
         except ActorUnreachable as error:
-            # The owner may live all the same: it ends the connection of who reaches for memory that it has withdrawn.
-            if not self._scope.later(self._again):
-                self.future.fail(error)
+            self._try_again(error)
         except BaseException as error:
             if isinstance(error, CallTimeout | CancelledError):
                 remote.forget(call.call_id)
             self.future.fail(error)
         else:
             self.future.succeed()
+
+    def _try_again(self, error: ActorUnreachable) -> None:
+        """The owner may live all the same: a connection breaks when somebody reaches for memory that was withdrawn."""
+        if not self._scope.later(self._again):
+            self.future.fail(error)
 
     def _again(self) -> None:
         owner = self._owner()

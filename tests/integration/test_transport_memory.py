@@ -146,6 +146,21 @@ def test_closed_and_collected_buffers_are_out_of_reach(connection: Connection, m
 
 
 @KINDS
+def test_transfers_of_others_do_not_suffer_from_a_buffer_that_is_gone(connection: Connection, method: str) -> None:
+    gone = handle_of(connection, MIB, method=method)
+    gone.read_into(bytearray(10)).result(10)
+    kept = handle_of(connection, MIB, method=method)  # takes the place of the other one, which is collected
+    connection.call("collect").result(10)
+    kept.read_into(bytearray(10)).result(10)
+    targets = [bytearray(MIB) for _ in range(10)]
+    transfers = [(gone.read_into(bytearray(MIB)), kept.read_into(target)) for target in targets]
+    for (failing, working), target in zip(transfers, targets, strict=True):
+        assert isinstance(failing.exception(20), InvalidRequest)
+        working.result(20)
+        assert target[:256] == bytes(range(256))
+
+
+@KINDS
 def test_transfers_under_way_fail_or_are_whole_when_the_owner_closes_the_buffer(
     connection: Connection, method: str
 ) -> None:

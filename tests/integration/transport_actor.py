@@ -209,6 +209,9 @@ class Target(Base):
         del self.buffer
         gc.collect()
 
+    def collect(self) -> None:
+        gc.collect()
+
     def add_one(self, handle: Any) -> int:
         here = np.empty(handle.nbytes, "u1")
         handle.read_into(here).result(20)
