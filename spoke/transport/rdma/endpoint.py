@@ -20,7 +20,7 @@ from spoke.transport.frames import Done, Incoming, Kind
 from spoke.transport.rdma import onesided
 from spoke.transport.rdma.device import Device
 from spoke.transport.rdma.onesided import RdmaReach
-from spoke.transport.rdma.outgoing import Item, Large, item_of
+from spoke.transport.rdma.outgoing import RETURN_AT, Item, Large, item_of
 from spoke.transport.rdma.progress import Progress
 from spoke.transport.rdma.queue import QueuePair
 from spoke.transport.turn import STALL_S, wait_for_turn
@@ -95,12 +95,14 @@ class RdmaEndpoint(Progress, Endpoint):
             found = self._incoming.take()
             if self._one_sided.finished:
                 found.extend(map(Done, self._one_sided.take_finished()))
-            self._update()
+            if self._outgoing.done or self._outgoing.returns >= RETURN_AT:
+                self._outgoing.update()
         if self._idle_since:
             waited_s = min(time.monotonic() - self._idle_since, 4 * self._spin_s)
             self._idle_s += (waited_s - self._idle_s) / 4
             self._idle_since = 0.0
-        self._ring_readable()
+        if not self._readable_rung:
+            self._ring_readable()
         return found
 
     # Sending.
@@ -121,7 +123,8 @@ class RdmaEndpoint(Progress, Endpoint):
                     must=must,
                     peer=self.peer,
                 )
-            self._check_open()
+            if self._end is not None or self._incoming.said_goodbye:
+                self._check_open()
             if self._sending or self._outgoing.backlog:
                 self._outgoing.keep(item)
             else:

@@ -98,11 +98,18 @@ class IncomingHalf:
 
     def take(self) -> list[Incoming]:
         """The frames that are complete, in order; begins to read what was offered. Raises MalformedData."""
+        if len(self._arrived) == 1 and not self._frames:
+            slot, kind, _, nbytes = self._arrived[0]
+            frame = self._read_slot(slot, nbytes) if kind == FRAMES else None
+            if frame is not None:  # one small frame, which is the usual thing
+                self._arrived.clear()
+                self._repost(slot)
+                return [frame]
         while self._arrived:
             slot, kind, flags, nbytes = self._arrived.popleft()
             payload = self._queue.recv_slots[slot][HEAD.size : HEAD.size + nbytes]
             if kind == FRAMES:
-                frame = read_one(bytes(payload)) if nbytes <= self._limit_bytes else None
+                frame = self._read_slot(slot, nbytes)
                 if frame is not None:
                     self._frames.append(frame)
                 else:
@@ -120,6 +127,11 @@ class IncomingHalf:
             self._frames.popleft()
             out.append(first)
         return out
+
+    def _read_slot(self, slot: int, nbytes: int) -> Frame | None:
+        if nbytes > self._limit_bytes:
+            return None
+        return read_one(bytes(self._queue.recv_slots[slot][HEAD.size : HEAD.size + nbytes]))
 
     def _read_several(self, payload: memoryview) -> None:
         self._reader.space()[: len(payload)] = payload

@@ -74,6 +74,8 @@ Item = bytes | Large
 def item_of(kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], limit_bytes: int) -> Item:
     """A frame as it goes out; LimitExceeded above the limit."""
     pieces = encode_frame(kind, call_id, header, buffers, limit_bytes)
+    if not buffers and len(pieces[0]) <= PAYLOAD_BYTES_MAX and len(pieces) == 1:
+        return bytes(pieces[0])
     if sum(map(len, pieces)) <= PAYLOAD_BYTES_MAX:
         return b"".join(pieces) if len(pieces) > 1 else bytes(pieces[0])
     head = b"".join(bytes(piece) for piece in encode_frame(kind, call_id, b"", (), limit_bytes))
@@ -135,7 +137,7 @@ class Outgoing:
     def transmit(self, item: Item) -> bool:
         """Send as much of it as may go; whether all of it has."""
         if isinstance(item, bytes):
-            if not self.ready:
+            if self.credits < 2 or self.in_flight >= SLOTS:
                 return False
             self.post(FRAMES, 0, (item,))
             return True

@@ -106,11 +106,8 @@ class Progress:
             if self._waiting and not self._sender_rung:
                 self._sender_rung = True
                 os.eventfd_write(self._bell, 1)
-        self._update()
-
-    def _update(self) -> None:
-        if self._outgoing.done or self._outgoing.returns >= RETURN_AT:
-            self._outgoing.update()
+        if outgoing.done or outgoing.returns >= RETURN_AT:
+            outgoing.update()
 
     def _look_at_sends(self) -> bool:
         found = self._queue.send_queue.poll()
