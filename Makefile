@@ -80,6 +80,11 @@ $(SUITES): $(TEST_READY)
 .PHONY: test-rdma
 test-rdma: $(TEST_READY) ## real RDMA, in a small virtual machine with a software device (root or sudo; installs it by apt)
 	tests/rdma/run.sh
+
+.PHONY: test-rdma-all
+test-rdma-all: $(TEST_READY) ## the same, with all tests that the other transports have
+	tests/rdma/run.sh --all
+
 SEEDS ?= 1000
 STEPS ?= 4000
 FIRST ?= 1
