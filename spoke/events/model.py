@@ -253,7 +253,7 @@ class GangSpec:
             group.actors_per_node,
             group.resources,
             group.shaped,
-            preferred_node=self.preferred_node,
+            preferred_node=self.preferred_node if group is self.groups[0] else None,
             gpu_models=tuple(group.gpu_models) or self.gpu_models,
             rules=rules,
             min_nodes=group.min_nodes,

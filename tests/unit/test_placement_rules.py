@@ -196,6 +196,33 @@ def test_a_gang_larger_than_a_rack_keeps_its_ranks_together_by_rack() -> None:
     assert racks in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
 
 
+def test_one_node_is_preferred_to_one_rack() -> None:
+    pool = MemoryPool()
+    for node_id, gpus, rack in (("a0", 2, "a"), ("a1", 2, "a"), ("b0", 8, "b")):
+        pool.register(replace(node_spec(node_id, gpus), labels={"rack": rack}))
+    pool.connect()
+    assert counts(granted(pool, asking(4, 1, strategy="pack"))) == {"b0": 4}
+
+
+def test_a_node_asked_for_by_name_counts_for_more_than_one_rack() -> None:
+    pool = pool_of({"rack": "a"}, {"rack": "b"}, {"rack": "b"}, {"rack": "a"})
+    assert list(counts(granted(pool, asking(2, 1, gpus=3, preferred_node="n2")))) == ["n2", "n1"]
+    assert next(iter(counts(granted(pool, asking(2, 1, gpus=1, preferred_node="n3"))))) == "n3"
+    pool = pool_of({"rack": "a"}, {"rack": "b"}, {"rack": "b"})
+    assert next(iter(counts(granted(pool, asking(2, 1, gpus=4, preferred_node="n0"))))) == "n0"
+
+
+def test_specific_gpus_can_be_had_in_one_rack() -> None:
+    pool = pool_of({"rack": "a"}, {"rack": "b"}, {"rack": "b"})
+    answer = granted(pool, asking(2, 2, gpu_ids=[1, 3]))
+    assert [(slot.node_id, slot.gpu_ids) for slot in answer.slots] == [
+        ("n1", (1,)),
+        ("n1", (3,)),
+        ("n2", (1,)),
+        ("n2", (3,)),
+    ]
+
+
 def test_prefer_same_takes_another_label_or_none() -> None:
     labels = [{"rack": "a", "row": "1"}, {"rack": "a", "row": "2"}, {"rack": "b", "row": "2"}]
     assert set(counts(granted(pool_of(*labels), asking(2, 1, prefer_same="row")))) == {"n1", "n2"}

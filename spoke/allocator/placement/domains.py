@@ -46,9 +46,13 @@ def trials(state: PoolState, spec: GangSpec, nodes: Sequence[NodeState]) -> Iter
             yield from _nearest(domain, beside)
         return
     levels = preferred_levels(state, spec)
+    wanted = next((node for node in nodes if node.spec.node_id == spec.preferred_node), None)
     for level in levels:
         for domain in _domains(nodes, level, beside):
-            yield from _nearest(domain, beside)
+            if wanted is None or any(
+                node is wanted for node in domain
+            ):  # a node that is asked for by name counts for more
+                yield from _nearest(domain, beside)
     yield from _nearest(nodes, beside, levels[0] if levels else "")
 
 

@@ -86,6 +86,11 @@ def _find(
                     return whole
         return None
     found = rooms((node for node in nodes if not select.unsuitable(spec, node)), spec, empty=empty)
+    beside = spec.preferred_node or (spec.rules is not None and spec.rules.near)
+    if spec.strategy == "pack" and not spec.strict_pack and not beside:
+        places = fill([room for room in found if room.holds >= spec.size], spec, port)
+        if places is not None:  # one node is nearer than any rack
+            return [(0, places)]
     at = {room.node.spec.node_id: room for room in found}
     for trial in trials(state, spec, [room.node for room in found]):
         places = fill([at[node.spec.node_id] for node in trial.nodes], spec, port, trial.prefer)
