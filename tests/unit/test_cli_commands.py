@@ -166,7 +166,7 @@ class TestEmptyPool:
 def test_an_agent_whose_node_was_removed_ends_with_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The systemd unit does not start it again."""
 
-    def removed(config: object) -> None:
+    def removed(*given: object) -> None:
         raise NodeRemoved("the node was removed: sold")
 
     monkeypatch.setattr("spoke.agent.service.run_agent", removed)

@@ -59,7 +59,7 @@ def test_a_label_that_is_no_pair_is_refused() -> None:
 
 def test_an_agent_is_given_its_labels_and_topology(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configs: list[AgentConfig] = []
-    monkeypatch.setattr("spoke.agent.service.run_agent", configs.append)
+    monkeypatch.setattr("spoke.agent.service.run_agent", lambda config, *rest: configs.append(config))
     words = ["agent", "--gpus", "4", "--label", "rack=r1", "--topology", str(tmp_path / "t.yaml"), "--node-id", "n0"]
     assert CliRunner().invoke(app, words).exit_code == 0
     assert configs[0].topology == tmp_path / "t.yaml"
