@@ -17,6 +17,8 @@ import pytest
 
 import spoke
 from spoke.cli.embedded import EmbeddedServer
+from spoke.protocol.keys import Keys
+from spoke.protocol.server import connect
 from spoke.transport.choice import VARIABLE
 from spoke.transport.rdma import device
 from tests.daemons import Daemons
@@ -47,6 +49,8 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[spoke.Cl
     with EmbeddedServer(tmp_path / "server") as server, Daemons(tmp_path, "rdma") as daemons:
         daemons.allocator(server.url)
         daemons.agent(server.url, "n0", "--import", str(ACTORS), gpus=2, lease_s=30.0)
+        with connect(server.url) as redis:  # the daemons take long to come up here
+            until(lambda: redis.exists(Keys("rdma").leader) and redis.hexists(Keys("rdma").nodes, "n0"), 100)
         fds = len(os.listdir("/proc/self/fd"))
         with spoke.Client(server.url, pool="rdma", transport="rdma") as client:
             try:
