@@ -193,6 +193,18 @@ class NodeRemoved(NodeRefused):
     code = "node_removed"
 
 
+class UnknownReservation(SpokeError):
+    """There is no such reservation in the pool."""
+
+    code = "unknown_reservation"
+
+
+class ReservationRefused(SpokeError):
+    """Not enough nodes can be reserved at that time."""
+
+    code = "reservation_refused"
+
+
 class NodeBusy(SpokeError):
     """The node cannot be removed while tickets hold places there."""
 

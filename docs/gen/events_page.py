@@ -11,6 +11,7 @@ from prose import NOTE, cell, doc, markdown
 
 from spoke.events import model, types
 from spoke.events.codec import encode_event
+from spoke.events.queueing import QueuePolicy, Quota, Reservation
 
 GROUPS = {
     "allocator": "The allocator and requests",
@@ -21,6 +22,10 @@ GROUPS = {
     "node": "Nodes",
     "gpu": "GPUs",
     "gang": "Gangs",
+    "ticket": "Tickets",
+    "queue": "The queue",
+    "quota": "The queue",
+    "reservation": "The queue",
     "actor": "Actors",
 }
 WRITTEN_WHEN = {
@@ -50,6 +55,16 @@ WRITTEN_WHEN = {
     "gang.cancelled": "a waiting gang is withdrawn by its client, by a release, or because its client is gone",
     "gang.moved": "an operator moves a waiting ticket",
     "gang.explained": "a client sends `gang.explain`",
+    "gang.prioritized": "an operator changes a ticket's priority, or its owner lowers it",
+    "ticket.preempting": "a ticket must make room for another, or for a reservation",
+    "ticket.spared": "what the ticket was to make room for does not wait any more",
+    "ticket.expiring": "a ticket's `max_duration`, or its reservation, is nearly over",
+    "queue.policy_changed": "an operator sets the queue's policy",
+    "quota.changed": "an operator sets a project's quota",
+    "quota.removed": "an operator removes a project's quota",
+    "reservation.created": "an operator makes a reservation",
+    "reservation.cancelled": "an operator cancels a reservation",
+    "reservation.ended": "a reservation's time is over",
     "gang.attached": "another client sends `gang.attach`",
     "gang.repaired": "somebody asks for another slot for a failed member, and there is one",
     "gang.releasing": "a ticket is released, or its client is gone, or a member failed and it was to fail as a whole",
@@ -84,6 +99,9 @@ BY_TYPE: dict[str, Any] = {
     "tuple[str, ...]": ("node-0",),
     "dict[str, str]": {"rack": "b4"},
     "bool": True,
+    "QueuePolicy": QueuePolicy(),
+    "Quota": Quota("vision", 64_000, weight=2),
+    "Reservation": Reservation("r-1", ("node-0", "node-1"), 8, 1_764_010_800_000, 1_764_018_000_000, by="ada"),
 }
 BY_NAME: dict[str, Any] = {
     "server": "7f3c0b9e",
@@ -120,6 +138,11 @@ BY_NAME: dict[str, Any] = {
     "index": 3,
     "uuid": "GPU-5ca1ab1e-3",
     "kind": "temperature",
+    "order": "priority/1",
+    "project": "vision",
+    "priority": 10,
+    "by_ticket": "t-18",
+    "reservation_id": "r-1",
 }
 SPECIAL: dict[tuple[str, str], Any] = {
     ("client.lost", "reason"): "no sign of life for 10 s",

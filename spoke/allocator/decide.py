@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spoke.allocator import health, line, nodes, operations, repair, tickets
+from spoke.allocator import health, nodes, operations, repair, tickets
 from spoke.allocator.leases import check_lease
+from spoke.allocator.queue import reserve, settings, turn
 from spoke.errors import AuthenticationFailed, InvalidRequest, SpokeError
 from spoke.events import types as e
 from spoke.events.state import PoolState
@@ -33,19 +34,28 @@ def decide(state: PoolState, asked: Asked, now_ms: int) -> list[e.Event]:
         return [_refusal(asked, error)]
 
 
-def tick(state: PoolState, now_ms: int) -> list[e.Event]:
-    """What the passing of time leads to; call again until it leads to nothing."""
-    return operations.advance(state, now_ms) or line.advance(state, now_ms)
+def tick(state: PoolState, now_ms: int, *, overtake: bool = True) -> list[e.Event]:
+    """What the passing of time leads to; call again until it leads to nothing.
+
+    ``overtake``: whether to look for gangs that may go before others, which takes longer.
+    """
+    return operations.advance(state, now_ms) or turn.advance(state, now_ms, overtake=overtake)
 
 
 def waits(state: PoolState) -> bool:
     """Whether anything waits for time to pass or for places to become free, so that ``tick`` has something to do."""
-    return bool(state.queue) or bool(state.draining)
+    return bool(
+        state.queue
+        or state.alarms.next_ms is not None
+        or state.preempting
+        or state.queueing.reservations
+        or state.draining
+    )
 
 
-def next_deadline_ms(state: PoolState) -> int | None:
+def next_deadline_ms(state: PoolState, now_ms: int) -> int | None:
     """When ``tick`` will have something to do because of the time alone; None if never."""
-    times = [t.deadline_ms for t in map(state.tickets.__getitem__, state.queue) if t.deadline_ms]
+    times = [at_ms for at_ms in (state.alarms.next_ms, reserve.next_ms(state, now_ms)) if at_ms is not None]
     if state.draining:
         times += operations.deadlines(state)
     return min(times, default=None)
@@ -96,11 +106,13 @@ def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
             )
         ]
     if isinstance(request, r.AllocateGang):
-        return line.allocate(state, asked.client_id, asked.seq, request, now_ms)
+        return turn.allocate(state, asked, request, now_ms)
     if isinstance(request, r.DrainNode):
         return operations.drain(state, asked, request, now_ms)
     if isinstance(request, r.RemoveNode):
         return operations.remove(state, asked, request, now_ms)
+    if isinstance(request, r.CreateReservation):
+        return reserve.create(state, asked, request, now_ms)
     from_client = _FROM_CLIENTS.get(type(request))
     if from_client is None:
         raise InvalidRequest(f"{request.TYPE} is for agents; client {asked.client_id} sent it")
@@ -139,7 +151,14 @@ def _connect(state: PoolState, asked: r.Envelope, request: r.ConnectClient) -> l
     user = request.user if asked.signer is None else asked.signer.name
     return [
         e.ClientConnected(
-            asked.client_id, asked.seq, request.lease_ms, request.host, request.pid, user, request.version
+            asked.client_id,
+            asked.seq,
+            request.lease_ms,
+            request.host,
+            request.pid,
+            user,
+            request.version,
+            request.project,
         )
     ]
 
@@ -162,6 +181,11 @@ _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list
     r.RepairGang: repair.repair,
     r.MoveGang: operations.move,
     r.MarkGpu: health.mark,
+    r.PrioritizeGang: settings.prioritize,
+    r.SetQueuePolicy: settings.set_policy,
+    r.SetQuota: settings.set_quota,
+    r.RemoveQuota: settings.remove_quota,
+    r.CancelReservation: reserve.cancel,
 }
 _FROM_NODES: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
     r.RegisterNode: nodes.register,

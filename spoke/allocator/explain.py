@@ -14,6 +14,9 @@ from spoke.allocator.placement.elastic import fewest, is_elastic
 from spoke.allocator.placement.pack import NoFit, count_nodes, describe
 from spoke.allocator.placement.rooms import members_on
 from spoke.allocator.placement.shares import words
+from spoke.allocator.queue.grant import place_beside
+from spoke.allocator.queue.order import in_order
+from spoke.allocator.queue.quota import over_reason, standing
 from spoke.events.capacity import Amount
 from spoke.events.fold import user_of
 from spoke.events.model import GPU_MILLI, GangSpec
@@ -117,9 +120,9 @@ class _Shortage:
 
 def _explain_waiting(state: PoolState, ticket: TicketState, now_ms: int, *, look_ahead: bool) -> Explanation:
     spec, ticket_id = ticket.spec, ticket.ticket_id
-    at = state.queue.index(ticket_id)
-    ahead = (t for t in state.queue[:at] if not never_fits(state, state.tickets[t].spec))
-    behind = tuple(islice(ahead, ROWS_MAX))
+    order = [one.ticket.ticket_id for one in in_order(state, now_ms)]
+    at = order.index(ticket_id) if ticket_id in order else state.queue.index(ticket_id)
+    behind = tuple(order[: min(at, ROWS_MAX)]) if ticket_id in order else ()
     never, found = never_fits(state, spec), place(state, spec)[0]
     shortage = _shortage(state, spec) if isinstance(found, NoFit) or never else _Shortage(0, ())
     small = len(state.nodes) <= FORECAST_NODES_MAX and len(state.tickets) <= FORECAST_TICKETS_MAX
@@ -132,6 +135,11 @@ def _explain_waiting(state: PoolState, ticket: TicketState, now_ms: int, *, look
     else:
         start = Forecast(0, "unknown: the pool is large, ask `spoke explain`")
     sentence = _sentence(ticket_id, found, never, shortage, behind, spec)
+    if not never and standing(state, ticket.project, spec) == "over":
+        sentence = f"{ticket_id} waits: it {over_reason(state, ticket.project, spec)}"
+    elif not never and spec.terms.reservation:
+        apart = place_beside(state, spec, now_ms)
+        sentence = f"{ticket_id} waits: it {apart.reason}" if isinstance(apart, NoFit) else sentence
     when = f"in {_span(start.starts_ms - now_ms)}, {start.words}" if start.starts_ms else start.words
     return Explanation(
         ticket_id=ticket_id,

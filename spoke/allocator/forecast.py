@@ -28,11 +28,10 @@ class Forecast:
 
 def expected_end_ms(ticket: TicketState) -> int | None:
     """When a ticket is expected to end (server time); None if it does not say how long it will take."""
-    terms = getattr(ticket.spec, "terms", None)
-    length_ms: int = terms.length_ms if terms is not None else 0
+    length_ms = ticket.spec.terms.length_ms
     if not length_ms or ticket.phase not in ("allocated", "active"):
         return None
-    return int(ticket.since.partition("-")[0]) + length_ms
+    return ticket.granted_ms + length_ms
 
 
 def forecast(state: PoolState, ticket_id: str, now_ms: int, *, steps_max: int = STEPS_MAX) -> Forecast:

@@ -272,6 +272,20 @@ def _gang_moved(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterato
     yield Tell(event.client_id, event.seq, p.Done())
 
 
+def _answered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event: Any = recorded.event
+    yield Tell(event.client_id, event.seq, p.Done())
+
+
+def _ticket_told(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event: Any = recorded.event
+    kind = {e.TicketPreempting: "preempting", e.TicketExpiring: "expiring"}.get(type(event), "spared")
+    ticket = state.tickets[event.ticket_id]
+    ranks = tuple(range(len(ticket.slots)))
+    notice = Notice(event.ticket_id, kind, event.reason, ranks=ranks, deadline_ms=getattr(event, "deadline_ms", 0))
+    yield from notify(state, ticket, notice)
+
+
 def _gang_explained(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.GangExplained, recorded)
     found = explain(state, state.tickets[event.ticket_id], recorded.ms, look_ahead=False)
@@ -480,6 +494,15 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator
     e.GangRefused: _gang_refused,
     e.GangCancelled: _gang_cancelled,
     e.GangMoved: _gang_moved,
+    e.GangPrioritized: _answered,
+    e.TicketPreempting: _ticket_told,
+    e.TicketSpared: _ticket_told,
+    e.TicketExpiring: _ticket_told,
+    e.QueuePolicyChanged: _answered,
+    e.QuotaChanged: _answered,
+    e.QuotaRemoved: _answered,
+    e.ReservationCreated: _answered,
+    e.ReservationCancelled: _answered,
     e.GangExplained: _gang_explained,
     e.GangAttached: _gang_attached,
     e.GangRepaired: _gang_repaired,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import cast
@@ -35,8 +36,12 @@ CHUNK = 64
 BUSY = 8
 """With more requests than this at once the views may lag behind a little."""
 IDLE_BLOCK_MS = 500
-STEPS_OF_THE_LINE_MAX = 1_000
+STEPS_OF_THE_QUEUE_MAX = 1_000
 """No batch grants more waiting gangs than this: a commit stops the server while it runs."""
+LONG_STEP_S = 0.0005
+OVERTAKE_PAUSE = 9
+"""After a look for gangs that may overtake, there is none for so many times as long as it took."""
+FOR_EVER_MS = 1 << 60
 
 
 class Term:
@@ -81,6 +86,7 @@ class Term:
         self._committing = 0
         self._reading = False
         self._last_size = 0
+        self._idle_id, self._idle_until_ms, self._overtake_at_s = "", 0, 0.0
         stale = [ticket_id.decode() for ticket_id in cast(list[bytes], client.hkeys(keys.tickets))]
         batch = Batch(keys)
         self._record(batch, e.AllocatorElected(holder, elected.epoch, release_version()))
@@ -117,7 +123,7 @@ class Term:
             self._decide(batch, self._limits.apply(self.state, asked))
         self._cursor = self._intake.cursor
         if core.waits(self.state):
-            self._advance_line(batch)
+            self._advance_queue(batch)
         if chunk:
             batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
         self._settle()
@@ -152,10 +158,27 @@ class Term:
                 blobs = dict(zip((m.rank for m in members), unpack_blobs(asked.blobs, len(members)), strict=True))
         self._record_all(batch, events, blobs)
 
-    def _advance_line(self, batch: Batch) -> None:
-        for _ in range(STEPS_OF_THE_LINE_MAX):
-            events = core.tick(self.state, self._now_ms())
+    def _advance_queue(self, batch: Batch) -> None:
+        """Take all steps that the queue can take now, unless nothing has changed since there was none to take.
+
+        Looking for gangs that may overtake others takes time: a tenth of all, at most.
+        """
+        if self.state.last_id == self._idle_id and self._now_ms() < self._idle_until_ms:
+            return
+        for _ in range(STEPS_OF_THE_QUEUE_MAX):
+            began_s = self._monotonic_s()
+            overtake = began_s >= self._overtake_at_s
+            events = core.tick(self.state, self._now_ms(), overtake=overtake)
+            ended_s = self._monotonic_s()
+            if overtake and ended_s - began_s > LONG_STEP_S:
+                self._overtake_at_s = ended_s + OVERTAKE_PAUSE * (ended_s - began_s)
             if not events:
+                self._idle_id, now_ms = self.state.last_id, self._now_ms()
+                next_ms = core.next_deadline_ms(self.state, now_ms)
+                self._idle_until_ms = FOR_EVER_MS if next_ms is None else next_ms
+                if not overtake:
+                    pause_ms = math.ceil(max(0.0, self._overtake_at_s - ended_s) * 1000)
+                    self._idle_until_ms = min(self._idle_until_ms, now_ms + pause_ms)
                 return
             self._record_all(batch, events)
 
@@ -254,8 +277,10 @@ class Term:
         if self._expired or self._views.pending:
             return 1
         now_ms = self._now_ms()
-        next_ms = core.next_deadline_ms(self.state)
+        next_ms = core.next_deadline_ms(self.state, now_ms)
         until_ms = self._renew_at_ms if next_ms is None else min(self._renew_at_ms, next_ms)
+        if self._idle_id == self.state.last_id:
+            until_ms = min(until_ms, self._idle_until_ms)
         return max(1, until_ms - now_ms)
 
 

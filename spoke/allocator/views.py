@@ -21,6 +21,15 @@ ENDED_TICKET_KEPT_S = 3600
 ENDED_TICKETS_KEPT = 10_000
 """At a thousand tickets a second an hour of them would fill the server."""
 FLUSH_MS = 250
+PROJECTS_SHOWN_MAX = 200
+_OF_THE_QUEUE = (
+    e.QueuePolicyChanged,
+    e.QuotaChanged,
+    e.QuotaRemoved,
+    e.ReservationCreated,
+    e.ReservationCancelled,
+    e.ReservationEnded,
+)
 
 
 class Views:
@@ -34,6 +43,7 @@ class Views:
         self._ended: dict[str, list[Any]] = {}  # what the view of a ticket says in the end
         self._kept: deque[str] = deque()  # tickets that have ended and still have a view
         self._written_at_ms = 0
+        self._queue = True
 
     def touch(self, event: e.Event, before: PoolState) -> None:
         """Note what an event changes; ``before`` is the state that it is about to change."""
@@ -45,6 +55,8 @@ class Views:
             self._nodes.update(event.nodes)
         elif event.TYPE.startswith(("node.", "gpu.")):
             self._nodes.add(event.node_id)  # type: ignore[attr-defined]
+        elif isinstance(event, _OF_THE_QUEUE):
+            self._queue = True
         ticket_id = getattr(event, "ticket_id", "")
         if ticket_id:
             self._tickets[ticket_id] = None
@@ -58,7 +70,7 @@ class Views:
     @property
     def pending(self) -> bool:
         """Whether something waits to be written."""
-        return bool(self._nodes or self._tickets)
+        return bool(self._nodes or self._tickets or self._queue)
 
     def write(self, batch: Batch, state: PoolState, now_ms: int) -> None:
         """Write what was touched, as it is now."""
@@ -82,8 +94,11 @@ class Views:
                 self._kept.append(ticket_id)
         while len(self._kept) > ENDED_TICKETS_KEPT:
             batch.add("DEL", keys.ticket(self._kept.popleft()))
+        if self._queue or self._tickets:
+            batch.add("HSET", keys.queue, *flat(queue_fields(state)))
         self._nodes.clear()
         self._tickets.clear()
+        self._queue = False
         self._written_at_ms = now_ms
 
     def write_all(self, batch: Batch, state: PoolState, stale: list[str], now_ms: int) -> None:
@@ -93,6 +108,7 @@ class Views:
             if ticket_id not in state.tickets:
                 _write_end(batch, self._keys, ticket_id, [])
         self._nodes.update(state.nodes)
+        self._queue = True
         self._tickets.update(dict.fromkeys(state.tickets))
         self.write(batch, state, now_ms)
 
@@ -145,6 +161,27 @@ def _cordon(cordon: Cordon) -> dict[str, Any]:
     }
 
 
+def queue_fields(state: PoolState) -> dict[str, str | bytes | int]:
+    """The queue's policy, how many wait, what projects have (those with quotas first), the reservations."""
+    queueing = state.queueing
+    projects = [*queueing.quotas, *(name for name in sorted(queueing.accounts) if name not in queueing.quotas)]
+    lines = []
+    for project in projects:
+        gpus, cpus, memory, nodes = queueing.held(project)
+        quota = queueing.quotas.get(project)
+        if quota is not None or gpus or cpus or memory or nodes:
+            held = {"gpus": gpus / 1000, "cpus": cpus / 1000, "memory": memory, "nodes": nodes}
+            lines.append({"project": project, **held, "quota": quota})
+        if len(lines) >= PROJECTS_SHOWN_MAX:
+            break
+    return {
+        "policy": orjson.dumps(queueing.policy),
+        "waiting": len(state.queue),
+        "projects": orjson.dumps(lines),
+        "reservations": orjson.dumps(list(queueing.reservations.values())),
+    }
+
+
 def ticket_line(ticket: TicketState) -> bytes:
     """A ticket as one line of JSON."""
     return orjson.dumps(_summary(ticket))
@@ -170,6 +207,12 @@ def _summary(ticket: TicketState) -> dict[str, Any]:
         "nodes": list(dict.fromkeys(slot.node_id for slot in ticket.slots)),
         "since_ms": int(ticket.since.partition("-")[0]),
         "reason": ticket.reason,
+        "project": ticket.project,
+        "priority": spec.terms.priority,
+        "preemptible": spec.terms.preemptible,
+        "borrowed": ticket.borrowed,
+        "ends_ms": ticket.preempt_ms or ticket.ends_ms,
+        "reservation": spec.terms.reservation,
     }
 
 

@@ -30,6 +30,8 @@ _FOLDED = (
     *(e.AllocatorElected, e.ServerChanged, e.LogRegressed, e.ClientConnected, e.ClientLost, e.ClientClosed),
     *(e.NodeRegistered, e.NodeReconciling, e.NodeConfirmed, e.NodeUpdated, e.NodeLost, e.NodeCordoned),
     *(e.NodeUncordoned, e.NodeDraining, e.NodeRemoved, e.GpuMarkedUnhealthy, e.GpuMarkedHealthy),
+    *(e.QueuePolicyChanged, e.QuotaChanged, e.QuotaRemoved),
+    *(e.ReservationCreated, e.ReservationCancelled, e.ReservationEnded),
 )
 """What happens to the pool whatever the policy. That a node is drained follows from its tickets."""
 _END, _DEADLINE = 0, 1

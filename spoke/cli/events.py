@@ -167,6 +167,19 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.GangAllocated: lambda v: f"{v.ticket_id} {_gang(v.spec)} for {v.client_id}; {_places(v.slots)}",
     e.GangRefused: lambda v: f"{v.ticket_id or '-'} {_gang(v.spec)} for {v.client_id} ({v.code}): {v.reason}",
     e.GangCancelled: lambda v: f"{v.ticket_id}{_because(v.reason)}",
+    e.GangPrioritized: lambda v: f"{v.ticket_id} has priority {v.priority}{_asked(v)}",
+    e.TicketPreempting: lambda v: f"{v.ticket_id} until {local_time(v.deadline_ms)}{_because(v.reason)}",
+    e.TicketSpared: lambda v: f"{v.ticket_id}{_because(v.reason)}",
+    e.TicketExpiring: lambda v: f"{v.ticket_id} at {local_time(v.deadline_ms)}{_because(v.reason)}",
+    e.QueuePolicyChanged: lambda v: f"{v.policy}{_asked(v)}",
+    e.QuotaChanged: lambda v: f"{v.quota}{_asked(v)}",
+    e.QuotaRemoved: lambda v: f"of {v.project}{_asked(v)}",
+    e.ReservationCreated: lambda v: (
+        f"{v.reservation.reservation_id}: {', '.join(v.reservation.nodes)} from {local_time(v.reservation.start_ms)} "
+        f"to {local_time(v.reservation.end_ms)}{_asked(v)}"
+    ),
+    e.ReservationCancelled: lambda v: f"{v.reservation_id}{_asked(v)}",
+    e.ReservationEnded: lambda v: f"{v.reservation_id}",
     e.GangMoved: lambda v: f"{v.ticket_id} to the {v.to}{_asked(v)}",
     e.GangExplained: lambda v: f"{v.ticket_id} to {v.client_id}",
     e.GangAttached: lambda v: f"{v.ticket_id} by {v.client_id}",

@@ -13,7 +13,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spoke.cli import audit, daemons, doctor, explain, gpu, history, keys, logs, node, pool, run, ticket, timeline, up
+from spoke.cli import (
+    audit,
+    daemons,
+    doctor,
+    explain,
+    gpu,
+    history,
+    keys,
+    logs,
+    node,
+    pool,
+    queue,
+    run,
+    ticket,
+    timeline,
+    up,
+)
 from spoke.cli.output import complain, forget_output
 from spoke.errors import NodeRemoved, SpokeError
 
@@ -86,6 +102,9 @@ app.add_typer(node.app, name="node")
 app.add_typer(ticket.app, name="ticket")
 app.add_typer(gpu.app, name="gpu")
 app.command("timeline")(timeline.timeline)
+app.add_typer(queue.queue, name="queue")
+app.add_typer(queue.quota, name="quota")
+app.add_typer(queue.reserve, name="reserve")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="key")
 app.command("allocator")(daemons.allocator)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from spoke.cli.node import parse_time
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain
 from spoke.errors import ActorStartFailed, InvalidRequest, SpokeError
@@ -106,6 +107,20 @@ def run(
     ] = None,
     nics_per_actor: Annotated[int, typer.Option(metavar="N", help="RDMA ports that each process has for itself.")] = 0,
     name: Annotated[str, typer.Option(metavar="NAME", help="A name to find it by.")] = "",
+    priority: Annotated[int, typer.Option(metavar="N", help="Of two waiting gangs the higher goes first.")] = 0,
+    project: Annotated[str, typer.Option(metavar="PROJECT", help="Whom it counts for (default: you).")] = "",
+    expected_duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it will take, like 90m, as far as you know.")
+    ] = None,
+    max_duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="It is stopped after this time, like 2h.")
+    ] = None,
+    preemptible: Annotated[
+        bool, typer.Option("--preemptible", help="Gangs of higher priority may take its place, after a notice.")
+    ] = False,
+    reservation: Annotated[
+        str, typer.Option(metavar="RESERVATION", help="Use the nodes of this reservation, like r-3.")
+    ] = "",
     grace: Annotated[float, typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL when it is stopped.")] = 5.0,
     cwd: Annotated[
         str | None, typer.Option(metavar="DIR", help="The working directory on every node (default: this one here).")
@@ -159,6 +174,12 @@ def run(
                 same=same,
                 prefer_same=prefer_same,
                 min_nodes=min_nodes,
+                priority=priority,
+                project=project,
+                expected_duration=None if expected_duration is None else parse_time(expected_duration),
+                max_duration=None if max_duration is None else parse_time(max_duration),
+                preemptible=preemptible,
+                reservation=reservation,
             )
             code = job.run(granted, command, variables, os.getcwd() if cwd is None else cwd, grace)
         except Interrupted as stopped:

@@ -9,8 +9,25 @@ import typer
 from spoke.cli.options import Pool, Ticket, Url
 from spoke.cli.output import say
 
-app = typer.Typer(no_args_is_help=True, help="Move waiting tickets in the line, and repair live ones.")
+app = typer.Typer(
+    no_args_is_help=True, help="Move waiting tickets in the line, change priorities, repair live tickets."
+)
 ANSWER_S = 30.0
+
+
+@app.command("priority")
+def priority(
+    ticket: Ticket,
+    number: Annotated[int, typer.Argument(metavar="N", help="The priority; the higher goes first.")],
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Give a ticket, waiting or live, another priority. Its owner may lower it. (Negative: after `--`.)"""
+    import spoke
+
+    with spoke.Client(url, pool=pool) as client:
+        changed = client.set_priority(ticket, number).result(ANSWER_S)
+    say(f"{ticket} has priority {number}." if changed else f"{ticket} had priority {number} before.")
 
 
 @app.command("move")

@@ -308,6 +308,12 @@ class AsyncClient(AsyncOperations):
         prefer_same: str | None = None,
         min_nodes: int | None = None,
         groups: Sequence[Group] = (),
+        priority: int = 0,
+        project: str = "",
+        expected_duration: float | None = None,
+        max_duration: float | None = None,
+        preemptible: bool = False,
+        reservation: str = "",
     ) -> AsyncGang:
         """Reserve places for a gang; see ``Client.gang_allocate``. Cancelling withdraws the request."""
         future = self.sync.gang_allocate(
@@ -333,6 +339,12 @@ class AsyncClient(AsyncOperations):
             on_failure=on_failure,
             grace_s=grace_s,
             name=name,
+            priority=priority,
+            project=project,
+            expected_duration=expected_duration,
+            max_duration=max_duration,
+            preemptible=preemptible,
+            reservation=reservation,
         )
         return AsyncGang(await asyncio.wrap_future(future))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from spoke.errors import InvalidRequest
 from spoke.events.model import GangSpec, OnFailure, Resources
 from spoke.events.rules import Group, Labels, Rules, Strategy, rules_of
+from spoke.events.terms import DEFAULT, Terms
 
 _NO_NEED = Resources()
 
@@ -34,6 +35,7 @@ def gang_spec(
     on_failure: OnFailure,
     grace_s: float,
     name: str,
+    terms: Terms = DEFAULT,
 ) -> GangSpec:
     """The specification; see ``Client.gang_allocate`` for what each means. Raises InvalidRequest."""
     rules = Rules(
@@ -72,4 +74,5 @@ def gang_spec(
         rules=rules_of(rules),
         min_nodes=min_nodes or 0,
         groups=tuple(groups),
+        terms=terms,
     )

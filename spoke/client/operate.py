@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
+from spoke.client.queue import AsyncQueueOperations, QueueOperations
 from spoke.client.tracking import Ticket
 from spoke.errors import InvalidRequest
 from spoke.events.model import check_name
@@ -17,7 +18,7 @@ from spoke.protocol.explanation import Explanation
 T = TypeVar("T")
 
 
-class Operations:
+class Operations(QueueOperations):
     """The operators' part of ``Client``. Where requests are signed, it needs the key of an operator or administrator.
 
     The futures fail with Forbidden, UnknownNode, UnknownTicket, TicketEnded, InvalidRequest, or as all requests do.
@@ -83,7 +84,7 @@ class Operations:
         raise NotImplementedError
 
 
-class AsyncOperations:
+class AsyncOperations(AsyncQueueOperations):
     """The operators' part of ``AsyncClient``: as ``Operations``, with results instead of futures."""
 
     @property

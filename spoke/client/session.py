@@ -62,8 +62,10 @@ class Session:
         outstanding_max: int,
         direct: bool,
         key: Key | None = None,
+        project: str = "",
     ) -> None:
         self.url = url
+        self._project = project
         self.keys = Keys(pool)
         self.user = key.signer.name if key is not None else ""
         self.client_id = (client_prefix(self.user) if key is not None else "c-") + secrets.token_hex(8)
@@ -124,6 +126,7 @@ class Session:
             pid=os.getpid(),
             user=_user(),
             version=__version__,
+            project=self._project,
         )
         return self.request(connect_, lambda message, ticket: None, direct=True)
 

@@ -59,7 +59,11 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class TicketStatus:
-    """A ticket. ``state`` is queued, allocated, active or releasing; ``since_ms`` is the server's time, since 1970."""
+    """A ticket. ``state`` is queued, allocated, active or releasing; ``since_ms`` is the server's time, since 1970.
+
+    ``project`` is whom it counts for, ``borrowed`` whether that project had more than its quota with it; at ``ends_ms``
+    it is released, by its ``max_duration`` or to make room (0: never).
+    """
 
     ticket_id: str = ""
     state: str = ""
@@ -79,6 +83,12 @@ class TicketStatus:
     nodes: tuple[str, ...] = ()
     since_ms: int = 0
     reason: str = ""
+    project: str = ""
+    priority: int = 0
+    preemptible: bool = False
+    borrowed: bool = False
+    ends_ms: int = 0
+    reservation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

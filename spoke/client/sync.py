@@ -16,6 +16,7 @@ from spoke.client.gang import Args, Env, Gang, Ids, Types, close_all
 from spoke.client.handle import ActorHandle, Line
 from spoke.client.memory import GangMemory
 from spoke.client.operate import Operations
+from spoke.client.queue import QueueStatus, read_queue, terms_of
 from spoke.client.session import Session
 from spoke.client.status import PoolStatus, read_status
 from spoke.client.tracking import Ticket
@@ -51,6 +52,7 @@ class Client(Operations, Closing):
     ServerUnreachable. ``allocator_timeout_s``: after how many seconds without an allocator in the pool futures fail
     with NoAllocator. ``outstanding_max``: how many requests may wait for their answer; one more raises LimitExceeded.
     ``key`` (else SPOKE_KEY, else the content of the file SPOKE_KEY_FILE) signs the requests, in pools that ask for it.
+    ``project``: whom its gangs count for in quotas and fair shares (else the user).
     ``transport`` carries the calls to actors: ``"tcp"``, ``"shm"`` or ``"rdma"`` (else SPOKE_TRANSPORT, else the best
     that works with each actor).
 
@@ -69,11 +71,14 @@ class Client(Operations, Closing):
         outstanding_max: int = 10_000,
         transport: str | None = None,
         key: str | None = None,
+        project: str = "",
         _direct: bool = True,
     ) -> None:
         _check_seconds("lease_s", lease_s, LEASE_S_MIN, LEASE_S_MAX)
         _check_seconds("retry_s", retry_s, 0.0, TIMEOUT_S_MAX)
         _check_seconds("allocator_timeout_s", allocator_timeout_s, 0.1, TIMEOUT_S_MAX)
+        if project:
+            check_name("the project", project)
         self.transport = Choice(transport).forced
         self._session = Session(
             resolve_url(url),
@@ -84,6 +89,7 @@ class Client(Operations, Closing):
             outstanding_max=outstanding_max,
             direct=_direct,
             key=_user_key(key),
+            project=project,
         )
         self._session.open()
         self._finalizer = weakref.finalize(self, _close_later, self._session)
@@ -116,6 +122,12 @@ class Client(Operations, Closing):
         prefer_same: str | None = None,
         min_nodes: int | None = None,
         groups: Sequence[Group] = (),
+        priority: int = 0,
+        project: str = "",
+        expected_duration: float | None = None,
+        max_duration: float | None = None,
+        preemptible: bool = False,
+        reservation: str = "",
     ) -> Future[Gang]:
         """Reserve places for ``num_nodes`` x ``actors_per_node`` actors, all of them or none.
 
@@ -135,6 +147,12 @@ class Client(Operations, Closing):
         (None: one rack, else block, else zone, where nodes have such labels; ``""``: does not matter). ``min_nodes``:
         it may get fewer than ``num_nodes``, down to these. ``groups``: unlike members, placed together or not at all,
         ranked in this order (``spoke.Group``); instead of the numbers and the resources.
+
+        ``priority``: of two waiting gangs the higher goes first. ``project``: whom it counts for (else the client's,
+        else the user). ``expected_duration``: how many seconds it will take, as far as is known; gangs that say it may
+        go before others whom they do not delay. ``max_duration``: after so many seconds it is released, with a notice
+        before. ``preemptible``: gangs of higher priority may take its place, after a notice. ``reservation``: it is
+        placed on the nodes of that reservation.
 
         Raises InvalidRequest. The future fails with AllocationTimeout, AllocationError or AllocationCancelled, whose
         text says what was missing; with NoAllocator; with a ServerError. Cancelling it withdraws the request.
@@ -161,6 +179,7 @@ class Client(Operations, Closing):
             on_failure=_check_on_failure(on_failure),
             grace_s=grace_s,
             name=name,
+            terms=terms_of(priority, project, expected_duration, max_duration, preemptible, reservation),
         )
         request = r.AllocateGang(spec, _timeout_ms(timeout))
         return self._request(request, self._granted, unwanted=Gang.release)
@@ -334,6 +353,12 @@ class Client(Operations, Closing):
         self._session.check_open()
         with explained(self._session.url):
             return read_status(self._session.redis, self._session.keys)
+
+    def queue_status(self) -> QueueStatus:
+        """The queue's policy, projects and reservations, read from the views. Raises ServerError."""
+        self._session.check_open()
+        with explained(self._session.url):
+            return read_queue(self._session.redis, self._session.keys)
 
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
         """End the session: tickets are released (not detached ones), waiting futures fail with ClientClosed.

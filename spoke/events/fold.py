@@ -17,6 +17,7 @@ from spoke.errors import InvalidTransition
 from spoke.events import types as e
 from spoke.events.lifecycle import ACTOR, NODE, TICKET, NodePhase, advance
 from spoke.events.model import Slot
+from spoke.events.queueing import amounts_of, project_of
 from spoke.events.state import (
     GONE_CLIENTS_KEPT,
     SEQ_WINDOW,
@@ -37,6 +38,8 @@ def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
     """The state after the event. Raises InvalidTransition for an event that cannot follow."""
     event = recorded.event
     _HANDLERS[type(event)](state, recorded.id, event)
+    if state.waiting.aside and event.TYPE.startswith(("node.", "gpu.")):
+        state.waiting.recall()
     seq = getattr(event, "seq", 0)
     if seq:
         _mark_decided(state, event.client_id, seq)  # type: ignore[attr-defined]
@@ -144,7 +147,9 @@ def _nothing(state: PoolState, event_id: str, event: e.Event) -> None:
 def _client_connected(state: PoolState, event_id: str, event: e.ClientConnected) -> None:
     if event.client_id in state.clients:
         raise InvalidTransition(f"event {event_id} connects client {event.client_id}, which is connected")
-    state.clients[event.client_id] = ClientState(event.client_id, event.lease_ms, event.user, event.host, event.pid)
+    state.clients[event.client_id] = ClientState(
+        event.client_id, event.lease_ms, event.user, event.host, event.pid, event.project
+    )
 
 
 def _client_gone(state: PoolState, event_id: str, event: e.ClientLost | e.ClientClosed) -> None:
@@ -303,13 +308,20 @@ def _new_ticket(state: PoolState, event: e.GangQueued | e.GangAllocated, event_i
         event.ticket_id, event.client_id, event.seq, event.spec, "queued", event_id, need_of(event.spec)
     )
     state.tickets[event.ticket_id] = ticket
-    if event.client_id in state.clients:
-        state.clients[event.client_id].tickets.add(event.ticket_id)
+    client = state.clients.get(event.client_id)
+    named = event.spec.terms.project
+    if client is None:
+        ticket.project = named or event.client_id
+    else:
+        client.tickets.add(event.ticket_id)
+        ticket.project = project_of(named, client.project, client.user, event.client_id)
     return ticket
 
 
 def _forget_ticket(state: PoolState, ticket: TicketState) -> None:
     del state.tickets[ticket.ticket_id]
+    state.alarms.set(ticket.ticket_id, 0)
+    state.releasing.pop(ticket.ticket_id, None)
     client = state.clients.get(ticket.client_id)
     if client is not None:
         client.tickets.discard(ticket.ticket_id)
@@ -320,6 +332,8 @@ def _gang_queued(state: PoolState, event_id: str, event: e.GangQueued) -> None:
     ticket = _new_ticket(state, event, event_id)
     ticket.reason, ticket.deadline_ms = event.reason, event.deadline_ms
     state.queue.append(event.ticket_id)
+    state.wait(ticket)
+    state.watch(ticket)
 
 
 def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> None:
@@ -328,7 +342,7 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
     if ticket is None:
         ticket = _new_ticket(state, event, event_id)
     else:
-        state.queue.remove(event.ticket_id)
+        _leave_queue(state, ticket)
     ticket.phase, ticket.since, ticket.reason, ticket.slots = phase, event_id, "", event.slots
     ticket.master_addr, ticket.master_port, ticket.policy = event.master_addr, event.master_port, event.policy
     ticket.group_sizes = _group_sizes(event.slots)
@@ -347,6 +361,23 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
             state.demand.learn(group.resources, members)
     else:
         state.demand.learn(ticket.spec.resources, ticket.slots)
+    terms, queueing = event.spec.terms, state.queueing
+    queueing.charge(ticket.project, amounts_of(event.spec, event.slots), 1, _ms(event_id))
+    ticket.at_head, ticket.borrowed = False, event.borrowed
+    ticket.ends_ms = ticket.granted_ms + terms.max_ms if terms.max_ms else 0
+    reservation = queueing.reservations.get(terms.reservation) if terms.reservation else None
+    if reservation is not None:
+        ticket.ends_ms = min(ticket.ends_ms or reservation.end_ms, reservation.end_ms)
+    state.watch(ticket)
+
+
+def _ms(event_id: str) -> int:
+    return int(event_id.partition("-")[0])
+
+
+def _leave_queue(state: PoolState, ticket: TicketState) -> None:
+    state.queue.remove(ticket.ticket_id)
+    state.waiting.remove(ticket.ticket_id)
 
 
 def _group_sizes(slots: tuple[Slot, ...]) -> tuple[int, ...]:
@@ -366,7 +397,7 @@ def _gang_repaired(state: PoolState, event_id: str, event: e.GangRepaired) -> No
         raise InvalidTransition(f"event {event_id} replaces rank {rank} of {event.ticket_id}, which cannot be replaced")
     if node is None or node.phase != "up":
         raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {slot.node_id}, which is not up")
-    old = ticket.slots[rank]
+    old, before = ticket.slots[rank], amounts_of(ticket.spec, ticket.slots)
     left = state.nodes[old.node_id]
     left.give_back(ticket, old)
     ticket.slots = (*ticket.slots[:rank], slot, *ticket.slots[rank + 1 :])
@@ -380,6 +411,8 @@ def _gang_repaired(state: PoolState, event_id: str, event: e.GangRepaired) -> No
     if not node.take(ticket, slot):
         raise _double(ticket, slot, node, event_id)
     ticket.held.add(slot.node_id)
+    state.queueing.charge(ticket.project, before, -1, _ms(event_id))
+    state.queueing.charge(ticket.project, amounts_of(ticket.spec, ticket.slots), 1, _ms(event_id))
     state.index(left)
     state.index(node)
 
@@ -413,7 +446,7 @@ def _gang_not_granted(state: PoolState, event_id: str, event: e.GangRefused | e.
         return  # refused at once, it never had a ticket
     ticket = _ticket(state, event_id, event)
     ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
-    state.queue.remove(event.ticket_id)
+    _leave_queue(state, ticket)
     _forget_ticket(state, ticket)
 
 
@@ -421,8 +454,18 @@ def _gang_moved(state: PoolState, event_id: str, event: e.GangMoved) -> None:
     ticket = _ticket(state, event_id, event)
     if ticket.phase != "queued":
         raise InvalidTransition(f"event {event_id} moves ticket {event.ticket_id}, which is {ticket.phase}")
-    state.queue.remove(event.ticket_id)
+    _leave_queue(state, ticket)
     state.queue.insert(0 if event.to == "head" else len(state.queue), event.ticket_id)
+    ticket.at_head = event.to == "head"
+    state.wait(ticket)
+
+
+def _gang_prioritized(state: PoolState, event_id: str, event: e.GangPrioritized) -> None:
+    ticket = _ticket(state, event_id, event)
+    terms = dataclasses.replace(ticket.spec.terms, priority=event.priority)
+    ticket.spec = dataclasses.replace(ticket.spec, terms=terms)
+    if ticket.phase == "queued":
+        state.waiting.reprioritize(event.ticket_id, event.priority)
 
 
 def _gang_attached(state: PoolState, event_id: str, event: e.GangAttached) -> None:
@@ -434,6 +477,8 @@ def _gang_releasing(state: PoolState, event_id: str, event: e.GangReleasing) -> 
     if ticket.phase != "releasing":
         ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
         ticket.reason, ticket.since = event.reason, event_id
+        ticket.preempt_ms, ticket.preempt_for, ticket.preempt_reason = 0, "", ""
+        state.watch(ticket)
     if event.seq:
         ticket.release_requests.append((event.client_id, event.seq))
 
@@ -457,8 +502,71 @@ def _gang_released(state: PoolState, event_id: str, event: e.GangReleased) -> No
     for node_id in freed:
         state.index(state.nodes[node_id])
     ticket.held -= freed
+    gone = [slot for slot in ticket.slots if slot.node_id in freed]
+    state.queueing.charge(ticket.project, amounts_of(ticket.spec, gone), -1, _ms(event_id))
     if event.final:
         _forget_ticket(state, ticket)
+
+
+def _ticket_preempting(state: PoolState, event_id: str, event: e.TicketPreempting) -> None:
+    ticket = _live_ticket(state, event_id, event)
+    ticket.preempt_ms, ticket.preempt_for, ticket.preempt_reason = event.deadline_ms, event.by_ticket, event.reason
+    state.watch(ticket)
+
+
+def _ticket_spared(state: PoolState, event_id: str, event: e.TicketSpared) -> None:
+    ticket = _live_ticket(state, event_id, event)
+    ticket.preempt_ms, ticket.preempt_for, ticket.preempt_reason = 0, "", ""
+    state.watch(ticket)
+
+
+def _ticket_expiring(state: PoolState, event_id: str, event: e.TicketExpiring) -> None:
+    ticket = _live_ticket(state, event_id, event)
+    ticket.warned = True
+    state.watch(ticket)
+
+
+def _live_ticket(state: PoolState, event_id: str, event: Any) -> TicketState:
+    ticket = _ticket(state, event_id, event)
+    if ticket.phase not in ("allocated", "active"):
+        raise InvalidTransition(f"event {event_id} ({event.TYPE}) is about {event.ticket_id}, which is {ticket.phase}")
+    return ticket
+
+
+# --- the queue ---------------------------------------------------------------------------------------------------
+
+
+def _queue_policy_changed(state: PoolState, event_id: str, event: e.QueuePolicyChanged) -> None:
+    state.queueing.settle(_ms(event_id))
+    state.queueing.policy = event.policy
+    for ticket in state.tickets.values():
+        state.watch(ticket)
+
+
+def _quota_changed(state: PoolState, event_id: str, event: e.QuotaChanged) -> None:
+    state.queueing.quotas[event.quota.project] = event.quota
+    state.waiting.recall()
+
+
+def _quota_removed(state: PoolState, event_id: str, event: e.QuotaRemoved) -> None:
+    if state.queueing.quotas.pop(event.project, None) is None:
+        raise InvalidTransition(f"event {event_id} removes the quota of {event.project}, which has none")
+    state.waiting.recall()
+
+
+def _reservation_created(state: PoolState, event_id: str, event: e.ReservationCreated) -> None:
+    name = event.reservation.reservation_id
+    if name in state.queueing.reservations:
+        raise InvalidTransition(f"event {event_id} creates the reservation {name} again")
+    state.queueing.reservations[name] = event.reservation
+    state.queueing.next_reservation += 1
+    state.waiting.recall()
+
+
+def _reservation_over(state: PoolState, event_id: str, event: e.ReservationCancelled | e.ReservationEnded) -> None:
+    if state.queueing.reservations.pop(event.reservation_id, None) is None:
+        raise InvalidTransition(f"event {event_id} ends the reservation {event.reservation_id}, which is not there")
+    state.waiting.recall()
 
 
 # --- actors ------------------------------------------------------------------------------------------------------
@@ -556,10 +664,20 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.GangCancelled: _gang_not_granted,
     e.GangMoved: _gang_moved,
     e.GangExplained: _nothing,
+    e.GangPrioritized: _gang_prioritized,
     e.GangAttached: _gang_attached,
     e.GangRepaired: _gang_repaired,
     e.GangReleasing: _gang_releasing,
     e.GangReleased: _gang_released,
+    e.TicketPreempting: _ticket_preempting,
+    e.TicketSpared: _ticket_spared,
+    e.TicketExpiring: _ticket_expiring,
+    e.QueuePolicyChanged: _queue_policy_changed,
+    e.QuotaChanged: _quota_changed,
+    e.QuotaRemoved: _quota_removed,
+    e.ReservationCreated: _reservation_created,
+    e.ReservationCancelled: _reservation_over,
+    e.ReservationEnded: _reservation_over,
     e.ActorLaunchRequested: _actor_launch_requested,
     e.ActorStarted: _actor_started,
     e.ActorStartFailed: _actor_failed,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from spoke.events.lifecycle import TICKET_HOLDS_GPUS
 from spoke.events.model import GPU_MILLI, Slot
+from spoke.events.queueing import NOTHING, Amounts, amounts_of, plus
 from spoke.events.state import NodeState, PoolState, TicketState, indices_of, mask_of
 
 
@@ -138,7 +139,23 @@ def queue_violations(state: PoolState) -> Iterator[str]:
     queued = {ticket_id for ticket_id, ticket in state.tickets.items() if ticket.phase == "queued"}
     if sorted(queued) != sorted(state.queue):
         yield f"the queue is {state.queue}, but queued are {sorted(queued)}"
+    listed = {*(key[3] for key in state.waiting.ordered(by_priority=True)), *state.waiting.aside}
+    if listed != queued:
+        yield f"the order of the queue has {sorted(listed)}, but queued are {sorted(queued)}"
+    yield from _account_violations(state)
     for client_id, client in state.clients.items():
         for ticket_id in client.tickets:
             if ticket_id not in state.tickets:
                 yield f"client {client_id} owns ticket {ticket_id}, which is not there"
+
+
+def _account_violations(state: PoolState) -> Iterator[str]:
+    held: dict[str, Amounts] = {}
+    for ticket in state.tickets.values():
+        slots = [slot for slot in ticket.slots if slot.node_id in ticket.held]
+        if slots:
+            held[ticket.project] = plus(held.get(ticket.project, NOTHING), amounts_of(ticket.spec, slots))
+    for project in {*held, *state.queueing.accounts}:
+        booked = state.queueing.held(project)
+        if booked != held.get(project, NOTHING):
+            yield f"project {project} is booked with {booked}, but its tickets hold {held.get(project, NOTHING)}"

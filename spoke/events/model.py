@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spoke.errors import InvalidRequest
-from spoke.events import names
+from spoke.events import names, terms
 from spoke.events.resources import (
     GPU_MILLI,
     GPUS_PER_NODE_MAX,
@@ -144,7 +144,8 @@ class GangSpec:
     only nodes whose GPUs are all of one of these models; ``preferred_node`` hosts rank 0 if it can;
     ``on_failure="release"`` gives the gang back when a member fails; ``grace_s`` is the time between SIGTERM and
     SIGKILL. ``rules`` are what it asks of the nodes besides. With ``min_nodes`` it may get fewer nodes, down to these.
-    A mixed gang has ``groups``, which say what its members need; ``num_nodes`` is the sum of theirs then.
+    A mixed gang has ``groups``, which say what its members need; ``num_nodes`` is the sum of theirs then. ``terms`` are
+    those on which it waits and holds its places.
     """
 
     num_nodes: int
@@ -161,6 +162,7 @@ class GangSpec:
     rules: Rules | None = None
     min_nodes: int = 0
     groups: tuple[Group, ...] = ()
+    terms: terms.Terms = terms.DEFAULT
 
     def __post_init__(self) -> None:
         check_count("num_nodes", self.num_nodes, 1, GANG_SIZE_MAX)

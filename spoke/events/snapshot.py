@@ -14,6 +14,7 @@ from spoke.errors import LogError
 from spoke.events.demand import Demand, Usual
 from spoke.events.lifecycle import NodePhase
 from spoke.events.model import NodeSpec
+from spoke.events.queueing import Queueing, amounts_of, project_of
 from spoke.events.state import ClientState, Cordon, GpuFault, NodeState, PoolState, TicketState
 
 VERSION = 1
@@ -63,6 +64,7 @@ class _Snapshot:
     learned: _Demand | None = None
     cordons: dict[str, Cordon] = field(default_factory=dict)
     faults: dict[str, dict[str, GpuFault]] = field(default_factory=dict)
+    queueing: Queueing = field(default_factory=Queueing)
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
@@ -93,6 +95,7 @@ def encode(state: PoolState) -> bytes:
             learned=_written(state.demand),
             cordons=state.cordons,
             faults=state.faults,
+            queueing=state.queueing,
         )
     )
 
@@ -124,6 +127,7 @@ def decode(raw: bytes) -> PoolState:
         demand=_read(read.learned),
         cordons=read.cordons,
         faults=read.faults,
+        queueing=read.queueing,
     )
     for node_id, cordon in state.cordons.items():
         state.set_cordon(node_id, cordon)
@@ -139,6 +143,20 @@ def decode(raw: bytes) -> PoolState:
     for node in state.nodes.values():
         state.apply_faults(node)
         state.index(node)
+    if not state.queueing.accounts:  # written by a release that did not count for projects
+        _open_accounts(state)
+    for ticket in state.tickets.values():  # oldest first, as they were granted
+        if ticket.phase != "queued":
+            state.watch(ticket)
+    for ticket_id in reversed(state.queue):
+        ticket = state.tickets[ticket_id]
+        if ticket.at_head:
+            state.wait(ticket)
+    for ticket_id in state.queue:
+        ticket = state.tickets[ticket_id]
+        state.watch(ticket)
+        if not ticket.at_head:
+            state.wait(ticket)
     return state
 
 
@@ -152,6 +170,17 @@ def _read(known: _Demand | None) -> Demand:
         return Demand()
     sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
     return Demand(*sums, dict(known.shares), known.usual, known.next_at)
+
+
+def _open_accounts(state: PoolState) -> None:
+    now_ms = int(state.last_id.partition("-")[0])
+    for ticket in state.tickets.values():
+        client = state.clients.get(ticket.client_id)
+        user = client.user if client is not None else ""
+        ticket.project = ticket.project or project_of(ticket.spec.terms.project, "", user, ticket.client_id)
+        slots = [slot for slot in ticket.slots if slot.node_id in ticket.held]
+        if slots:
+            state.queueing.charge(ticket.project, amounts_of(ticket.spec, slots), 1, now_ms)
 
 
 def copy(state: PoolState) -> PoolState:

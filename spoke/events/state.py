@@ -16,6 +16,8 @@ from spoke.events.demand import Demand
 from spoke.events.domains import DomainIndex
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
 from spoke.events.model import GPU_MILLI, GPUS_PER_NODE_MAX, ActorSpec, GangSpec, NodeSpec, Resources, Slot
+from spoke.events.queueing import Queueing
+from spoke.events.waiting import Alarms, Waiting
 
 SEQ_WINDOW = 1_024
 GONE_CLIENTS_KEPT = 1_000
@@ -244,6 +246,21 @@ class TicketState:
     launches: dict[str, int] = field(default_factory=dict)  # launch request -> its actors that are not up yet
     watchers: set[str] = field(default_factory=set)
     release_requests: list[tuple[str, int]] = field(default_factory=list)
+    project: str = ""
+    """Whom it counts for in quotas and fair shares."""
+    at_head: bool = False
+    """Whether an operator moved it before all others."""
+    borrowed: bool = False
+    """Whether its project had more than its quota with it."""
+    ends_ms: int = 0
+    """When its time is over (server time); 0: never."""
+    warned: bool = False
+    """Whether it was told that its time is nearly over."""
+    preempt_ms: int = 0
+    """When it is released to make room; 0: it need not."""
+    preempt_for: str = ""
+    """The waiting ticket for which it makes room."""
+    preempt_reason: str = ""
 
     def need_of(self, slot: Slot) -> Amount:
         """What the member of a slot needs, except for its share of a GPU."""
@@ -259,6 +276,11 @@ class TicketState:
         """The latest actor of every rank that was launched, in rank order."""
         return [actor for actor in self.members if actor is not None]
 
+    @property
+    def granted_ms(self) -> int:
+        """When it was granted (server time), while it is allocated or active."""
+        return int(self.since.partition("-")[0])
+
     def actor(self, rank: int) -> ActorState | None:
         """The latest actor of a rank; None if it was never launched."""
         return self.members[rank] if 0 <= rank < len(self.members) else None
@@ -273,6 +295,7 @@ class ClientState:
     user: str = ""
     host: str = ""
     pid: int = 0
+    project: str = ""
     tickets: set[str] = field(default_factory=set)
     seq_floor: int = 0
     """All requests up to here count as decided."""
@@ -338,10 +361,18 @@ class PoolState:
     faults: dict[str, dict[str, GpuFault]] = field(default_factory=dict)
     """The unhealthy GPUs: node id -> UUID, also of nodes that are not there now."""
     demand: Demand = field(default_factory=Demand)
+    queueing: Queueing = field(default_factory=Queueing)
     capacity: CapacityIndex = field(default_factory=CapacityIndex, compare=False, repr=False)
     derived: dict[type, Any] = field(default_factory=dict, compare=False, repr=False)
     """What placement worked out from this state and keeps for its next decision. Decisions do not depend on it."""
     domains: DomainIndex = field(default_factory=DomainIndex, compare=False, repr=False)
+    waiting: Waiting = field(default_factory=Waiting, compare=False, repr=False)
+    alarms: Alarms = field(default_factory=Alarms, compare=False, repr=False)
+    preemptible: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
+    """The live tickets that may be preempted, or borrow. This and the next two follow from the tickets."""
+    preempting: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
+    """The live tickets that were told to make room."""
+    releasing: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
 
     def set_cordon(self, node_id: str, cordon: Cordon | None) -> None:
         """Keep new slots off a node, or no longer; and note whether it is being drained."""
@@ -378,6 +409,30 @@ class PoolState:
             for node in self.nodes.values():
                 self.index(node)
 
+    def watch(self, ticket: TicketState) -> None:
+        """Keep alarms, and the list of those that may be preempted, in step with a ticket."""
+        live = ticket.phase in ("allocated", "active")
+        self.alarms.set(ticket.ticket_id, self._alarm_ms(ticket, live))
+        _note(self.preemptible, ticket, live and (ticket.borrowed or ticket.spec.terms.preemptible))
+        _note(self.preempting, ticket, live and ticket.preempt_ms != 0)
+        _note(self.releasing, ticket, ticket.phase == "releasing")
+
+    def _alarm_ms(self, ticket: TicketState, live: bool) -> int:
+        if ticket.phase == "queued":
+            return ticket.deadline_ms
+        if not live:
+            return 0
+        times = [ticket.preempt_ms] if ticket.preempt_ms else []
+        if ticket.ends_ms:
+            lasts_ms = ticket.ends_ms - ticket.granted_ms
+            before_ms = 0 if ticket.warned else min(self.queueing.policy.notice_ms, lasts_ms // 2)
+            times.append(ticket.ends_ms - before_ms)
+        return min(times, default=0)
+
+    def wait(self, ticket: TicketState) -> None:
+        """Enter a queued ticket among those that wait."""
+        self.waiting.add(ticket.ticket_id, ticket.project, ticket.spec.terms.priority, ticket.at_head)
+
     def index(self, node: NodeState) -> None:
         """Keep the capacity index in step with a node's state."""
         self.domains.put(node.spec.node_id, node.spec.labels)
@@ -389,6 +444,13 @@ class PoolState:
             self.capacity.close(node.spec.node_id, node.total)
         else:
             self.capacity.put(node.spec.node_id, node.free, node.total, node.spec)
+
+
+def _note(those: dict[str, None], ticket: TicketState, belongs: bool) -> None:
+    if belongs:
+        those[ticket.ticket_id] = None
+    elif those:
+        those.pop(ticket.ticket_id, None)
 
 
 def need_of(spec: GangSpec) -> Amount:

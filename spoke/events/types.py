@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
 from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
+from spoke.events.queueing import QueuePolicy, Quota, Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ class ClientConnected(Event):
     pid: int = 0
     user: str = ""
     version: str = ""
+    project: str = ""
 
 
 @_event("client.lost")
@@ -313,7 +315,11 @@ class GangQueued(Event):
 @_event("gang.allocated")
 @dataclass(frozen=True, slots=True)
 class GangAllocated(Event):
-    """Every member has its place. ``policy`` is the placement policy's name and version."""
+    """Every member has its place. ``policy`` is the placement policy's name and version.
+
+    ``order`` is the same of the queue's policy, ``+backfill/N`` if the gang overtook others; ``borrowed``: its project
+    has more than its quota with it.
+    """
 
     ticket_id: str
     client_id: str
@@ -323,6 +329,8 @@ class GangAllocated(Event):
     master_addr: str
     master_port: int
     policy: str
+    order: str = ""
+    borrowed: bool = False
 
 
 @_event("gang.refused")
@@ -370,6 +378,17 @@ class GangExplained(Event):
     seq: int
 
 
+@_event("gang.prioritized")
+@dataclass(frozen=True, slots=True)
+class GangPrioritized(Event):
+    """A ticket has another priority from now on: in the queue, and against preemption."""
+
+    ticket_id: str
+    client_id: str
+    seq: int
+    priority: int
+
+
 @_event("gang.attached")
 @dataclass(frozen=True, slots=True)
 class GangAttached(Event):
@@ -414,6 +433,102 @@ class GangReleased(Event):
     ticket_id: str
     nodes: tuple[str, ...]
     final: bool
+
+
+@_event("ticket.preempting")
+@dataclass(frozen=True, slots=True)
+class TicketPreempting(Event):
+    """The ticket must make room for ``by_ticket``, which waits: it is released at ``deadline_ms``; it is told now.
+
+    ``policy`` is the name and version of the policy that chose it.
+    """
+
+    ticket_id: str
+    by_ticket: str
+    deadline_ms: int
+    reason: str
+    policy: str
+
+
+@_event("ticket.spared")
+@dataclass(frozen=True, slots=True)
+class TicketSpared(Event):
+    """The ticket need not make room any more: it stays."""
+
+    ticket_id: str
+    reason: str
+
+
+@_event("ticket.expiring")
+@dataclass(frozen=True, slots=True)
+class TicketExpiring(Event):
+    """The ticket's time is nearly over: it is released at ``deadline_ms``; it is told now."""
+
+    ticket_id: str
+    deadline_ms: int
+    reason: str
+
+
+# --- the queue -------------------------------------------------------------------------------------------------
+
+
+@_event("queue.policy_changed")
+@dataclass(frozen=True, slots=True)
+class QueuePolicyChanged(Event):
+    """The queue is ordered by another policy from now on."""
+
+    client_id: str
+    seq: int
+    policy: QueuePolicy
+
+
+@_event("quota.changed")
+@dataclass(frozen=True, slots=True)
+class QuotaChanged(Event):
+    """A project has a quota, or another one than before. What it holds beyond it stays."""
+
+    client_id: str
+    seq: int
+    quota: Quota
+
+
+@_event("quota.removed")
+@dataclass(frozen=True, slots=True)
+class QuotaRemoved(Event):
+    """A project has no quota of its own any more."""
+
+    client_id: str
+    seq: int
+    project: str
+
+
+@_event("reservation.created")
+@dataclass(frozen=True, slots=True)
+class ReservationCreated(Event):
+    """Nodes are kept for some gangs, for a time. ``policy`` is the name and version of the policy that chose them."""
+
+    client_id: str
+    seq: int
+    reservation: Reservation
+    policy: str
+
+
+@_event("reservation.cancelled")
+@dataclass(frozen=True, slots=True)
+class ReservationCancelled(Event):
+    """The reservation's nodes are for everybody again; what was placed there stays."""
+
+    reservation_id: str
+    client_id: str
+    seq: int
+
+
+@_event("reservation.ended")
+@dataclass(frozen=True, slots=True)
+class ReservationEnded(Event):
+    """The reservation's time is over."""
+
+    reservation_id: str
 
 
 # --- actors ----------------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ class Keys:
         """Hash: ticket id to a line of JSON for people."""
         return self._key("tickets")
 
+    @property
+    def queue(self) -> str:
+        """Hash: the queue's policy, its length, the projects and the reservations, as JSON for people."""
+        return self._key("queue")
+
     def ticket(self, ticket_id: str) -> str:
         """Hash: all of one ticket, field by field."""
         return self._key(f"ticket:{ticket_id}")

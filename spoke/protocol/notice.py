@@ -11,6 +11,8 @@ class Notice:
 
     ``node_draining``: a node is being drained; the ticket will be released at ``deadline_ms`` (milliseconds of the
     server's clock since 1970; 0: it may stay). ``node_drain_ended``: it may stay after all.
+    ``preempting``: the ticket must make room and is released at ``deadline_ms``; ``spared``: it need not after all.
+    ``expiring``: its time is over at ``deadline_ms``.
     ``gpu_unhealthy``, ``gpu_healthy``: a GPU that the ticket holds. ``member_repaired`` (to actors): a member
     has another slot. ``ranks`` are those that the notice is about.
     """

@@ -16,6 +16,7 @@ import msgspec
 from spoke.errors import SpokeError
 from spoke.events.codec import to_json
 from spoke.events.model import ActorSpec, GangSpec, Member, NodeSpec
+from spoke.events.queueing import QueuePolicy, Quota
 from spoke.protocol.identity import Key, Signer
 
 BODY_BYTES_MAX = 4 << 20
@@ -59,6 +60,7 @@ class ConnectClient(Request):
     pid: int = 0
     user: str = ""
     version: str = ""
+    project: str = ""
 
 
 @_request("client.close")
@@ -204,6 +206,60 @@ class MoveGang(Request):
 
     ticket_id: str
     to: Literal["head", "tail"] = "head"
+
+
+@_request("gang.prioritize")
+@dataclass(frozen=True, slots=True)
+class PrioritizeGang(Request):
+    """Give a ticket another priority."""
+
+    ticket_id: str
+    priority: int
+
+
+@_request("queue.set_policy")
+@dataclass(frozen=True, slots=True)
+class SetQueuePolicy(Request):
+    """Order the queue by this policy from now on."""
+
+    policy: QueuePolicy
+
+
+@_request("quota.set")
+@dataclass(frozen=True, slots=True)
+class SetQuota(Request):
+    """Give a project this quota; ``*`` stands for all that have none of their own."""
+
+    quota: Quota
+
+
+@_request("quota.remove")
+@dataclass(frozen=True, slots=True)
+class RemoveQuota(Request):
+    """Take a project's quota away."""
+
+    project: str
+
+
+@_request("reservation.create")
+@dataclass(frozen=True, slots=True)
+class CreateReservation(Request):
+    """Keep ``nodes`` nodes with ``gpus`` GPUs each for ``length_ms``, from ``start_ms`` (server time; 0: now) on."""
+
+    nodes: int
+    gpus: int
+    length_ms: int
+    start_ms: int = 0
+    project: str = ""
+    name: str = ""
+
+
+@_request("reservation.cancel")
+@dataclass(frozen=True, slots=True)
+class CancelReservation(Request):
+    """Give a reservation's nodes back to everybody."""
+
+    reservation_id: str
 
 
 # --- from agents -------------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from spoke.events.lifecycle import ACTOR, NODE, TICKET
 from spoke.events.model import GangSpec, Nic, NodeSpec, Resources
+from spoke.events.queueing import QueuePolicy, Quota
 from spoke.events.rules import Group, Rules
+from spoke.events.terms import Terms
 from spoke.protocol import requests as r
 from tests.builders import MemoryPool, gang, node_spec
 
@@ -73,8 +75,17 @@ class PoolMachine(RuleBasedStateMachine):
         detached=st.booleans(),
         on_failure=st.sampled_from(["release", "report"]),
         preferred=st.sampled_from([None, *NODES]),
+        terms=st.builds(
+            Terms,
+            priority=st.integers(0, 2),
+            project=st.sampled_from(["", "x", "y"]),
+            expected_ms=st.sampled_from([0, 300, 5_000]),
+            max_ms=st.sampled_from([0, 0, 900]),
+            preemptible=st.booleans(),
+            reservation=st.sampled_from(["", "", "", "r-1", "r-2"]),
+        ),
     )
-    def allocate(self, client, shape, gpu_memory, cpus, strict, timeout, detached, on_failure, preferred):  # type: ignore[no-untyped-def]
+    def allocate(self, client, shape, gpu_memory, cpus, strict, timeout, detached, on_failure, preferred, terms):  # type: ignore[no-untyped-def]
         spec = gang(
             *shape,
             gpu_memory=0 if shape[2] in (1, 2) else gpu_memory,
@@ -83,6 +94,7 @@ class PoolMachine(RuleBasedStateMachine):
             detached=detached,
             on_failure=on_failure,
             preferred_node=preferred,
+            terms=terms,
         )
         before = self.pool.state.next_ticket
         self._ask(client, r.AllocateGang(spec, timeout))
@@ -204,6 +216,50 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(client=st.sampled_from(CLIENTS), ticket=tickets, to=st.sampled_from(["head", "tail"]))
     def move(self, client: str, ticket: str, to: str) -> None:
         self._ask(client, r.MoveGang(ticket, to))  # type: ignore[arg-type]
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        policy=st.builds(
+            QueuePolicy,
+            order=st.sampled_from(["fifo", "priority", "fair"]),
+            backfill=st.booleans(),
+            preempt=st.booleans(),
+            half_life_ms=st.sampled_from([1_000, 60_000]),
+            notice_ms=st.sampled_from([0, 400]),
+            depth=st.sampled_from([1, 64]),
+        ),
+    )
+    def set_policy(self, client: str, policy: QueuePolicy) -> None:
+        self._ask(client, r.SetQueuePolicy(policy))
+
+    @rule(client=st.sampled_from(CLIENTS), ticket=tickets, priority=st.integers(-1, 3))
+    def prioritize(self, client: str, ticket: str, priority: int) -> None:
+        self._ask(client, r.PrioritizeGang(ticket, priority))
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        project=st.sampled_from(["x", "y", "*"]),
+        gpus=st.sampled_from([None, 1_500, 4_000]),
+        borrow=st.booleans(),
+    )
+    def set_quota(self, client: str, project: str, gpus: int | None, borrow: bool) -> None:
+        if gpus is None:
+            self._ask(client, r.RemoveQuota(project))
+        else:
+            self._ask(client, r.SetQuota(Quota(project, gpus, borrow=borrow)))
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        nodes=st.integers(1, 2),
+        after_ms=st.sampled_from([0, 500]),
+        length_ms=st.sampled_from([1_000, 3_000]),
+    )
+    def make_reservation(self, client: str, nodes: int, after_ms: int, length_ms: int) -> None:
+        self._ask(client, r.CreateReservation(nodes, 2, length_ms, self.pool.now_ms + after_ms))
+
+    @rule(client=st.sampled_from(CLIENTS), number=st.integers(1, 3))
+    def cancel_reservation(self, client: str, number: int) -> None:
+        self._ask(client, r.CancelReservation(f"r-{number}"))
 
     # --- agents ---
 

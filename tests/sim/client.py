@@ -11,6 +11,8 @@ from redis.exceptions import RedisError
 from spoke.client import machine as m
 from spoke.errors import ClientClosed, LeaseLost, SpokeError
 from spoke.events.model import ActorSpec, Member
+from spoke.events.queueing import QueuePolicy, Quota
+from spoke.events.terms import Terms
 from spoke.protocol import requests as r
 from spoke.protocol.keys import client_lease
 from spoke.protocol.replies import decode_message
@@ -100,6 +102,14 @@ class SimClient:
                 detached=dice.random() < 0.05,
                 on_failure=dice.choice(["release", "report"]),
                 grace_s=dice.choice([0.0, 0.5, 2.0]),
+                terms=Terms(
+                    priority=dice.choice([0, 0, 1, 2]),
+                    project=dice.choice(["", "x", "y"]),
+                    expected_ms=dice.choice([0, 0, 2_000]),
+                    max_ms=dice.choice([0, 0, 0, 4_000]),
+                    preemptible=dice.random() < 0.3,
+                    reservation=dice.choice(["", "", "", "", "", "r-1", "r-2"]),
+                ),
             )
             self.ask(r.AllocateGang(spec, dice.choice([0, 1_000, 8_000, None])))
         elif what < 0.6 and tickets:
@@ -120,6 +130,24 @@ class SimClient:
             ticket = dice.choice(tickets)
             ticket.dropped = True
             self._do(self.machine.drop(ticket, self.world.now_s))
+        elif what >= 0.96:
+            self.ask(self._setting(others))
+
+    def _setting(self, others: list[str]) -> r.Request:
+        """Something that an operator of the queue may do."""
+        dice = self.world.dice
+        order = dice.choice(["fifo", "priority", "fair"])
+        policy = QueuePolicy(order, dice.random() < 0.7, dice.random() < 0.7, 5_000, dice.choice([0, 500]), 16)
+        requests: list[r.Request] = [
+            r.SetQueuePolicy(policy),
+            r.SetQuota(Quota(dice.choice("xy"), dice.choice([1_000, 2_000]), borrow=dice.random() < 0.5)),
+            r.RemoveQuota(dice.choice("xy")),
+            r.CreateReservation(1, 1, dice.choice([1_000, 5_000])),
+            r.CancelReservation(dice.choice(["r-1", "r-2", "r-3"])),
+            r.PrioritizeGang(dice.choice(others or ["t-1"]), dice.randint(0, 3)),
+            r.MoveGang(dice.choice(others or ["t-1"]), dice.choice(["head", "tail"])),
+        ]
+        return dice.choice(requests)
 
     # --- the session ---
 
