@@ -141,6 +141,7 @@ class WhatIf:
         self._grants = dict[str, e.GangAllocated]()
         self._steps = self._ms = self._due_ms = self._deadline_ms = self._gpus = 0
         self._changed = True
+        self._releasing = ""  # the ticket of the event before, if that began its release
 
     def take(self, recorded: e.Recorded) -> None:
         """The next recorded event."""
@@ -151,7 +152,10 @@ class WhatIf:
             self.result.happened.refused += 1  # the line lets go of those before it grants anything
             self._withdraw(event, event.ticket_id)
             return
-        self._advance(self._due_ms)
+        same = isinstance(event, e.GangReleased) and event.ticket_id == self._releasing and ms - self._due_ms <= 1
+        self._releasing = event.ticket_id if isinstance(event, e.GangReleasing) else ""
+        if not same:  # else both were decided at once
+            self._advance(self._due_ms)
         if isinstance(event, e.GangAllocated) and event.ticket_id in self._by_was:
             self._was_granted(event, ms)
             return
