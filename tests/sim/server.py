@@ -334,7 +334,7 @@ class Server:
             self._write((verb, key, text(args[0])))
         elif verb == "DEL":
             self._write(("DEL", key))
-        elif verb != "EXPIRE":
+        elif verb not in ("EXPIRE", "PERSIST"):
             raise NotImplementedError(verb)
 
 
