@@ -204,19 +204,21 @@ class Load:
 
 
 def fill(client: spoke.Client, gpus: int, pieces: tuple[float, ...]) -> list[spoke.Gang]:
-    """Take three quarters of the GPUs in pieces, and give gangs back until half is taken: fragmented."""
+    """Take three quarters of the GPUs in gangs of 10 nodes, and give gangs back until half is taken: fragmented."""
     rng, granted, taken = random.Random(gpus), [], 0.0
     while taken < gpus * 0.75:
-        asked = [spoke.Resources(gpus=rng.choice(pieces), cpus=rng.choice((2, 4, 8))) for _ in range(1_000)]
-        found = [client.gang_allocate(1, 1, need, timeout=60) for need in asked]
-        granted += [(future.result(60), need.gpus) for future, need in zip(found, asked, strict=True)]
-        taken += sum(need.gpus for need in asked)
+        asked = [(rng.randint(1, 2), rng.choice(pieces), rng.choice((2, 4, 8))) for _ in range(100)]
+        found = [client.gang_allocate(10, n, spoke.Resources(gpus=size, cpus=c), timeout=60) for n, size, c in asked]
+        granted += [(future.result(60), 10 * n * size) for future, (n, size, _) in zip(found, asked, strict=True)]
+        taken += sum(10 * n * size for n, size, _ in asked)
     rng.shuffle(granted)
+    given_back = []
     while taken > gpus * 0.5:
-        batch = [granted.pop() for _ in range(1_000)]
-        for future in [gang.release() for gang, _ in batch]:
-            future.result(60)
-        taken -= sum(size for _, size in batch)
+        gang, size = granted.pop()
+        given_back.append(gang.release())
+        taken -= size
+    for future in given_back:
+        future.result(60)
     return [gang for gang, _ in granted]
 
 

@@ -20,6 +20,8 @@ from spoke.protocol.replies import encode_message
 REPLIES_KEPT = 20_000
 KEPT_BY_TIME_MS_MAX = 600_000
 REPLIES_MARGIN_MS = 20_000
+TOLD_MAX = 2_000
+"""Fields of one entry of a reply stream: two for each message. Lua hands a command at most some 8,000 arguments."""
 REPLY_TTL_S = LEASE_MS_MAX // 1000 + 3_600
 """Replies outlive every lease: a client that was away and still has its session finds them."""
 REPLY_TTL_GONE_S = 3_600
@@ -82,9 +84,11 @@ class Batch:
             client = clients.get(client_id)
             lease_ms = client.lease_ms if client is not None else 0
             if lease_ms <= KEPT_BY_TIME_MS_MAX:  # who does not read for longer has lost its session
-                self.add("XADD", key, "MINID", "~", now_ms - lease_ms - REPLIES_MARGIN_MS, "*", *told)
+                trim = ("MINID", "~", now_ms - lease_ms - REPLIES_MARGIN_MS)
             else:
-                self.add("XADD", key, "MAXLEN", "~", REPLIES_KEPT, "*", *told)
+                trim = ("MAXLEN", "~", REPLIES_KEPT)
+            for first in range(0, len(told), TOLD_MAX):
+                self.add("XADD", key, *trim, "*", *told[first : first + TOLD_MAX])
             self.add("EXPIRE", key, REPLY_TTL_GONE_S if client_lease(client_id) in self._gone else REPLY_TTL_S)
         # the old format of msgpack is the one that cmsgpack in Lua reads
         return list(self._key_numbers), msgpack.packb(self._commands, use_bin_type=False)

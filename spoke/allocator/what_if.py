@@ -348,11 +348,8 @@ class WhatIf:
     def _fold(self, event: e.Event) -> None:
         self._steps += 1
         fold(self._state, e.Recorded(f"{self._ms}-{self._steps}", event))
-        demand = self._state.demand  # which policy places a gang follows from whether shares were granted
-        if self._policy == "pack":
-            demand.shares = {}
-        elif self._policy == "stranding" and not demand.shares:
-            demand.shares = {GPU_MILLI: 1}
+        if self._policy != "recorded":  # which policy places a gang follows from whether shares were granted
+            self._state.demand.shares_granted = int(self._policy == "stranding")
 
     def _pass(self, ms: int) -> None:
         """Time goes on: count what the pool had."""

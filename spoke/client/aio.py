@@ -416,6 +416,7 @@ class AsyncClient(AsyncOperations):
         detached: bool = False,
         preferred_node: str | None = None,
         gpu_ids: Sequence[int] | None = None,
+        gpu_models: Sequence[str] = (),
         grace_s: float = 5.0,
         name: str = "",
     ) -> AsyncActorHandle:
@@ -430,6 +431,7 @@ class AsyncClient(AsyncOperations):
             detached=detached,
             preferred_node=preferred_node,
             gpu_ids=gpu_ids,
+            gpu_models=gpu_models,
             grace_s=grace_s,
             name=name,
         )

@@ -285,6 +285,7 @@ class Client(Operations, Closing):
         detached: bool = False,
         preferred_node: str | None = None,
         gpu_ids: Sequence[int] | None = None,
+        gpu_models: Sequence[str] = (),
         grace_s: float = 5.0,
         name: str = "",
     ) -> Future[ActorHandle]:
@@ -328,6 +329,7 @@ class Client(Operations, Closing):
             detached=detached,
             preferred_node=preferred_node,
             gpu_ids=gpu_ids,
+            gpu_models=gpu_models,
             grace_s=grace_s,
             name=name,
         )

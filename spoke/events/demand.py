@@ -37,7 +37,8 @@ class Demand:
     cpu_milli: int = 0
     memory_mib: int = 0
     shares: dict[int, int] = field(default_factory=dict)
-    """Share of a GPU (thousandths) -> how often it was granted. Empty: this pool has no use for shares."""
+    """Share of a GPU (thousandths) -> how often it was granted."""
+    shares_granted: int = 0
     usual: Usual = field(default_factory=Usual)
     next_at: int = FIRST_AT
     """At so many members ``usual`` is taken anew."""
@@ -45,6 +46,7 @@ class Demand:
     def learn(self, resources: Resources, slots: tuple[Slot, ...]) -> None:
         """Count a granted gang."""
         if resources.is_share:
+            self.shares_granted += len(slots)
             for slot in slots:
                 self.gpu_milli += slot.gpu_milli
                 self.shares[slot.gpu_milli] = self.shares.get(slot.gpu_milli, 0) + 1
@@ -66,5 +68,6 @@ class Demand:
             self.gpu_milli //= 2
             self.cpu_milli //= 2
             self.memory_mib //= 2
+            self.shares_granted //= 2
             self.shares = {share: count // 2 for share, count in self.shares.items() if count > 1}
         self.next_at = 2 * self.members

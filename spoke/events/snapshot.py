@@ -42,6 +42,7 @@ class _Demand:
     cpu_milli: int
     memory_mib: int
     shares: tuple[tuple[int, int], ...]
+    shares_granted: int
     usual: Usual
     next_at: int
 
@@ -162,14 +163,14 @@ def decode(raw: bytes) -> PoolState:
 
 def _written(known: Demand) -> _Demand:
     sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
-    return _Demand(*sums, tuple(sorted(known.shares.items())), known.usual, known.next_at)
+    return _Demand(*sums, tuple(sorted(known.shares.items())), known.shares_granted, known.usual, known.next_at)
 
 
 def _read(known: _Demand | None) -> Demand:
     if known is None:
         return Demand()
     sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
-    return Demand(*sums, dict(known.shares), known.usual, known.next_at)
+    return Demand(*sums, dict(known.shares), known.shares_granted, known.usual, known.next_at)
 
 
 def _open_accounts(state: PoolState) -> None:

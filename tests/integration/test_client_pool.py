@@ -255,6 +255,11 @@ def test_a_spawn_that_does_not_start_leaves_no_ticket(client: spoke.Client, agen
     eventually(lambda: not client.status().tickets)
 
 
+def test_a_spawn_goes_only_to_the_models_it_allows(client: spoke.Client) -> None:
+    with pytest.raises(spoke.errors.SpokeError, match="even with everything free"):
+        client.spawn("T", "solo", GPU, gpu_models=("no such model",), timeout=0).result(T_S)
+
+
 def test_a_cancelled_spawn_leaves_no_ticket(client: spoke.Client) -> None:
     for timeout in (0.0, 0.005, 0.02):
         future = client.spawn("T", "solo", GPU)

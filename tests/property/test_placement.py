@@ -197,4 +197,4 @@ def test_a_single_member_goes_where_the_least_is_lost(pool: MemoryPool, need: Re
         expected = by_hand(pool.state, spec)
         assert (found.parts[0][0] if isinstance(found, Placement) else "") == expected
     else:
-        assert not pool.state.demand.shares or isinstance(found, NoFit)
+        assert not pool.state.demand.shares_granted or isinstance(found, NoFit)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgpack
 import pytest
 
+from spoke.allocator.commit import Batch
 from spoke.allocator.intake import STRANGERS, TURN, Intake
 from spoke.allocator.limits import Limits
+from spoke.allocator.outbox import Effect, Tell
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
+from spoke.events.chain import Chain
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
+from spoke.protocol.keys import Keys
 from tests.builders import MemoryPool, gang, node_spec
 
 SIZE = 100
@@ -140,3 +145,14 @@ def test_a_flooding_client_loses_its_session_and_its_tickets(pool: MemoryPool) -
     assert any(isinstance(recorded.event, e.ClientLost) for recorded in pool.log)
     assert any(isinstance(notice, p.SessionLost) for notice in pool.notices["c"])
     assert end_session(pool.state, "c", 100) == []
+
+
+def test_no_command_of_a_commit_has_more_arguments_than_lua_hands_on() -> None:
+    """A client that held thousands of tickets is told of all of them at its end."""
+    batch = Batch(Keys("p"))
+    told: list[Effect] = [Tell("c", 0, p.Resync(())) for _ in range(5_000)]
+    batch.event(e.Recorded("1-0", e.ClientLost("c", "gone")), told, Chain())
+    _, packed = batch.sealed({}, 0)
+    commands = msgpack.unpackb(packed)
+    assert max(len(command) for command in commands) < 4_000
+    assert sum(command.count(0) for command in commands) == 5_000, "nothing is left out"

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from spoke.cli.embedded import EmbeddedServer, free_port
 from spoke.cli.main import REMOVED, app
-from spoke.errors import NodeRemoved
+from spoke.errors import InvalidRequest, NodeRemoved
+from spoke.events.model import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,3 +175,28 @@ def test_an_agent_whose_node_was_removed_ends_with_a_code_of_its_own(monkeypatch
     result = spoke("agent", "--gpus", "1", "--url", f"redis://127.0.0.1:{free_port()}")
     assert result.exit_code == REMOVED
     assert f"RestartPreventExitStatus={REMOVED}" in (ROOT / "deploy/spoke-agent@.service").read_text()
+
+
+def test_run_asks_for_a_share_by_memory_and_for_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Recorder:
+        def __init__(self, url: str | None, pool: str | None = None) -> None:
+            pass
+
+        def gang_allocate(
+            self, nodes: int, actors_per_node: int, resources: Resources, *rest: Any, **named: Any
+        ) -> None:
+            asked.update(named, resources=resources)
+            raise InvalidRequest("that is all this test wants to know")
+
+        def close(self, timeout: float) -> None:
+            pass
+
+    monkeypatch.setattr("spoke.Client", Recorder)
+    words = ("--gpu-memory-per-actor", "10GiB", "--gpu-model", "H100", "--gpu-model", "A100", "--", "true")
+    result = spoke("run", *words)
+    assert said_one_line(result)
+    assert asked["resources"] == Resources(gpu_memory=10 << 30)
+    assert asked["resources"].is_share
+    assert list(asked["gpu_models"]) == ["H100", "A100"]

@@ -18,6 +18,7 @@ from spoke.client.status import NodeStatus
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.codec import encode_event
+from spoke.events.model import GangSpec, Resources
 
 
 def raw(event: e.Event) -> dict[bytes, bytes]:
@@ -36,6 +37,12 @@ def test_an_event_is_one_line_with_id_type_and_words() -> None:
     line = event_line("1764000000000-2", raw(exited))
     assert line.startswith("1764000000000-2  ")
     assert line.endswith(f"{'actor.exited':{TYPE_WIDTH}}  t-1 rank 3 worker on node-0: signal 9")
+
+
+def test_the_line_of_a_gang_says_its_share_and_the_models_it_wants() -> None:
+    spec = GangSpec(1, 2, Resources(gpus=0.25), strict_pack=False, gpu_models=("H100", "A100"))
+    line = event_line("5-0", raw(e.GangQueued("t-1", "c", 1, spec, 0, "no room")))
+    assert "1x2 actors with 0.25 GPU, dense, on H100 or A100 for c" in line
 
 
 def test_an_unknown_event_is_shown_as_it_stands() -> None:

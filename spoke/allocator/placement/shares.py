@@ -23,7 +23,10 @@ def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     """Places for a gang whose members have shares, or why there are none. The state is not changed."""
     table, costs = costs_of(state, spec, need_of(spec))
     rooms = _Rooms(table, costs.keys, costs.counts, spec.preferred_node)
-    parts = rooms.strict(spec.num_nodes, spec.actors_per_node) if spec.strict_pack else rooms.dense(spec.size)
+    if spec.size == 1:
+        parts = rooms.single()
+    else:
+        parts = rooms.strict(spec.num_nodes, spec.actors_per_node) if spec.strict_pack else rooms.dense(spec.size)
     if parts:
         return Placement(tuple((table.ids[row], count) for row, count in parts))
     return NoFit(_why_not(spec, costs.counts, table, len(state.capacity)))
@@ -119,6 +122,13 @@ class _Rooms:
         self._table, self._keys, self._counts = table, keys, counts
         row = table.row_of.get(preferred, -1) if preferred else -1
         self._preferred = row if row >= 0 and table.port[row] else -1
+
+    def single(self) -> _Parts:
+        """One member; the keys are those of hosts."""
+        row = self._preferred
+        if row < 0 or self._keys[row] >= NEVER:
+            row = first_of(self._table, self._keys)
+        return [(row, 1)] if row >= 0 else []
 
     def _best(self, among: Bools) -> int:
         return first_of(self._table, np.where(among, self._keys, NEVER))

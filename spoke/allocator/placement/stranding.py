@@ -40,7 +40,7 @@ _NEED_MAX = 1 << 62
 class Shape:
     """What tells one member from others for placement: its resources, the models, and how much a node must hold.
 
-    ``many``: whether it matters how many of them fit on a node, not only that one does.
+    ``many``: the gang may take several nodes, or several shares on one. Else only nodes that can host rank 0 count.
     """
 
     resources: Resources
@@ -101,7 +101,8 @@ class Costs:
             cost = _PER_MILLI * self._stranded(free, cpu, memory, gpus * GPU_MILLI)
             cost += _PER_MILLI * whole if gpus else free  # who needs none goes where no GPUs are free
         keys = (cost << _CPU_BITS) + np.minimum(cpu, (1 << _CPU_BITS) - 1)
-        return np.where(fits, keys, NEVER), np.where(fits, counts, 0)
+        counts = np.where(fits, counts, 0)
+        return np.where(fits if self._shape.many else fits & table.port[rows], keys, NEVER), counts
 
     def _stranded(self, free: Ints, cpu: Ints, memory: Ints, taken: Ints | int) -> Ints:
         """How much more is stranded when so many thousandths of GPUs are taken, and the CPU and memory with them."""
@@ -187,5 +188,5 @@ def first_of(table: NodeTable, keys: Ints) -> int:
 def best_node(state: PoolState, spec: GangSpec) -> str:
     """The node for a gang of whole GPUs or none, all on one node; empty if no node fits."""
     table, costs = costs_of(state, spec, need_of(spec).times(spec.actors_per_node))
-    row = first_of(table, np.where(table.port, costs.keys, NEVER))
+    row = first_of(table, costs.keys)
     return table.ids[row] if row >= 0 else ""
