@@ -42,9 +42,9 @@ class _Demand:
     cpu_milli: int
     memory_mib: int
     shares: tuple[tuple[int, int], ...]
-    shares_granted: int
     usual: Usual
     next_at: int
+    shares_granted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def decode(raw: bytes) -> PoolState:
 
 def _written(known: Demand) -> _Demand:
     sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
-    return _Demand(*sums, tuple(sorted(known.shares.items())), known.shares_granted, known.usual, known.next_at)
+    return _Demand(*sums, tuple(sorted(known.shares.items())), known.usual, known.next_at, known.shares_granted)
 
 
 def _read(known: _Demand | None) -> Demand:
