@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoke.cli.views import needs, status_of_state
@@ -115,6 +115,7 @@ def test_a_need_is_told_as_it_was_asked_for() -> None:
     assert needs(0, 0, 0, 10 << 30) == "10 GiB of a GPU's memory"
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     gpus=st.integers(1, 3),
     taken=st.lists(st.integers(1, 999), max_size=6),
