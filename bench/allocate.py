@@ -4,7 +4,7 @@ The floor is a client that XADDs, a bare Python reader that answers each entry, 
 the throughput figures. The figures are the real client and the real allocator, in processes of their own as the
 floor's reader is, on the same server in the same run.
 
-    python bench/allocate.py [--json] [--seconds 4] [--large]
+    python bench/allocate.py [--json] [--seconds 4] [--large] [--appendfsync always]
 """
 
 from __future__ import annotations
@@ -269,8 +269,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--large", action="store_true", help="only the rates with 10,000 nodes")
+    parser.add_argument("--appendfsync", choices=["everysec", "always", "no"], default="everysec")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="spoke-bench-") as data, EmbeddedServer(Path(data)) as server:
+    sync = ("--appendfsync", options.appendfsync)
+    with tempfile.TemporaryDirectory(prefix="spoke-bench-") as data, EmbeddedServer(Path(data), options=sync) as server:
         url = server.url
         with running(_bare_reader, url), running(_allocator, url, "bench"):
             register_nodes(url, "bench", 64)

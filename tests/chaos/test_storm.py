@@ -30,6 +30,11 @@ def test_a_pool_in_a_storm_loses_and_leaks_nothing(tmp_path: Path) -> None:
     assert verdict.asked["call"] >= 50, told
 
 
+def test_the_whole_run_finds_gpus_that_are_used_twice(tmp_path: Path) -> None:
+    verdict, faults = storm(tmp_path, 3, SEED, planted="wrong-gpu", calm_s=3)
+    assert any(line.startswith("two processes on one GPU") for line in verdict.problems), show(verdict, faults, SEED)
+
+
 def test_parted_machines_hear_nothing_of_each_other_until_they_are_joined() -> None:
     code = "import socket, sys; socket.create_connection((sys.argv[1], 7000), 1.0)"
     with Network(["one", "other", "third"]) as network, contextlib.ExitStack() as stack:

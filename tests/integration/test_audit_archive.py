@@ -11,9 +11,10 @@ import pytest
 
 from spoke.cli.audit_restore import write_back
 from spoke.cli.embedded import EmbeddedServer
-from spoke.events.archive import BASE, Archive, ArchivedLog, BadSegment, StoredLog
+from spoke.events import segment
+from spoke.events.archive import BASE, SUFFIX, Archive, ArchivedLog, BadSegment, StoredLog
 from spoke.events.audit import verify
-from spoke.events.log import EventLog
+from spoke.events.log import EventLog, order_of
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
@@ -191,6 +192,27 @@ def test_a_segment_that_was_changed_cut_or_lost_is_named(made: Pool, tmp_path: P
     assert report.first_bad == third.name.partition("_")[0]
     first.unlink()
     third.unlink()
+
+
+def test_an_event_that_was_changed_in_the_archive_together_with_its_checksum_is_named(
+    made: Pool, tmp_path: Path
+) -> None:
+    archive = Archive(tmp_path, made.name)
+    for _ in range(3):
+        made.live(5)
+        archive.write(made.log)
+    made.live(5)  # these stand in the server only
+    whole = ArchivedLog(made.log, archive)
+    assert verify(whole).problems == []
+    second = archive.segments()[1]
+    first_id, _, last_id = second.name.removesuffix(SUFFIX).partition("_")
+    entries = [entry for entry in archive.raw() if order_of(first_id) <= order_of(entry[0]) <= order_of(last_id)]
+    at = next(at for at, (_, fields) in enumerate(entries) if at > 2 and b"client_id" in fields)
+    entries[at] = (entries[at][0], {**entries[at][1], b"client_id": b"somebody-else"})
+    segment.write(second, made.name, entries)
+    report = verify(whole)
+    assert report.first_bad == entries[at][0]
+    assert "chain" in report.problems[0]
 
 
 def test_an_archive_of_another_log_is_not_continued(made: Pool, tmp_path: Path) -> None:

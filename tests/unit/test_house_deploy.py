@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
-from typer.testing import CliRunner
 
 from spoke.cli.main import app
 from spoke.protocol.url import parse_place
@@ -17,9 +20,10 @@ from spoke.protocol.url import parse_place
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 
-def options_of(*command: str) -> str:
-    """The help of a command, with all its options."""
-    return CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "300", "TERM": "dumb"}).output
+def options_of(command: str) -> set[str]:
+    """All options of a command."""
+    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    return {option for parameter in found.params for option in parameter.opts}
 
 
 def check_command(words: list[str]) -> None:
@@ -27,6 +31,11 @@ def check_command(words: list[str]) -> None:
     for word in words:
         if word.startswith("--"):
             assert word in known, f"spoke {words[0]} has no option {word}"
+
+
+def test_an_option_that_is_none_would_be_found() -> None:
+    with pytest.raises(AssertionError, match="no option --log"):
+        check_command(["agent", "--log", "x"])
 
 
 @pytest.mark.parametrize("name", ["allocator", "agent"])
@@ -41,6 +50,49 @@ def test_the_units_start_commands_that_exist(name: str) -> None:
     check_command(words)
     assert "password" not in unit["Service"]["ExecStart"]
     assert unit["Service"]["Environment"].startswith("SPOKE_URL=file://")
+    everywhere = re.findall(r"(?<![\w-])--[a-z][a-z-]*", (DEPLOY / f"spoke-{name}@.service").read_text())
+    check_command([name, *(option for option in everywhere if option != "--now")])  # systemctl's, in a comment
+
+
+@pytest.mark.parametrize("name", ["allocator", "agent"])
+def test_systemd_finds_nothing_wrong_with_the_units(name: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze here")
+    program = tmp_path / "spoke"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    text = (DEPLOY / f"spoke-{name}@.service").read_text().replace("/opt/spoke/bin/spoke", str(program))
+    unit = tmp_path / f"spoke-{name}@.service"
+    unit.write_text(text)
+    assert verified(unit) == ""
+    unit.write_text(text.replace("TimeoutStopSec=", "TimeoutStopSeconds="))
+    assert "TimeoutStopSeconds" in verified(unit), "it does look"
+
+
+def verified(unit: Path) -> str:
+    """What systemd says of a unit."""
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return "\n".join(line for line in done.stderr.splitlines() if unit.stem.removesuffix("@") in line)
+
+
+def test_docker_accepts_the_compose_file() -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no docker compose here")
+    command = [docker, "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_of_the_repository_that_are_named_exist() -> None:
+    named = {
+        (file.name, path)
+        for file in DEPLOY.iterdir()
+        for path in re.findall(r"(?<![\w/.])(?:docs|deploy|tests)/[\w/.-]+\w", file.read_text())
+    }
+    assert named, "they name some"
+    assert [one for one in sorted(named) if not (DEPLOY.parent / one[1]).exists()] == []
 
 
 def test_the_compose_file_holds_together() -> None:

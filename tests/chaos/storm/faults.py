@@ -91,6 +91,10 @@ def _pause(machines: Machines, name: str, draw: random.Random) -> Undo:
     return lambda: machines.signal(name, signal.SIGCONT)
 
 
+def _fail_over(machines: Machines, name: str, draw: random.Random) -> Undo | None:
+    return _nothing if name in machines.running and machines.fail_over() else None
+
+
 def _part(machines: Machines, link: str, draw: random.Random) -> Undo:
     one, other = link.split("|")
     machines.network.part(one, other)
@@ -137,6 +141,7 @@ KINDS: dict[str, tuple[Callable[[Machines, str, random.Random], Undo | None], _P
     "kill server": (_kill, (_SERVER,)),
     "restart server": (_restart, (_SERVER,)),
     "pause server": (_pause, (_SERVER,)),
+    "fail over": (_fail_over, (_SERVER,)),
     "part agent from server": (_part, (AGENTS, _SERVER)),
     "part client from server": (_part, (CLIENTS, _SERVER)),
     "part allocator from server": (_part, (ALLOCATORS, _SERVER)),

@@ -1,4 +1,4 @@
-"""The storm's processes: a server, two allocators, agents and clients, each on a machine of its own."""
+"""The storm's processes: a server and its replica on one machine, and allocators, agents and clients on one each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from spoke.agent import procfs
 from spoke.cli.embedded import server_binary
 from spoke.protocol.server import Redis, connect
@@ -21,10 +23,15 @@ ROOT = Path(__file__).parents[3]
 ALLOCATORS = ("a1", "a2")
 AGENTS = ("n1", "n2", "n3")
 CLIENTS = ("c1", "c2", "c3")
+SERVERS = ("server", "replica")
 MACHINES = ("server", *ALLOCATORS, *AGENTS, *CLIENTS)
 GPUS = 4
 LEASE_S = 3.0
 PORT = 6379
+REPLICA = "replica"
+REPLICA_PORT = 6380
+SPARE_PORT = 6381
+FAILOVER_S = 3.0
 START_S = 30.0
 END_S = 20.0
 KEEPER = "/keeper"
@@ -34,27 +41,38 @@ RESTART_S = 2.0
 class Machines:
     """Starts each process by its machine's name, and again after it was killed. Use it as a context manager."""
 
-    def __init__(self, network: Network, directory: Path, pool: str, seed: int) -> None:
+    def __init__(self, network: Network, directory: Path, pool: str, seed: int, planted: str = "") -> None:
         self.network, self.directory, self.pool, self.seed = network, directory, pool, seed
+        self._planted = planted
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.killed_clients: set[str] = set()
         self.ended: list[str] = []
         """What ended by itself, which nothing should."""
         self._runs: Counter[str] = Counter()
         self._started_s: dict[str, float] = {}
-        self._socket = str(directory / "s")
-        self.admin: Redis = connect(f"unix://{self._socket}", timeout_s=5.0)
+        self._primary = 0
+        """Which of the two servers is the primary."""
+        self._admins = [connect(f"unix://{self._socket(number)}", timeout_s=5.0) for number in (0, 1)]
 
     def __enter__(self) -> Machines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.admin.close()
-        self.stop([name for name in self.running if name != "server"])
-        self.stop(["server"])
+        for admin in self._admins:
+            admin.close()
+        self.stop([name for name in self.running if name not in SERVERS])
+        self.stop([*SERVERS])
         for pid in self.leftovers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    @property
+    def admin(self) -> Redis:
+        """The way to the primary that no fault is on."""
+        return self._admins[self._primary]
+
+    def _socket(self, number: int) -> str:
+        return f"{self.directory}/s{number}"
 
     @property
     def _mark(self) -> str:
@@ -81,34 +99,74 @@ class Machines:
         """Start what the machine is for."""
         self._runs[name] += 1
         self._started_s[name] = time.monotonic()
-        if name == "server":
-            self._spawn(name, self._server())
-            self._wait_for_server()
+        if name in SERVERS:
+            number = self._primary if name == "server" else 1 - self._primary
+            self._spawn(name, self._server(name, number), on="server")
+            self._wait_for_server(number)
         elif name in CLIENTS:
             run = f"{name}-{self._runs[name]}"
             module = [sys.executable, "-m", "tests.chaos.storm.client"]
             self._spawn(name, [*module, self.url, self.pool, run, f"{self.seed}/{run}"])
         else:
             words = ["allocator"] if name in ALLOCATORS else self._agent(name)
-            self._spawn(name, [sys.executable, "-m", "spoke.cli.main", *words, "--url", self.url, "--pool", self.pool])
+            program = ["spoke.cli.main"]
+            if name in ALLOCATORS and self._planted:
+                program = ["tests.chaos.storm.planted", self._planted]
+            self._spawn(name, [sys.executable, "-m", *program, *words, "--url", self.url, "--pool", self.pool])
 
     @property
     def url(self) -> str:
         return f"redis://{self.network.address('server')}:{PORT}"
 
-    def _server(self) -> list[str]:
-        data = self.directory / "data"
+    def _server(self, name: str, number: int) -> list[str]:
+        data = self.directory / f"data-{number}"
         data.mkdir(exist_ok=True)
-        options = {"port": str(PORT), "bind": "* -::*", "protected-mode": "no", "unixsocket": self._socket}
+        port = PORT if name == "server" else REPLICA_PORT
+        options = {"port": str(port), "bind": "* -::*", "protected-mode": "no", "unixsocket": self._socket(number)}
         options |= {"dir": str(data), "save": "", "appendonly": "yes", "appendfsync": "always"}
+        options |= {"repl-diskless-sync-delay": "0", "repl-timeout": "5"}
+        if name == REPLICA:
+            options["replicaof"] = f"127.0.0.1 {PORT}"
         return [server_binary(), *(word for key, value in options.items() for word in (f"--{key}", value))]
 
-    def _wait_for_server(self) -> None:
+    def fail_over(self) -> bool:
+        """Promote the replica in order, so that nothing is lost, and let it take over the primary's port.
+
+        False if that could not be, for instance since the replica has not caught up.
+        """
+        old, new = self._admins[self._primary], self._admins[1 - self._primary]
+        deadline = time.monotonic() + FAILOVER_S
+        try:
+            while new.info("replication")["master_link_status"] != "up":
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
+            old.execute_command(
+                "FAILOVER", "TO", "127.0.0.1", str(REPLICA_PORT), "TIMEOUT", str(int(FAILOVER_S * 1000))
+            )
+            deadline = time.monotonic() + FAILOVER_S + 2.0
+            while old.info("replication")["master_failover_state"] != "no-failover":
+                assert time.monotonic() < deadline, "a failover does not end"
+                time.sleep(0.02)
+            if old.info("replication")["role"] != "slave":
+                return False
+        except RedisError:
+            return False
+        old.config_set("port", SPARE_PORT)
+        new.config_set("port", PORT)
+        old.config_set("port", REPLICA_PORT)
+        old.replicaof("127.0.0.1", str(PORT))
+        old.client_kill_filter(_type="normal", skipme=True)
+        self._primary = 1 - self._primary
+        self.running["server"], self.running[REPLICA] = self.running[REPLICA], self.running["server"]
+        return True
+
+    def _wait_for_server(self, number: int) -> None:
         deadline = time.monotonic() + START_S
         while True:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(1)
-                probe.connect(self._socket)
+                probe.connect(self._socket(number))
                 probe.sendall(b"PING\r\n")
                 if probe.recv(100).startswith(b"+PONG"):
                     return
@@ -126,11 +184,16 @@ class Machines:
             f"{self.directory}/logs",
         ]
 
-    def _spawn(self, name: str, command: list[str]) -> None:
+    def _spawn(self, name: str, command: list[str], on: str = "") -> None:
         env = {**os.environ, "STORM_DIR": str(self.directory), "PYTHONPATH": str(ROOT)}
         with open(self.directory / f"{name}.log", "ab") as out:
             self.running[name] = subprocess.Popen(
-                [*self.network.on(name), *command], stdout=out, stderr=out, start_new_session=True, cwd=ROOT, env=env
+                [*self.network.on(on or name), *command],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                cwd=ROOT,
+                env=env,
             )
 
     def kill(self, name: str) -> None:

@@ -16,36 +16,44 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from spoke.errors import SpokeError
+from spoke.errors import InvalidTransition, SpokeError
 from spoke.events.log import EventLog
 from spoke.protocol.keys import Keys
 from tests.chaos.storm.check import Verdict, check
 from tests.chaos.storm.faults import Faults
-from tests.chaos.storm.machines import AGENTS, CLIENTS, MACHINES, Machines
+from tests.chaos.storm.machines import AGENTS, CLIENTS, MACHINES, REPLICA, Machines
 from tests.chaos.storm.network import Network
+from tests.chaos.storm.planted import BUGS
 
 START_S = 60.0
 CALM_S = 60.0
 """After the last fault, everything must be in order within this time."""
 
 
-def storm(directory: Path, seconds: float, seed: int) -> tuple[Verdict, Counter[str]]:
-    """Faults for so many seconds, then calm, then the verdict."""
+def storm(
+    directory: Path, seconds: float, seed: int, *, planted: str = "", calm_s: float = CALM_S
+) -> tuple[Verdict, Counter[str]]:
+    """Faults for so many seconds, then calm, then the verdict. ``planted`` names a bug of ``planted.py``."""
     pool = f"storm-{secrets.token_hex(4)}"
     keys = Keys(pool)
-    with Network(MACHINES) as network, Machines(network, directory, pool, seed) as machines:
-        log = EventLog(machines.admin, keys.events, keys.snapshot)
+    with Network(MACHINES) as network, Machines(network, directory, pool, seed, planted) as machines:
         problems: list[str] = []
 
+        def log() -> EventLog:
+            return EventLog(machines.admin, keys.events, keys.snapshot)
+
         def not_whole() -> str:
-            state = log.recover()
+            try:
+                state = log().recover()
+            except InvalidTransition as error:
+                return f"the log makes no sense: {error}"
             free = sorted(n.spec.node_id for n in state.nodes.values() if n.phase == "up" and n.free == n.total)
             left = {pid: _command(pid) for pid in machines.actors()}
             if free == sorted(AGENTS) and not state.tickets and not left:
                 return ""
             return f"nodes up and free: {free}, tickets: {sorted(state.tickets)}, processes of actors: {left}"
 
-        for name in MACHINES:
+        for name in (MACHINES[0], REPLICA, *MACHINES[1:]):
             machines.start(name)
         _within(START_S, lambda: _granted(directory) > 0, "the first gang is granted", problems)
         faults = Faults(machines, seed)
@@ -56,11 +64,11 @@ def storm(directory: Path, seconds: float, seed: int) -> tuple[Verdict, Counter[
             time.sleep(0.05)
         faults.end_all()
         before = _granted(directory)
-        _within(CALM_S, lambda: _granted(directory) >= before + 10, "the load goes on after the storm", problems)
+        _within(calm_s, lambda: _granted(directory) >= before + 10, "the load goes on after the storm", problems)
         machines.stop(list(CLIENTS))
-        _within(CALM_S, lambda: not not_whole(), "no tickets, no actors, and every GPU free", problems)
+        _within(calm_s, lambda: not not_whole(), "no tickets, no actors, and every GPU free", problems)
         problems += filter(None, [not_whole()])
-        verdict = check(directory, log, machines.killed_clients)
+        verdict = check(directory, log(), machines.killed_clients)
         machines.stop([name for name in MACHINES if name != "server"])
         left = machines.leftovers()
         problems += [f"process {pid} outlived everything: {_command(pid)}" for pid in left]
@@ -110,11 +118,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.add_argument("--planted", choices=sorted(BUGS), default="", help="a bug that the checker must find")
+    parser.add_argument("--calm", type=float, default=CALM_S, help="seconds after which all must be in order again")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that namespaces and processes go
     directory = Path(tempfile.mkdtemp(prefix="storm-"))
     print(f"seed {given.seed}, logs and journals in {directory} (kept if there are problems)", flush=True)
-    verdict, faults = storm(directory, given.seconds, given.seed)
+    verdict, faults = storm(directory, given.seconds, given.seed, planted=given.planted, calm_s=given.calm)
     print(show(verdict, faults, given.seed))
     if verdict.problems:
         return 1
