@@ -331,7 +331,8 @@ class Server:
         elif verb == "HSET":
             self._write(("HSET", key, {text(k): v for k, v in zip(args[::2], args[1::2], strict=True)}))
         elif verb in ("HDEL", "ZREM"):
-            self._write((verb, key, text(args[0])))
+            for name in args:
+                self._write((verb, key, text(name)))
         elif verb == "DEL":
             self._write(("DEL", key))
         elif verb not in ("EXPIRE", "PERSIST"):
