@@ -88,7 +88,8 @@ def test_docker_accepts_the_compose_file() -> None:
 def test_files_of_the_repository_that_are_named_exist() -> None:
     named = {
         (file.name, path)
-        for file in DEPLOY.iterdir()
+        for file in DEPLOY.rglob("*")
+        if file.is_file()
         for path in re.findall(r"(?<![\w/.])(?:docs|deploy|tests)/[\w/.-]+\w", file.read_text())
     }
     assert named, "they name some"
