@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (
     "spoke",
     "spoke/cli",
+    "spoke/cli/sight",
     "spoke/allocator",
     "spoke/allocator/placement",
     "spoke/agent",

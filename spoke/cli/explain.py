@@ -45,14 +45,15 @@ def explain(
     from spoke.cli.moments import last_id_at
 
     with past(archive, offline, url, pool) as found:
-        told = _explained(found, ticket, last_id_at(at) if at else "+")
+        told = explained(found, ticket, last_id_at(at) if at else "+")
     if json:
         write_json(asdict(told))
     else:
         _show(told)
 
 
-def _explained(found: Past, name: str, end: str) -> Explanation:
+def explained(found: Past, name: str, end: str) -> Explanation:
+    """What the log says of a ticket, or of the event that refused one, up to the event ``end`` (``+``: now)."""
     from spoke.allocator.explain import explain as of_ticket
     from spoke.allocator.explain import explain_grant
 

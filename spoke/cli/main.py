@@ -28,6 +28,7 @@ from spoke.cli import (
     run,
     ticket,
     timeline,
+    top,
     up,
 )
 from spoke.cli.output import complain, forget_output
@@ -94,6 +95,7 @@ app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command("status")(pool.status)
 app.command("nodes")(pool.nodes)
 app.command("tickets")(pool.tickets)
+app.command("top")(top.top)
 app.command("explain")(explain.explain)
 app.command("logs")(logs.logs)
 app.command("log")(history.log)

@@ -116,13 +116,18 @@ class EventLog:
         if after == "$":
             after = self.last_id()
         while True:
-            found = self.client.xread({self.key: after}, count=READ_COUNT, block=FOLLOW_BLOCK_MS)
-            entries = [entry for chunk in next(iter(found.values())) for entry in chunk] if found else []
+            entries = self.newer(after, block_ms=FOLLOW_BLOCK_MS)
             if not entries:
                 yield None
-            for entry_id, fields in entries:
-                after = entry_id.decode()
-                yield after, fields
+            for entry in entries:
+                after = entry[0]
+                yield entry
+
+    def newer(self, after: str, *, block_ms: int) -> list[RawEntry]:
+        """The next entries after an id; waits for the first of them, and gives an empty list if none comes."""
+        found = self.client.xread({self.key: after}, count=READ_COUNT, block=block_ms)
+        entries = (entry for chunk in next(iter(found.values())) for entry in chunk) if found else ()
+        return [(entry_id.decode(), fields) for entry_id, fields in entries]
 
     def last_id(self) -> str:
         """The id of the newest event; ``0-0`` for an empty log."""

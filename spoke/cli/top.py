@@ -1,0 +1,64 @@
+"""``spoke top``: a live, full-screen view of a pool, with keys for what operators do."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from spoke.cli.options import Pool, Url, opened
+from spoke.errors import InvalidRequest
+
+
+def top(
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Only look: no drain, uncordon or release from here.")
+    ] = False,
+    url: Url = None,
+    pool: Pool = None,
+) -> None:
+    """Watch a pool: nodes with a cell for each GPU, tickets, the queue, actors and events, as they change.
+
+    Keys: Tab between the panes, 1 to 4 for the list below, / filter, d drain, u uncordon, r release, x explain, l logs,
+    ? help, q quit. Needs the extra `top`.
+    """
+    try:
+        import textual  # noqa: F401
+    except ImportError:
+        raise missing("spoke top", "textual", "top") from None
+    from spoke.cli.sight.actions import perform
+    from spoke.cli.sight.follower import Follower
+    from spoke.cli.sight.screen import Hands, Top
+
+    with opened(url, pool) as place:
+        place.redis.ping()
+        name = place.keys.pool
+    given = {name: value for name, value in (("SPOKE_URL", url), ("SPOKE_POOL", pool)) if value}
+    act = None if read_only else (lambda action: perform(action, url, pool))
+    hands = Hands(lambda ticket: explanation(ticket, url, pool), logs_command, given, act)
+    with Follower(url, pool, name) as follower:
+        Top(follower, hands).run()
+
+
+def explanation(ticket_id: str, url: str | None, pool: str | None) -> str:
+    """What `spoke explain` says of a ticket, in lines; raises SpokeError."""
+    from spoke.cli.explain import explained
+    from spoke.cli.past import past
+
+    with past(None, False, url, pool) as found:
+        return str(explained(found, ticket_id, "+"))
+
+
+def logs_command(ticket_id: str, rank: int | None) -> list[str]:
+    """The command line that follows the output of a ticket."""
+    which = [] if rank is None else ["--rank", str(rank)]
+    return [sys.executable, "-m", "spoke.cli.main", "logs", ticket_id, "--follow", *which]
+
+
+def missing(command: str, package: str, extra: str) -> InvalidRequest:
+    """The error for a command whose extra is not installed."""
+    return InvalidRequest(
+        f"{command} was asked for, but the package {package} is not installed: "
+        f"pip install 'spoke-scheduler[{extra}]' (into {sys.prefix})"
+    )
