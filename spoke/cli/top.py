@@ -44,9 +44,11 @@ def top(
 def explanation(ticket_id: str, url: str | None, pool: str | None) -> str:
     """What `spoke explain` says of a ticket, in lines; raises SpokeError."""
     from spoke.cli.explain import explained
-    from spoke.cli.past import past
+    from spoke.cli.past import Past
 
-    with past(None, False, url, pool) as found:
+    with opened(url, pool) as place:  # not `past`, which would draw a progress bar into the view
+        seconds, micros = place.redis.time()
+        found = Past(place.log, place.keys.pool, int(seconds) * 1000 + int(micros) // 1000)
         return str(explained(found, ticket_id, "+"))
 
 
