@@ -60,7 +60,7 @@ demo: $(DEMO_READY) ## two nodes, a gang of 2 x 2 actors, a model trained, every
 # --- test ------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint types imports docs tests test-rdma ## everything that a change must pass
+test: lint types imports docs tests test-web test-rdma ## everything that a change must pass
 
 .PHONY: tests
 tests: $(TEST_READY) ## every suite
@@ -76,6 +76,10 @@ chaos: ## kill -9 of everything, and what the log says then
 e2e: ## the command line and the examples, with real processes
 $(SUITES): $(TEST_READY)
 	$(PYTEST) tests/$@
+
+.PHONY: test-web
+test-web: $(TEST_READY) ## the dashboard in a real browser, headless (root or sudo, if Chromium is not there: installs it by apt)
+	tests/web/run.sh
 
 .PHONY: test-rdma
 test-rdma: $(TEST_READY) ## real RDMA, in a small virtual machine with a software device (root or sudo; installs it by apt)

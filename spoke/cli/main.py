@@ -30,6 +30,7 @@ from spoke.cli import (
     timeline,
     top,
     up,
+    web,
 )
 from spoke.cli.output import complain, forget_output
 from spoke.errors import NodeRemoved, SpokeError
@@ -96,6 +97,7 @@ app.command("status")(pool.status)
 app.command("nodes")(pool.nodes)
 app.command("tickets")(pool.tickets)
 app.command("top")(top.top)
+app.command("web")(web.web)
 app.command("explain")(explain.explain)
 app.command("logs")(logs.logs)
 app.command("log")(history.log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -14,7 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import httpx2 as httpx
 import pytest
 
 import spoke
@@ -22,13 +26,17 @@ from spoke.cli.embedded import EmbeddedServer
 from spoke.cli.sight.actions import Action, perform
 from spoke.cli.sight.board import board_of
 from spoke.cli.sight.follower import Follower
+from spoke.cli.sight.rewind import Rewinder
+from spoke.events.log import EventLog
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import connect
+from tests.dashboards import dashboard
 from tests.fakes import FakeAgent, eventually, real_allocator
 from tests.golden import golden_pool, write_log
 
 GPU = spoke.Resources(gpus=1)
 T_S = 20
+TOKEN = "a-token-that-nobody-guesses"
 
 
 @pytest.fixture
@@ -134,3 +142,68 @@ def _read_until(fd: int, holds: Callable[[bytes], bool]) -> bytes:
             with suppress(OSError):  # the other end was closed
                 found += os.read(fd, 65_536)
     return found
+
+
+# --- the dashboard ----------------------------------------------------------------------------------------------
+
+
+def test_the_past_is_the_same_with_frames_and_without(server: EmbeddedServer, pool: str) -> None:
+    golden, keys = golden_pool(), Keys(pool)
+    with connect(server.url) as redis:
+        write_log(redis, keys.events, golden.log)
+        log = EventLog(redis, keys.events, keys.snapshot)
+        rewinder = Rewinder(frame_events=3)
+        ids = [recorded.id for recorded in golden.log]
+        for until in (*ids[::-4], *ids[::5], "+"):
+            assert rewinder.at(log, until) == log.replay(until)
+        redis.delete(keys.events)
+        write_log(redis, keys.events, golden.log[:1])
+        assert rewinder.at(log, "+") == log.replay("+")  # frames of a log that is gone are not used
+
+
+def test_the_stream_sends_a_board_and_then_what_changes(web: str, client: spoke.Client) -> None:
+    with httpx.stream("GET", f"{web}/api/stream", timeout=T_S) as stream:
+        messages = _messages(stream.iter_lines())
+        name, board = next(messages)
+        assert (name, [one["key"] for one in board["nodes"]["set"]]) == ("board", ["n1"])
+        gang = client.gang_allocate(1, 2, GPU).result(T_S)
+        for name, change in messages:
+            assert name == "change"
+            if "tickets" in change:
+                break
+        assert [one["key"] for one in change["tickets"]["set"]] == [gang.ticket_id]
+        assert [cell["kind"] for cell in change["nodes"]["set"][0]["gpus"]] == ["held", "held", "free", "free"]
+
+
+def test_the_dashboard_goes_back_in_time_explains_and_acts(web: str, client: spoke.Client) -> None:
+    gang = client.gang_allocate(1, 2, GPU).result(T_S)
+    ms = httpx.get(f"{web}/api/span").json()["last_ms"]
+    refused = httpx.post(f"{web}/api/release/{gang.ticket_id}", headers={"Authorization": "Bearer guess"})
+    assert refused.status_code == 401
+    done = httpx.post(f"{web}/api/release/{gang.ticket_id}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=T_S)
+    assert done.json() == {"done": f"{gang.ticket_id} is released"}
+    now = httpx.get(f"{web}/api/board?at={ms + 3_600_000}").json()
+    then = httpx.get(f"{web}/api/board?at={ms}").json()
+    assert "tickets" not in now
+    assert [one["key"] for one in then["tickets"]["set"]] == [gang.ticket_id]
+    assert then["events"]["set"][0]["type"] == "gang.allocated"
+    told = httpx.get(f"{web}/api/explain/{gang.ticket_id}?at={ms}", timeout=T_S).json()
+    assert "placed by" in told["sentence"]
+    assert "was released" in httpx.get(f"{web}/api/explain/{gang.ticket_id}", timeout=T_S).json()["sentence"]
+
+
+@pytest.fixture
+def web(shared_server: EmbeddedServer, pool: str, agent: FakeAgent, tmp_path: Path) -> Iterator[str]:
+    """A dashboard of the pool, as a process."""
+    with dashboard(shared_server.url, pool, tmp_path, TOKEN) as address:
+        yield address
+
+
+def _messages(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    name = ""
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            yield name, json.loads(value)

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spoke.cli.events import describe
 from spoke.cli.options import Opened, opened
 from spoke.cli.sight.board import Board, EventRow, board_of
 from spoke.errors import LogError, SpokeError
+from spoke.events.codec import Fields
 from spoke.events.columns import read_event
 from spoke.events.fold import fold
 from spoke.events.log import RawEntry, order_of
@@ -80,7 +81,7 @@ class Follower:
         self._events.clear()
         for entry in log.tail(EVENTS_KEPT):
             if order_of(entry[0]) <= order_of(state.last_id):
-                self._note(*_read(entry))
+                self._events.append(event_row(*entry))
         board, dirty, due_s, pulse_s = board_of(state, place.keys.pool), True, 0.0, 0.0
         while not self._stop.is_set():
             now_s = time.monotonic()
@@ -111,12 +112,9 @@ class Follower:
 
     def _fold(self, state: PoolState, entries: list[RawEntry]) -> None:
         for entry in entries:
-            event_id, event = _read(entry)
-            fold(state, Recorded(event_id, event))
-            self._note(event_id, event)
-
-    def _note(self, event_id: str, event: Event) -> None:
-        self._events.append(EventRow(event_id, event.TYPE, describe(event)))
+            event = _read(*entry)
+            fold(state, Recorded(entry[0], event))
+            self._events.append(_row(entry[0], event))
 
     def _pulse(self, place: Opened, board: Board) -> Board:
         from spoke.client.vitals import read_leader
@@ -141,8 +139,17 @@ class Follower:
         self._on_board()
 
 
-def _read(entry: RawEntry) -> tuple[str, Any]:
-    event = read_event(*entry)
+def event_row(event_id: str, fields: Fields) -> EventRow:
+    """An entry of the log as a row; raises LogError for one that this release does not know."""
+    return _row(event_id, _read(event_id, fields))
+
+
+def _row(event_id: str, event: Event) -> EventRow:
+    return EventRow(event_id, event.TYPE, describe(event))
+
+
+def _read(event_id: str, fields: Fields) -> Event:
+    event = read_event(event_id, fields)
     if isinstance(event, LogError):
         raise event
-    return entry[0], event
+    return event
