@@ -511,3 +511,21 @@ def test_a_reservation_of_a_project_is_for_its_gangs() -> None:
 def test_a_gang_whose_reservation_has_gone_is_refused_or_waits_out_its_time() -> None:
     pool = pool_of(4)
     assert isinstance(pool.ask("c", r.AllocateGang(gang(1, 1, 1, terms=Terms(reservation="r-9")), None)), p.Failed)
+
+
+@pytest.mark.parametrize("gpus", [1, 0.5])
+def test_a_ticket_on_an_unhealthy_gpu_is_looked_past_without_harm(gpus: float) -> None:
+    """To look what would fit without it, its slots are given back for a moment; an unhealthy GPU is not free then."""
+    pool = pool_of(2)
+    spec = gang(1, 1, gpus, terms=Terms(preemptible=True))
+    for _ in range(2 if gpus == 1 else 4):
+        pool.allocate("c", spec, 0)
+    pool.ask("c", r.MarkGpu("n1", 0, healthy=False))
+    urgent = asks(pool, 1, priority=1)
+    pool.check()
+    held = [t for t in pool.state.preempting if pool.state.tickets[t].slots[0].gpu_ids == (1,)]
+    assert held == list(pool.state.preempting)
+    pool.pass_time(60_000)
+    assert runs(pool, urgent)
+    pool.check()
+    pool.check_replay(len(pool.log) // 2)

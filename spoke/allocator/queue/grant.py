@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from spoke.allocator.placement.assign import Assignment, assign
 from spoke.allocator.placement.choose import place
@@ -70,15 +71,18 @@ def hidden(state: PoolState, node_ids: Iterable[str]) -> Iterator[None]:
 def without(state: PoolState, tickets: Iterable[TicketState]) -> Iterator[None]:
     """As if these live tickets were gone, for as long as it lasts. The state is as before in the end."""
     gone = [(ticket, slot) for ticket in tickets for slot in ticket.slots if slot.node_id in ticket.held]
-    nodes = {slot.node_id: state.nodes[slot.node_id] for _, slot in gone}
-    for ticket, slot in gone:
-        nodes[slot.node_id].give_back(ticket, slot)
-    for node in nodes.values():
-        state.index(node)
+    before = {slot.node_id: state.nodes[slot.node_id] for _, slot in gone}
+    for node_id, node in before.items():  # copies: what is unhealthy is not free, and could not be taken again
+        state.nodes[node_id] = replace(
+            node, tickets=node.tickets.copy(), shared=node.shared.copy(), unhealthy_shared=node.unhealthy_shared.copy()
+        )
     try:
+        for ticket, slot in gone:
+            state.nodes[slot.node_id].give_back(ticket, slot)
+        for node_id in before:
+            state.index(state.nodes[node_id])
         yield
     finally:
-        for ticket, slot in gone:
-            assert nodes[slot.node_id].take(ticket, slot)
-        for node in nodes.values():
+        for node_id, node in before.items():
+            state.nodes[node_id] = node
             state.index(node)
