@@ -185,6 +185,15 @@ class AsyncGang:
         return self.sync.master_port
 
     @property
+    def num_nodes(self) -> int:
+        """How many nodes it got; see ``Gang.num_nodes``."""
+        return self.sync.num_nodes
+
+    def ranks(self, group: str) -> range:
+        """The ranks of a group of a mixed gang; see ``Gang.ranks``."""
+        return self.sync.ranks(group)
+
+    @property
     def releasing(self) -> str:
         """Why the gang is being given back; empty while it is not."""
         return self.sync.releasing

@@ -189,6 +189,7 @@ def test_a_gang_in_line_waits_longer_than_a_missing_allocator_would_be_noticed(
         return [(0, p.Queued(asked.seq, "t-1", "full"))]
 
     allocator.scripts[r.AllocateGang] = queue
+    allocator.scripts[r.ExplainGang] = lambda asked: []
     with spoke.Client(shared_server.url, pool=pool, allocator_timeout_s=0.2) as client:
         future = client.gang_allocate(1, 1)
         with pytest.raises(TimeoutError):

@@ -405,7 +405,7 @@ def test_a_caller_that_dies_leaves_nothing_in_the_actor(start: Callable[..., Act
         code = (
             "import os, sys, time; from spoke.transport import connect\n"
             f"c = connect({actor.address!r}, {SECRET!r})\n"
-            "c.call('async_sleep', (60.0,)); c.call('zeros', ({(50 << 20) // FEWER},))\n"
+            f"c.call('async_sleep', (60.0,)); c.call('zeros', ({(50 << 20) // FEWER},))\n"
             "c.call('wait_entered').result(20); os.kill(os.getpid(), 9)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
