@@ -130,6 +130,15 @@ def decode(raw: bytes) -> PoolState:
         faults=read.faults,
         queueing=read.queueing,
     )
+    try:
+        _rebuild(state)
+    except (LookupError, ValueError, TypeError, OverflowError) as error:
+        raise BadSnapshot(f"the snapshot does not hold together: {error!r}") from error
+    return state
+
+
+def _rebuild(state: PoolState) -> None:
+    """Work out all that follows from what a snapshot holds."""
     for node_id, cordon in state.cordons.items():
         state.set_cordon(node_id, cordon)
     for ticket in state.tickets.values():
@@ -158,7 +167,6 @@ def decode(raw: bytes) -> PoolState:
         state.watch(ticket)
         if not ticket.at_head:
             state.wait(ticket)
-    return state
 
 
 def _written(known: Demand) -> _Demand:

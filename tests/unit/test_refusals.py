@@ -19,6 +19,7 @@ from spoke.events.codec import DecodeError, decode_event
 from spoke.events.fold import fold
 from spoke.events.model import ActorSpec, Slot
 from spoke.events.snapshot import BadSnapshot
+from spoke.events.state import PoolState
 from spoke.protocol.launch import decode_blob, unpack_blobs
 from spoke.protocol.orders import decode_order
 from spoke.protocol.replies import decode_message
@@ -87,6 +88,12 @@ def test_a_place_on_gpus_that_cannot_be_is_refused_and_costs_no_memory(
     ticket.slots = (dataclasses.replace(slot, node_id=ticket.slots[0].node_id), *ticket.slots[1:])
     with pytest.raises(BadSnapshot, match="not there or taken twice"):
         snapshot.copy(pool.state)
+
+
+def test_a_snapshot_whose_queue_names_no_ticket_is_refused() -> None:
+    state = PoolState(queue=["t-2"])
+    with pytest.raises(BadSnapshot, match="does not hold together"):
+        snapshot.decode(snapshot.encode(state))
 
 
 @pytest.mark.parametrize("name", ["0_", "x_1-0", "1-0_x", "1-0_2-0_3-0"])
