@@ -14,7 +14,8 @@ from spoke.cli.embedded import EmbeddedServer
 from spoke.events import segment
 from spoke.events.archive import BASE, SUFFIX, Archive, ArchivedLog, BadSegment, StoredLog
 from spoke.events.audit import verify
-from spoke.events.log import EventLog, order_of
+from spoke.events.ids import order_of
+from spoke.events.log import EventLog
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys

@@ -12,7 +12,8 @@ from pathlib import Path
 from spoke.agent import procfs
 from spoke.cli.embedded import EmbeddedServer
 from spoke.events.audit import verify
-from spoke.events.log import EventLog, order_of
+from spoke.events.ids import order_of
+from spoke.events.log import EventLog
 from spoke.events.model import ActorSpec
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
