@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hmac
 import mmap
 import os
 import secrets
-import socket
 import threading
 import time
 import weakref
@@ -23,11 +21,10 @@ from typing import Any, Final
 
 from spoke.errors import MalformedData
 from spoke.transport.direct import Copy, Gone, Lendable, Params, Reach, RemoteMemory, Unavailable
+from spoke.transport.handover import TOKEN_BYTES, Inbox, hand_over, is_name
 
-TOKEN_BYTES: Final = 32
 CLOSE_S: Final = 2.0
 _PIECE_BYTES: Final = 8 << 20  # a copy holds the interpreter's lock
-_DATAGRAMS_MAX: Final = 32
 _PAGE: Final = mmap.PAGESIZE
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _F_SEAL_FUTURE_WRITE: Final = 0x10  # Linux 5.1; the module fcntl has no name for it before Python 3.13
@@ -63,9 +60,7 @@ class SharedMemory:
             raise OSError("it was closed")
         fd = os.open(f"/proc/self/fd/{self._fd}", (os.O_RDWR if self.writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
-                sock.connect(name)
-                socket.send_fds(sock, [token], [fd])
+            hand_over(name, token, [fd])
         finally:
             os.close(fd)
 
@@ -83,9 +78,7 @@ class SharedMemory:
 def lend(memory: Lendable, wishes: Params) -> Params:
     """``Endpoint.lend`` over shared memory."""
     name, token = wishes.get("name"), wishes.get("token")
-    if type(name) is not bytes or not 2 <= len(name) <= 100 or name[:1] != b"\0" or type(token) is not bytes:
-        raise MalformedData("a request to map memory does not hold what it should")
-    if len(token) != TOKEN_BYTES:
+    if not is_name(name) or type(token) is not bytes or len(token) != TOKEN_BYTES:
         raise MalformedData("a request to map memory does not hold what it should")
     if memory.shared is None:
         raise Unavailable("the buffer's memory is not shared: make it by spoke.Buffer(number of bytes)")
@@ -102,21 +95,18 @@ class ShmReach(Reach):
     def __init__(self, is_alive: Callable[[], None]) -> None:
         """``is_alive`` raises EndpointClosed once the owner is gone."""
         self._is_alive = is_alive
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._inbox = Inbox()
         self._token = secrets.token_bytes(TOKEN_BYTES)
-        name = b"\0spoke-" + secrets.token_hex(16).encode()
-        try:
-            self._sock.bind(name)
-        except OSError:
-            self._sock.close()
-            raise
-        self.params = {"name": name, "token": self._token}
+        self.params = {"name": self._inbox.name, "token": self._token}
 
     def opened(self, grant: Params) -> RemoteMemory:
         """Map what has come; see the interface."""
         if grant.get("shared") is not True:
             raise MalformedData("the answer to a request to map memory does not hold what it should")
-        fd = self._receive()
+        fds = self._inbox.receive(self._token, 1)
+        if fds is None:
+            raise Unavailable("the memory that the owner handed over did not arrive")
+        (fd,) = fds
         try:
             return MappedMemory(fd, self._is_alive)
         except (OSError, ValueError) as error:
@@ -126,21 +116,9 @@ class ShmReach(Reach):
             os.close(fd)
             raise
 
-    def _receive(self) -> int:
-        for _ in range(_DATAGRAMS_MAX):
-            try:
-                data, fds, _, _ = socket.recv_fds(self._sock, TOKEN_BYTES + 1, 1)
-            except BlockingIOError:
-                break
-            if len(fds) == 1 and hmac.compare_digest(data, self._token):
-                return fds[0]
-            for fd in fds:  # from a stranger
-                os.close(fd)
-        raise Unavailable("the memory that the owner handed over did not arrive")
-
     def close(self) -> None:
         """Close the socket."""
-        self._sock.close()
+        self._inbox.close()
 
 
 class MappedMemory(RemoteMemory):

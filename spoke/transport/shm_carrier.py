@@ -1,30 +1,26 @@
 """Agreeing on shared memory: the server hands memory and eventfds to the client over a Unix socket.
 
 The client offers the name of a datagram socket in the abstract namespace. The server sends the descriptors there: that
-works if, and only if, both are on one machine and in one network namespace. Anyone there can send to that name, so the
-datagram carries a token that the client learns over the authenticated stream.
+works if, and only if, both are on one machine and in one network namespace (see ``handover``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
 import secrets
-import socket
 from pathlib import Path
 from typing import ClassVar, Final
 
 from spoke.errors import MalformedData
 from spoke.transport.carrier import Acceptance, Carrier, Offer, Params, Unavailable, Wire
 from spoke.transport.endpoint import Endpoint
+from spoke.transport.handover import TOKEN_BYTES, Inbox, hand_over, is_name
 from spoke.transport.shm import ShmEndpoint
 from spoke.transport.shm_bells import Bells, check_system
 from spoke.transport.shm_memory import Region, create_memory
 
-TOKEN_BYTES: Final = 32
 _FDS: Final = 5  # the memory; data and credit of the server's side; data and credit of the client's side
-_DATAGRAMS_MAX: Final = 32
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -48,7 +44,7 @@ class ShmCarrier(Carrier):
     def accept(self, params: Params, wire: Wire) -> Acceptance:
         """Memory and eventfds, handed over already."""
         name, host = params.get("name"), params.get("boot_id")
-        if type(name) is not bytes or not 2 <= len(name) <= 100 or name[:1] != b"\0" or type(host) is not str:
+        if not is_name(name) or type(host) is not str:
             raise MalformedData("the offer of shared memory does not hold what it should")
         _check_system()
         if host != boot_id():
@@ -65,21 +61,17 @@ def _check_system() -> None:
 class _ShmOffer(Offer):
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        name = b"\0spoke-" + secrets.token_hex(16).encode()
-        try:
-            self._sock.bind(name)
-        except OSError:
-            self._sock.close()
-            raise
-        self.params = {"name": name, "boot_id": boot_id()}
+        self._inbox = Inbox()
+        self.params = {"name": self._inbox.name, "boot_id": boot_id()}
 
     def complete(self, answer: Params, deadline: float) -> Endpoint:
         """Takes the descriptors, which were sent before the answer was."""
         token = answer.get("token")
         if type(token) is not bytes or len(token) != TOKEN_BYTES:
             raise MalformedData("the answer on shared memory does not hold what it should")
-        fds = self._receive(token)
+        fds = self._inbox.receive(token, _FDS)
+        if fds is None:
+            raise Unavailable("the memory that the actor's side handed over did not arrive")
         try:
             for fd in fds[1:]:
                 if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
@@ -94,20 +86,8 @@ class _ShmOffer(Offer):
         bells = Bells((client_data, server_credit, server_data, client_credit))
         return _endpoint(self._wire, region, bells, 1)
 
-    def _receive(self, token: bytes) -> list[int]:
-        for _ in range(_DATAGRAMS_MAX):
-            try:
-                data, fds, _, _ = socket.recv_fds(self._sock, TOKEN_BYTES + 1, _FDS)
-            except BlockingIOError:
-                break
-            if len(fds) == _FDS and hmac.compare_digest(data, token):
-                return fds
-            for fd in fds:  # from a stranger
-                os.close(fd)
-        raise Unavailable("the memory that the actor's side handed over did not arrive")
-
     def close(self) -> None:
-        self._sock.close()
+        self._inbox.close()
 
 
 class _ShmAcceptance(Acceptance):
@@ -121,15 +101,13 @@ class _ShmAcceptance(Acceptance):
             for _ in range(_FDS - 1):
                 self._fds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
             self._region = Region(memory)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
-                try:
-                    sock.connect(name)
-                    socket.send_fds(sock, [token], [memory, *self._fds])
-                except OSError as error:
-                    raise Unavailable(
-                        f"the client is on this machine, but memory cannot be handed to it ({error.strerror}); "
-                        "is it in another network namespace, such as a container's?"
-                    ) from error
+            try:
+                hand_over(name, token, [memory, *self._fds])
+            except OSError as error:
+                raise Unavailable(
+                    f"the client is on this machine, but memory cannot be handed to it ({error.strerror}); "
+                    "is it in another network namespace, such as a container's?"
+                ) from error
         except BaseException:
             self.close()
             raise
