@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ from spoke.errors import LogError, SpokeError
 from spoke.events.codec import Fields
 from spoke.events.columns import read_event
 from spoke.events.fold import fold
-from spoke.events.log import RawEntry, order_of
+from spoke.events.ids import order_of
+from spoke.events.log import RawEntry
 from spoke.events.types import Event, Recorded
 
 if TYPE_CHECKING:
@@ -41,12 +41,9 @@ class Follower:
     A server that goes away is told in ``board.problem``, and the state is taken up anew when it is back.
     """
 
-    def __init__(
-        self, url: str | None, pool: str | None, name: str, *, on_board: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, url: str | None, pool: str | None, name: str) -> None:
         self.board = Board(name, problem="reading the log …")
         self._url, self._pool = url, pool
-        self._on_board = on_board or (lambda: None)
         self._stop = threading.Event()
         self._events: deque[EventRow] = deque(maxlen=EVENTS_KEPT)
         self._arrivals: deque[tuple[float, int]] = deque()
@@ -67,7 +64,7 @@ class Follower:
                     self._follow(place)
             except (SpokeError, OSError) as error:
                 if not self._stop.is_set():
-                    self._publish(replace(self.board, problem=str(error) or type(error).__name__, rate=0.0))
+                    self.board = replace(self.board, problem=str(error) or type(error).__name__, rate=0.0)
             self._stop.wait(PAUSE_S)
 
     def _opened(self) -> AbstractContextManager[Opened]:
@@ -89,11 +86,11 @@ class Follower:
                 if order_of(log.last_id()) < order_of(state.last_id):
                     return  # an older log, or none: the server was restored or emptied
                 board, pulse_s = self._pulse(place, board), now_s
-                self._publish(board)
+                self.board = board
             if dirty and now_s >= due_s:
                 board, dirty = self._board(state, board), False
                 due_s = now_s + max(PUBLISH_S, BUILD_SHARE * (time.monotonic() - now_s))
-                self._publish(board)
+                self.board = board
             entries = log.newer(state.last_id, block_ms=int(PUBLISH_S * 1000))
             if entries:
                 self._fold(state, entries)
@@ -133,10 +130,6 @@ class Follower:
         while self._arrivals and self._arrivals[0][0] < now_s - RATE_OVER_S:
             self._arrivals.popleft()
         return sum(number for _, number in self._arrivals) / RATE_OVER_S
-
-    def _publish(self, board: Board) -> None:
-        self.board = board
-        self._on_board()
 
 
 def event_row(event_id: str, fields: Fields) -> EventRow:
