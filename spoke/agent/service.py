@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,7 +30,6 @@ from spoke.agent.keeper import clock_s
 from spoke.agent.launching import Site, prepare
 from spoke.agent.link import KeeperLink
 from spoke.agent.machine import AgentMachine, Settings
-from spoke.agent.meters import Meters
 from spoke.agent.nvml import NvmlSource
 from spoke.agent.ports import HeldPorts
 from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
@@ -43,6 +42,9 @@ from spoke.protocol.orders import Delivery
 from spoke.protocol.server import check_server, connect
 from spoke.protocol.url import mask_url
 from spoke.version import release_version
+
+if TYPE_CHECKING:
+    from spoke.agent.meters import Meters
 
 log = logging.getLogger("spoke.agent")
 

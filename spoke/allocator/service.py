@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import redis.exceptions as rx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -20,7 +21,6 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
 from spoke.allocator.limits import Limits
-from spoke.allocator.meters import Meters
 from spoke.allocator.term import Term
 from spoke.allocator.wire import Wire
 from spoke.errors import Fenced, ServerUnreachable, SpokeError
@@ -28,6 +28,9 @@ from spoke.protocol.arrival import WAIT_S, arrived
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import check_server, connect, explain
 from spoke.protocol.url import mask_url
+
+if TYPE_CHECKING:
+    from spoke.allocator.meters import Meters
 
 log = logging.getLogger("spoke.allocator")
 

@@ -65,7 +65,6 @@ def allocator(
 ) -> None:
     """Decide for a pool, until SIGTERM or Ctrl-C. Start two, and the second is the standby."""
     from spoke.allocator.limits import Limits
-    from spoke.allocator.meters import Meters
     from spoke.allocator.service import Allocator, AllocatorConfig
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
@@ -80,7 +79,11 @@ def allocator(
     config = AllocatorConfig(
         resolve_url(url), resolve_pool(pool), masters=masters, limits=limits, server_wait_s=wait_for_server
     )
-    meters = Meters(config.pool) if metrics else None
+    meters = None
+    if metrics:  # takes a tenth of a second to import
+        from spoke.allocator.meters import Meters
+
+        meters = Meters(config.pool)
     service = Allocator(config, meters)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
@@ -144,7 +147,6 @@ def agent(
     In a pool with a master key, SPOKE_KEY or the file SPOKE_KEY_FILE holds the key of this node.
     """
     from spoke.agent.config import AgentConfig, default_log_dir
-    from spoke.agent.meters import Meters
     from spoke.agent.service import run_agent
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
@@ -176,7 +178,11 @@ def agent(
         server_wait_s=wait_for_server,
         health=health_file,
     )
-    meters = Meters(name, config.node_id) if metrics else None
+    meters = None
+    if metrics:
+        from spoke.agent.meters import Meters
+
+        meters = Meters(name, config.node_id)
     with serving(metrics, meters):
         run_agent(config, meters)
 
