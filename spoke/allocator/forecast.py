@@ -13,6 +13,7 @@ from spoke.allocator import decide as core
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.fold import fold
+from spoke.events.ids import order_of
 from spoke.events.state import PoolState, TicketState
 
 STEPS_MAX = 10_000
@@ -82,6 +83,6 @@ class _Future:
 
     def _fold(self, event: e.Event) -> None:
         self.steps += 1
-        last_ms, _, last_seq = self.state.last_id.partition("-")
-        ms, seq = (self.now_ms, 0) if self.now_ms > int(last_ms) else (int(last_ms), int(last_seq) + 1)
+        last_ms, last_seq = order_of(self.state.last_id)
+        ms, seq = (self.now_ms, 0) if self.now_ms > last_ms else (last_ms, last_seq + 1)
         fold(self.state, e.Recorded(f"{ms}-{seq}", event))

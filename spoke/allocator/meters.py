@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from spoke.events import types as e
-from spoke.events.log import order_of
+from spoke.events.ids import ms_of
 from spoke.events.model import GPU_MILLI
 from spoke.events.state import PoolState
 
@@ -59,7 +59,7 @@ def figures(state: PoolState, now_ms: int) -> Figures:
         for actor in ticket.actors:
             found.actors[actor.phase] += 1
     if state.queue:
-        found.oldest_wait_s = max(0, now_ms - min(_ms(state.tickets[t].since) for t in state.queue)) / 1000
+        found.oldest_wait_s = max(0, now_ms - min(ms_of(state.tickets[t].since) for t in state.queue)) / 1000
     return found
 
 
@@ -99,7 +99,7 @@ class Meters(Collector):
         self._events[event.TYPE] += 1
         if isinstance(event, e.GangAllocated):
             waiting = before.tickets.get(event.ticket_id)
-            self._wait.observe(0.0 if waiting is None else max(0, now_ms - _ms(waiting.since)) / 1000)
+            self._wait.observe(0.0 if waiting is None else max(0, now_ms - ms_of(waiting.since)) / 1000)
 
     def commit_sent(self) -> None:
         """A commit is on its way."""
@@ -175,7 +175,3 @@ class Meters(Collector):
         for key, value in sorted(values.items()):
             gauge.add_metric([self._pool, key], value)
         return gauge
-
-
-def _ms(event_id: str) -> int:
-    return order_of(event_id)[0]

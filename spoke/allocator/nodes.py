@@ -7,7 +7,7 @@ from spoke.allocator.tickets import NOBODY, free_nodes, give_back
 from spoke.errors import InvalidRequest, NodeRefused
 from spoke.events import types as e
 from spoke.events.capacity import Amount
-from spoke.events.log import order_of
+from spoke.events.ids import order_of
 from spoke.events.model import NodeSpec
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState, mask_of
 from spoke.protocol import requests as r

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from spoke.allocator import decide as core
 from spoke.allocator.commit import Batch
@@ -13,7 +13,6 @@ from spoke.allocator.gate import Gate
 from spoke.allocator.intake import Intake, size_of
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.limits import Limits
-from spoke.allocator.meters import Meters
 from spoke.allocator.outbox import Blobs, effects
 from spoke.allocator.views import Views
 from spoke.allocator.wire import Wire
@@ -22,13 +21,17 @@ from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.chain import Chain
 from spoke.events.fold import fold
-from spoke.events.log import EventLog, order_of
+from spoke.events.ids import order_of
+from spoke.events.log import EventLog
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.launch import unpack_blobs
 from spoke.protocol.server import Redis
 from spoke.version import release_version
+
+if TYPE_CHECKING:
+    from spoke.allocator.meters import Meters
 
 READ_MAX = 256
 CHUNK = 64
@@ -285,5 +288,5 @@ class Term:
 
 
 def _after(event_id: str) -> str:
-    ms, _, seq = event_id.partition("-")
-    return f"{ms}-{int(seq) + 1}"
+    ms, seq = order_of(event_id)
+    return f"{ms}-{seq + 1}"

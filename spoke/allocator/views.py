@@ -13,6 +13,7 @@ import orjson
 
 from spoke.allocator.commit import Batch, flat
 from spoke.events import types as e
+from spoke.events.ids import ms_of
 from spoke.events.model import GPU_MILLI
 from spoke.events.state import Cordon, GpuFault, NodeState, PoolState, TicketState, indices_of
 from spoke.protocol.keys import Keys
@@ -156,7 +157,7 @@ def _cordon(cordon: Cordon) -> dict[str, Any]:
         "state": cordon.phase,
         "by": cordon.by,
         "reason": cordon.reason,
-        "since_ms": int(cordon.since.partition("-")[0]),
+        "since_ms": ms_of(cordon.since),
         "deadline_ms": cordon.deadline_ms,
     }
 
@@ -205,7 +206,7 @@ def _summary(ticket: TicketState) -> dict[str, Any]:
         "nics_per_actor": resources.nics,
         "detached": spec.detached,
         "nodes": list(dict.fromkeys(slot.node_id for slot in ticket.slots)),
-        "since_ms": int(ticket.since.partition("-")[0]),
+        "since_ms": ms_of(ticket.since),
         "reason": ticket.reason,
         "project": ticket.project,
         "priority": spec.terms.priority,

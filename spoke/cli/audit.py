@@ -18,6 +18,7 @@ from spoke.cli.options import Json, Pool, Url, opened
 from spoke.cli.output import clean, count, iso_time, local_time, say, table, write_json
 from spoke.cli.past import ArchiveDir, Offline, Until, past, state_at
 from spoke.cli.progress import shown
+from spoke.events.ids import ms_of
 
 if TYPE_CHECKING:
     from spoke.events.audit import Report
@@ -139,7 +140,7 @@ def _show_report(report: Report, pool: str) -> None:
 
 
 def _span(report: Report) -> str:
-    begin, end = (f"{name} ({iso_time(int(name.partition('-')[0]))})" for name in (report.first_id, report.last_id))
+    begin, end = (f"{name} ({iso_time(ms_of(name))})" for name in (report.first_id, report.last_id))
     return f", from {begin} to {end}"
 
 
@@ -180,7 +181,7 @@ def state_document(state: PoolState, pool: str) -> dict[str, Any]:
     from spoke.cli.pool import status_document
     from spoke.cli.views import status_of_state
 
-    ms = int(state.last_id.partition("-")[0])
+    ms = ms_of(state.last_id)
     return {
         "last_id": state.last_id,
         "time": iso_time(ms) if ms else "",
@@ -194,7 +195,7 @@ def state_document(state: PoolState, pool: str) -> dict[str, Any]:
 def _show_state(state: PoolState, pool: str) -> None:
     from spoke.cli.views import node_table, status_of_state, ticket_table
 
-    ms = int(state.last_id.partition("-")[0])
+    ms = ms_of(state.last_id)
     if not ms:
         say(f"pool {pool} before its first event: nothing has happened yet")
         return

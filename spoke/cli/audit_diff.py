@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from spoke.cli.output import count, iso_time, say, tables
 from spoke.cli.past import state_at
+from spoke.events.ids import ms_of
 
 if TYPE_CHECKING:
     from spoke.events.diff import Change
@@ -44,7 +45,7 @@ def diff_document(log: EventLog, first: str, second: str, pool: str) -> dict[str
 
 
 def _moment(event_id: str) -> dict[str, str]:
-    ms = int(event_id.partition("-")[0])
+    ms = ms_of(event_id)
     return {"id": event_id, "time": iso_time(ms) if ms else ""}
 
 

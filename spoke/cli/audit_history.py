@@ -57,7 +57,7 @@ def history(
 
 def _is_after(entry: Entry, after: str) -> bool:
     from spoke.events.holdings import Holding
-    from spoke.events.log import order_of
+    from spoke.events.ids import order_of
 
     if isinstance(entry, Holding):
         return not entry.end_id or order_of(entry.end_id) > order_of(after)

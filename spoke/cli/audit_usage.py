@@ -16,6 +16,7 @@ from spoke.cli.audit_parquet import ROWS_AT_ONCE, needs_extra
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import cell, complain, count, iso_time, say, tables, write_json
 from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, bounds, past
+from spoke.events.ids import ms_of
 
 if TYPE_CHECKING:
     from spoke.events.usage import Ledger, Usage
@@ -58,11 +59,11 @@ def usage(
         raise typer.BadParameter(f"--json and --format {kind} were given: choose one of them")
     if (kind == "parquet" and output is None) or (kind == "table" and output is not None):
         raise typer.BadParameter("Parquet needs a file to be written to (--output), and a file one of csv and parquet")
-    begin_ms = int(last_id_at(since).partition("-")[0]) if since else 0
+    begin_ms = ms_of(last_id_at(since)) if since else 0
     _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
         base = found.log.base()
-        base_ms = int(base.last_id.partition("-")[0])
+        base_ms = ms_of(base.last_id)
         end_ms = found.end_ms(end)
         if base_ms > begin_ms:
             complain(f"the log reaches back to {iso_time(base_ms)} only: what was used before is missing (--archive)")

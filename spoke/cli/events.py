@@ -12,6 +12,7 @@ from spoke.cli.views import needs
 from spoke.errors import LogError
 from spoke.events import types as e
 from spoke.events.codec import Fields, decode_event, raw_entry
+from spoke.events.ids import ms_of
 from spoke.events.model import GangSpec, Slot
 
 TYPE_WIDTH = max(map(len, e.EVENT_TYPES))
@@ -27,13 +28,13 @@ def event_line(event_id: str, raw: Fields) -> str:
         fields = raw_entry(event_id, raw).fields
         name = fields.pop("type", "?")
         rest = " ".join(f"{key}={value}" for key, value in fields.items())
-    ms = int(event_id.partition("-")[0])
+    ms = ms_of(event_id)
     return clean(f"{event_id}  {local_time(ms)}  {name:{TYPE_WIDTH}}  {rest}").rstrip()
 
 
 def event_document(event_id: str, raw: Fields) -> dict[str, Any]:
     """An event as a document; one that cannot be decoded has its fields as text, and ``problem``."""
-    head: dict[str, Any] = {"id": event_id, "ms": int(event_id.partition("-")[0])}
+    head: dict[str, Any] = {"id": event_id, "ms": ms_of(event_id)}
     try:
         event = decode_event(event_id, raw).event
     except LogError as error:

@@ -73,7 +73,7 @@ def explained(found: Past, name: str, end: str) -> Explanation:
 
 def _before(found: Past, event_id: str) -> PoolState | None:
     """The state just before an event; None if the log does not reach back so far."""
-    from spoke.events.log import order_of
+    from spoke.events.ids import order_of
 
     end = _just_before(event_id)
     if order_of(found.log.base().last_id) > order_of(end):
@@ -128,7 +128,7 @@ def _of_ended(found: Past, name: str, end: str) -> Explanation:
 
 
 def _just_before(event_id: str) -> str:
-    from spoke.events.log import order_of
+    from spoke.events.ids import order_of
 
     ms, seq = order_of(event_id)
     return f"{ms}-{seq - 1}" if seq else f"{max(0, ms - 1)}-{2**64 - 1}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 160
-_STATE_STYLES = {
+STATE_STYLES = {
     "up": "green",
     "active": "green",
     "running": "green",
@@ -94,7 +94,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
         cells = [clean(cell) for cell in row]
         shown.add_row(
             *(
-                Text(cell, style=_STATE_STYLES.get(cell, "") if name == "state" else "")
+                Text(cell, style=STATE_STYLES.get(cell, "") if name == "state" else "")
                 for name, cell in zip(columns, cells, strict=True)
             )
         )

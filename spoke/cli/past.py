@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spoke.cli.options import opened
+from spoke.events.ids import ms_of, order_of
 
 if TYPE_CHECKING:
     from spoke.events.log import EventLog
@@ -41,7 +42,7 @@ class Past:
 
     def end_ms(self, end: str) -> int:
         """The time of the end that ``bounds`` gave: what still goes on is counted up to there."""
-        return self.now_ms if end == "+" else min(self.now_ms, int(end.partition("-")[0]))
+        return self.now_ms if end == "+" else min(self.now_ms, ms_of(end))
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def past(
         name = resolve_pool(pool)
         stored = StoredLog(Archive(archive, name))
         with shown(stored, prints=prints) as log:
-            yield Past(log, name, int(stored.last_id().partition("-")[0]))
+            yield Past(log, name, ms_of(stored.last_id()))
         return
     with opened(url, pool) as place:
         name = place.keys.pool
@@ -78,7 +79,7 @@ def bounds(since: str | None, until: str | None) -> tuple[str, str]:
 
 def state_at(log: EventLog, until: str) -> PoolState:
     """The state after the last event up to ``until``; raises LogError if the log does not reach back so far."""
-    from spoke.events.log import TrimmedLog, end_of, order_of
+    from spoke.events.log import TrimmedLog, end_of
 
     base = log.base().last_id
     if until != "+" and end_of(until) < order_of(base):

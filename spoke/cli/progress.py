@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from spoke.events.ids import ms_of
+
 if TYPE_CHECKING:
     from spoke.events.log import EventLog
 
@@ -28,12 +30,12 @@ def shown(log: EventLog, *, prints: bool) -> Iterator[EventLog]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
-        first_ms, end_ms = (int(event_id.partition("-")[0]) for event_id in (log.first_id(), log.last_id()))
+        first_ms, end_ms = (ms_of(event_id) for event_id in (log.first_id(), log.last_id()))
         seen = 0
 
         def tell(events: int, last_id: str) -> None:
             nonlocal seen
-            ms = int(last_id.partition("-")[0])
+            ms = ms_of(last_id)
             seen += events
             bar.update(task, description=f"{seen:,} events", completed=ms - first_ms, total=max(1, end_ms - first_ms))
 

@@ -12,6 +12,7 @@ from spoke.cli.audit_parquet import needs_extra
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain, count
 from spoke.cli.past import ArchiveDir, Offline, Since, Until, bounds, past
+from spoke.events.ids import ms_of
 
 FORMATS = ("html", "svg", "png")
 
@@ -40,7 +41,7 @@ def timeline(
         raise typer.BadParameter(
             f"{output} has none of the endings .{', .'.join(FORMATS)}: name the file by its format"
         )
-    begin_ms = int(last_id_at(since).partition("-")[0]) if since else 0
+    begin_ms = ms_of(last_id_at(since)) if since else 0
     _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
         base = found.log.base()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spoke.cli.output import iso_time
+from spoke.events.ids import ms_of
 
 if TYPE_CHECKING:
     from spoke.events.holdings import Holding
@@ -68,7 +69,7 @@ def chart_of(pool: str, base: PoolState, events: Iterable[Recorded], begin_ms: i
             gpus.update(((spec.node_id, gpu.index), None) for gpu in spec.gpus)
     keep(held.open())
     gpus.update(((h.node_id, h.gpu), None) for h in found)
-    begin_ms = max(begin_ms, int(base.last_id.partition("-")[0]) or first_ms)
+    begin_ms = max(begin_ms, ms_of(base.last_id) or first_ms)
     chart = Chart(pool, begin_ms, max(end_ms, begin_ms + 1))
     places = {gpu: row for row, gpu in enumerate(sorted(gpus))}
     chart.rows = [f"{node_id}:{index}" for node_id, index in places]

@@ -15,6 +15,7 @@ from spoke.cli.options import Opened, Pool, Url, opened
 from spoke.cli.output import say
 from spoke.cli.top import missing
 from spoke.errors import InvalidRequest
+from spoke.events.ids import ms_of
 
 if TYPE_CHECKING:
     from spoke.cli.sight.board import Board, EventRow
@@ -94,7 +95,7 @@ class LoggedPast:
         """From the oldest event that is still there to the newest, in milliseconds since 1970."""
         with opened(self.url, self.pool) as place:
             first, last = place.log.first_id(), place.log.last_id()
-        return int(first.partition("-")[0]), int(last.partition("-")[0])
+        return ms_of(first), ms_of(last)
 
     def board_at(self, ms: int) -> Board:
         """The board after the last event up to a moment."""

@@ -16,7 +16,8 @@ import orjson
 from spoke.events import segment, snapshot
 from spoke.events.chain import BEGIN
 from spoke.events.columns import Columns, entries_of, events_of
-from spoke.events.log import Batch, EventLog, RawEntry, end_of, order_of
+from spoke.events.ids import order_of
+from spoke.events.log import Batch, EventLog, RawEntry, end_of
 from spoke.events.segment import BadSegment
 from spoke.events.state import PoolState
 

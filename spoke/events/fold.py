@@ -15,6 +15,7 @@ from typing import Any
 
 from spoke.errors import InvalidTransition
 from spoke.events import types as e
+from spoke.events.ids import ms_of
 from spoke.events.lifecycle import ACTOR, NODE, TICKET, NodePhase, advance
 from spoke.events.model import Slot
 from spoke.events.queueing import amounts_of, project_of
@@ -362,17 +363,13 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
     else:
         state.demand.learn(ticket.spec.resources, ticket.slots)
     terms, queueing = event.spec.terms, state.queueing
-    queueing.charge(ticket.project, amounts_of(event.spec, event.slots), 1, _ms(event_id))
+    queueing.charge(ticket.project, amounts_of(event.spec, event.slots), 1, ms_of(event_id))
     ticket.at_head, ticket.borrowed = False, event.borrowed
     ticket.ends_ms = ticket.granted_ms + terms.max_ms if terms.max_ms else 0
     reservation = queueing.reservations.get(terms.reservation) if terms.reservation else None
     if reservation is not None:
         ticket.ends_ms = min(ticket.ends_ms or reservation.end_ms, reservation.end_ms)
     state.watch(ticket)
-
-
-def _ms(event_id: str) -> int:
-    return int(event_id.partition("-")[0])
 
 
 def _leave_queue(state: PoolState, ticket: TicketState) -> None:
@@ -411,8 +408,8 @@ def _gang_repaired(state: PoolState, event_id: str, event: e.GangRepaired) -> No
     if not node.take(ticket, slot):
         raise _double(ticket, slot, node, event_id)
     ticket.held.add(slot.node_id)
-    state.queueing.charge(ticket.project, before, -1, _ms(event_id))
-    state.queueing.charge(ticket.project, amounts_of(ticket.spec, ticket.slots), 1, _ms(event_id))
+    state.queueing.charge(ticket.project, before, -1, ms_of(event_id))
+    state.queueing.charge(ticket.project, amounts_of(ticket.spec, ticket.slots), 1, ms_of(event_id))
     state.index(left)
     state.index(node)
 
@@ -503,7 +500,7 @@ def _gang_released(state: PoolState, event_id: str, event: e.GangReleased) -> No
         state.index(state.nodes[node_id])
     ticket.held -= freed
     gone = [slot for slot in ticket.slots if slot.node_id in freed]
-    state.queueing.charge(ticket.project, amounts_of(ticket.spec, gone), -1, _ms(event_id))
+    state.queueing.charge(ticket.project, amounts_of(ticket.spec, gone), -1, ms_of(event_id))
     if event.final:
         _forget_ticket(state, ticket)
 
@@ -537,7 +534,7 @@ def _live_ticket(state: PoolState, event_id: str, event: Any) -> TicketState:
 
 
 def _queue_policy_changed(state: PoolState, event_id: str, event: e.QueuePolicyChanged) -> None:
-    state.queueing.settle(_ms(event_id))
+    state.queueing.settle(ms_of(event_id))
     state.queueing.policy = event.policy
     for ticket in state.tickets.values():
         state.watch(ticket)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from spoke.events import types as e
+from spoke.events.ids import ms_of
 from spoke.events.model import GPU_MILLI, GangSpec, Slot
 from spoke.events.state import PoolState
 
@@ -63,7 +64,7 @@ class Holdings:
     def __init__(self, base: PoolState) -> None:
         self._users = {client.client_id: client.user for client in (*base.gone.values(), *base.clients.values())}
         self._tickets: dict[str, _Ticket] = {}
-        ms = int(base.last_id.partition("-")[0])
+        ms = ms_of(base.last_id)
         for ticket in base.tickets.values():
             user = self._users.get(ticket.client_id, "")
             known = _Ticket(ticket.client_id, user, ticket.spec.name, {}, ticket.reason, project_of(ticket.spec))

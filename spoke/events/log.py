@@ -13,6 +13,7 @@ from spoke.events.chain import BEGIN, hash_of
 from spoke.events.codec import Fields
 from spoke.events.columns import Read, read_event
 from spoke.events.fold import fold_all
+from spoke.events.ids import order_of
 from spoke.events.state import PoolState
 from spoke.events.types import Event, Recorded
 
@@ -26,12 +27,6 @@ class TrimmedLog(LogError):
     """The log no longer reaches back to where reading was to begin."""
 
     code = "trimmed"
-
-
-def order_of(event_id: str) -> tuple[int, int]:
-    """An event id as numbers that sort: as text, ``5-10`` would stand before ``5-9``."""
-    ms, _, seq = event_id.partition("-")
-    return int(ms), int(seq or 0)
 
 
 def end_of(until: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import msgspec
 
 from spoke.errors import LogError
 from spoke.events.demand import Demand, Usual
+from spoke.events.ids import ms_of
 from spoke.events.lifecycle import NodePhase
 from spoke.events.model import NodeSpec
 from spoke.events.queueing import Queueing, amounts_of, project_of
@@ -182,7 +183,7 @@ def _read(known: _Demand | None) -> Demand:
 
 
 def _open_accounts(state: PoolState) -> None:
-    now_ms = int(state.last_id.partition("-")[0])
+    now_ms = ms_of(state.last_id)
     for ticket in state.tickets.values():
         client = state.clients.get(ticket.client_id)
         user = client.user if client is not None else ""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from spoke.events.capacity import Amount, CapacityIndex
 from spoke.events.demand import Demand
 from spoke.events.domains import DomainIndex
+from spoke.events.ids import ms_of
 from spoke.events.lifecycle import ACTOR_ALIVE, ActorPhase, NodePhase, TicketPhase
 from spoke.events.model import GPU_MILLI, GPUS_PER_NODE_MAX, ActorSpec, GangSpec, NodeSpec, Resources, Slot
 from spoke.events.queueing import Queueing
@@ -279,7 +280,7 @@ class TicketState:
     @property
     def granted_ms(self) -> int:
         """When it was granted (server time), while it is allocated or active."""
-        return int(self.since.partition("-")[0])
+        return ms_of(self.since)
 
     def actor(self, rank: int) -> ActorState | None:
         """The latest actor of a rank; None if it was never launched."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
+from spoke.events.ids import ms_of
 from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
 from spoke.events.queueing import QueuePolicy, Quota, Reservation
 
@@ -33,7 +34,7 @@ class Recorded:
     @property
     def ms(self) -> int:
         """The id's milliseconds since 1970: roughly when it happened."""
-        return int(self.id.partition("-")[0])
+        return ms_of(self.id)
 
 
 EVENT_TYPES: dict[str, type[Event]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from spoke.events.log import order_of
+from spoke.events.ids import order_of
 from spoke.events.model import GPU_MILLI, GangSpec, Slot
 from spoke.events.state import NodeState, PoolState, TicketState, mask_of
 

@@ -11,6 +11,7 @@ from typing import Literal
 from spoke.cli.output import numbers
 from spoke.cli.views import needs
 from spoke.events.fold import user_of
+from spoke.events.ids import ms_of
 from spoke.events.model import GPU_MILLI, GangSpec, Slot
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState, ticket_number
 
@@ -136,7 +137,7 @@ def board_of(state: PoolState, pool: str) -> Board:
     return Board(
         pool=pool,
         last_id=state.last_id,
-        now_ms=int(state.last_id.partition("-")[0]),
+        now_ms=ms_of(state.last_id),
         allocator=state.allocator,
         epoch=state.epoch,
         nodes=tuple(_node(node, state, holders) for _, node in sorted(state.nodes.items())),
@@ -216,7 +217,7 @@ def _ticket(ticket: TicketState, state: PoolState, place: int = 0) -> TicketRow:
         gang=f"{spec.num_nodes}x{spec.actors_per_node}",
         needs=_needs(spec),
         nodes=tuple(dict.fromkeys(slot.node_id for slot in ticket.slots)),
-        since_ms=int(ticket.since.partition("-")[0]),
+        since_ms=ms_of(ticket.since),
         reason=ticket.reason,
         running=sum(ticket.alive.values()),
         actors=spec.size,

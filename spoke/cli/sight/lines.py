@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from spoke.cli import output
 from spoke.cli.output import age, clean, count, local_time, size
 from spoke.cli.sight.board import ActorRow, Board, EventRow, GpuCell, NodeRow, TicketRow
+from spoke.events.ids import ms_of
 from spoke.events.state import ticket_number
 
 View = Literal["nodes", "tickets", "queue", "actors", "events"]
@@ -20,23 +22,9 @@ COLOURS = (39, 208, 118, 199, 226, 51, 141, 203, 48, 215, 111, 177)
 CELLS_MAX = 64
 WIDTH_MAX = 24
 
-STATE_STYLES = {
-    "up": "green",
-    "active": "green",
-    "running": "green",
-    "allocated": "cyan",
-    "launching": "cyan",
-    "queued": "yellow",
-    "cordoned": "yellow",
-    "draining": "yellow",
-    "drained": "yellow",
-    "releasing": "yellow",
-    "stopping": "yellow",
-    "lost": "bold red",
-    "start_failed": "bold red",
-}
 DIM = "bright_black"
 BAD = "bold red"
+STATE_STYLES = output.STATE_STYLES | {"stopping": "yellow", "lost": BAD, "start_failed": BAD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +184,7 @@ def _events(board: Board, wanted: str) -> Listing:
 
 
 def _time(row: EventRow) -> str:
-    return local_time(int(row.key.partition("-")[0])).partition(" ")[2]
+    return local_time(ms_of(row.key)).partition(" ")[2]
 
 
 _VIEWS: dict[View, Callable[[Board, str], Listing]] = {

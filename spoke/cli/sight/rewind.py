@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from spoke.events import snapshot
 from spoke.events.fold import fold_all
-from spoke.events.log import EventLog, TrimmedLog, end_of, order_of
+from spoke.events.ids import order_of
+from spoke.events.log import EventLog, TrimmedLog, end_of
 from spoke.events.state import PoolState
 
 FRAME_EVENTS = 20_000
