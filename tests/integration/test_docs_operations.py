@@ -62,6 +62,8 @@ def test_the_page(place: tuple[str, str]) -> None:
             if not waiting and " t-2" in command:  # by then node-0 is removed
                 waiting.append(client.gang_allocate(1, 1, spoke.Resources(gpus=2), timeout=300))
                 eventually(lambda: len(client.status().tickets) == 2)
+            if command == "spoke nodes":  # the views are written behind the answers
+                eventually(lambda said=said: all(line in run(place, "spoke nodes") for line in said))  # type: ignore[misc]
             told = run(place, command)
             for line in said:
                 assert line in told, f"{command}\n{told}"
@@ -138,7 +140,7 @@ def test_client_and_actors_hear_of_a_drain_before_its_end(place: tuple[str, str]
         assert drained.result(40) is True
         eventually(lambda: gang.released)
         assert [(end.code, end.signal) for end in gang.exits.values()] == [(0, 0)] * 2, "SIGTERM right after a notice"
-        assert [node.cordon.state for node in operator.status().nodes if node.cordon] == ["drained"]
+        eventually(lambda: [node.cordon.state for node in operator.status().nodes if node.cordon] == ["drained"])
 
 
 def test_a_repaired_member_is_reached_by_client_and_peers(place: tuple[str, str]) -> None:
