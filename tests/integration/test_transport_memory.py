@@ -247,11 +247,17 @@ def test_transfers_fail_when_the_owner_dies_or_stands_still(
     handle = handle_of(connection, 64 * MIB)
     handle.read_into(bytearray(10)).result(10)
     actor.stop()
-    standing = handle.read_into(bytearray(64 * MIB), timeout_s=0.1 if carrier == "rdma" else 0.3)
-    assert isinstance(standing.exception(10), CallTimeout)  # over RDMA it goes on, and needs more time than that
-    under_way = handle.read_into(bytearray(64 * MIB))
+    standing = handle.read_into(bytearray(64 * MIB), timeout_s=0.3)
+    # Over RDMA the owner has no part in it, so it may be done, or not, when its time is up.
+    assert isinstance(standing.exception(10), (CallTimeout, type(None)) if carrier == "rdma" else CallTimeout)
+    under_way = [handle.read_into(bytearray(64 * MIB)) for _ in range(8)]
     actor.signal(signal.SIGKILL)
-    assert isinstance(under_way.exception(10), ActorUnreachable)
+    errors = [transfer.exception(15) for transfer in under_way]
+    assert {type(error) for error in errors} <= {
+        ActorUnreachable,
+        type(None) if carrier == "rdma" else ActorUnreachable,
+    }
+    assert isinstance(errors[-1], ActorUnreachable)
     started = time.monotonic()
     assert isinstance(handle.read_into(bytearray(10)).exception(15), ActorUnreachable)
     assert time.monotonic() - started < 12
