@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Final
 
@@ -27,6 +28,14 @@ class Choice:
         self.names = NAMES if wanted is None else (wanted,)
         self.excluded = {} if wanted is None else dict.fromkeys(NAMES, f"{said}={wanted} was asked for")
         self.excluded.pop(wanted or "", None)
+
+    def prepare(self) -> None:
+        """Load what a transport needs, before a peer waits for it: pyverbs takes seconds from a slow disk."""
+        if "rdma" in self.names:
+            from spoke.transport.rdma.device import usable
+
+            with contextlib.suppress(Exception):  # what is wrong is said to who wants to use it
+                usable()
 
     def carrier(self, name: str) -> Carrier:
         """The carrier of that name; Unavailable with the reason if there is none, or if it is not to be used."""

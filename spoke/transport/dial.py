@@ -37,6 +37,7 @@ def dial(
     host, port = parse_address(address)
     choice = Choice(transport)
     check_secret(secret)
+    choice.prepare()
     deadline = time.monotonic() + timeout_s
     try:
         sock = socket.create_connection((host, port), timeout=timeout_s)

@@ -1,7 +1,7 @@
 """The door of a server: the listening socket, and the strangers that have not proved themselves yet.
 
 One thread, which parses nothing of a stranger but a handshake of fixed size; who has proved itself may then agree on
-a transport, in short messages. Both together have one time limit, and there is room for a bounded number of strangers:
+a transport, in short messages. Each of the two has its time limit, and there is room for a bounded number of strangers:
 when one more comes, the one that has stood there longest is thrown out, so that idle connections cannot lock the
 others out.
 """
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 STRANGERS_MAX: Final = 64
 HANDSHAKE_S: Final = 5.0
+NEGOTIATION_S: Final = 20.0
+"""For who has proved itself: opening a device and its queue pairs may take seconds, on both sides."""
 _ACCEPTS_PER_TURN: Final = 32
 _FULL_PAUSE_S: Final = 0.1
 
@@ -48,9 +50,13 @@ class _Stranger:
 
     def feed(self, data: bytes) -> bytes:
         """What to send in answer; raises when it is to be dropped."""
-        if self.handshake.accepted:
+        had_proved = self.handshake.accepted
+        if had_proved:
             return self.negotiation.feed(data)
-        return self.handshake.feed(data)
+        answer = self.handshake.feed(data)
+        if self.handshake.accepted:
+            self.deadline = time.monotonic() + NEGOTIATION_S
+        return answer
 
     @property
     def refused(self) -> bool:
@@ -104,6 +110,7 @@ class Door:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        self._choice.prepare()
         try:
             while not self._closing.is_set():
                 for key, _ in self._selector.select(self._patience_s()):
@@ -124,7 +131,7 @@ class Door:
 
     def _patience_s(self) -> float | None:
         now = time.monotonic()
-        ends = [stranger.deadline for stranger in self._strangers.values()][:1]
+        ends = [stranger.deadline for stranger in self._strangers.values()]
         if self._paused_until:
             ends.append(self._paused_until)
         return max(0.0, min(ends) - now) if ends else None
@@ -132,9 +139,8 @@ class Door:
     def _expire(self) -> None:
         now = time.monotonic()
         for stranger in list(self._strangers.values()):
-            if stranger.deadline > now:
-                break
-            self._drop(stranger)
+            if stranger.deadline <= now:
+                self._drop(stranger)
         if self._paused_until and self._paused_until <= now:
             self._paused_until = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ)

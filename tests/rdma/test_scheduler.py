@@ -29,11 +29,19 @@ MIB = 1 << 20
 
 def held_by() -> set[int]:
     """The processes for which the kernel holds queue pairs, memory regions, or anything else of the device."""
-    found = set()
+    threads: set[int] = set()  # the kernel names the thread that made it
     for kind in ("qp", "cq", "mr", "pd", "ctx"):
         said = subprocess.run(["rdma", "resource", "show", kind], capture_output=True, text=True, check=True).stdout
-        found |= set(map(int, re.findall(r"\bpid (\d+)", said)))
-    return found
+        threads |= set(map(int, re.findall(r"\bpid (\d+)", said)))
+    return {process_of(thread) for thread in threads}
+
+
+def process_of(thread: int) -> int:
+    """The process of a thread; of one that has ended, its own number."""
+    try:
+        return int(re.findall(r"^Tgid:\s*(\d+)", Path(f"/proc/{thread}/status").read_text(), re.MULTILINE)[0])
+    except OSError:
+        return thread
 
 
 def until(condition: object, limit_s: float = 20) -> None:
