@@ -51,6 +51,8 @@ $ redis-cli HGETALL 'spoke:{{default}}:ticket:t-1'
 $ redis-cli ZRANGE 'spoke:{{default}}:leases' 0 -1 WITHSCORES
 ```
 
+[Look with redis-cli](../how-to/redis-cli.md) has ten commands with what they print.
+
 Only the snapshot, actors' arguments and secrets are for programs. An access list that lets people read along without
 showing them secrets allows `%R~spoke:*:nodes` and its like, but not `spoke:*:secret:*`; see
 [Security](../security.md#users-of-the-server).

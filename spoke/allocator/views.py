@@ -15,6 +15,7 @@ from spoke.allocator.commit import Batch, flat
 from spoke.events import types as e
 from spoke.events.ids import ms_of
 from spoke.events.model import GPU_MILLI
+from spoke.events.moments import moment
 from spoke.events.state import Cordon, GpuFault, NodeState, PoolState, TicketState, indices_of
 from spoke.protocol.keys import Keys
 
@@ -121,30 +122,36 @@ def _write_end(batch: Batch, keys: Keys, ticket_id: str, fields: list[Any]) -> N
 
 
 def node_line(node: NodeState, state: PoolState) -> bytes:
-    """A node as one line of JSON."""
+    """A node as one line of JSON: what changes first, and what does not apply left out."""
     spec, cordon = node.spec, state.cordons.get(node.spec.node_id)
     faults = state.faults.get(spec.node_id, {})
     return orjson.dumps(
         {
             "state": node.phase,
-            "cordon": _cordon(cordon) if cordon is not None else None,
+            **({"cordon": _cordon(cordon)} if cordon is not None else {}),
             "gpus": len(spec.gpus),
             "gpus_free": indices_of(node.free_gpus),
-            "gpus_shared": {str(index): (GPU_MILLI - used) / GPU_MILLI for index, used in sorted(node.shared.items())},
-            "gpus_unhealthy": {str(gpu.index): _fault(faults[gpu.uuid]) for gpu in spec.gpus if gpu.uuid in faults},
-            "gpu_model": spec.gpus[0].model if spec.gpus else "",
+            **_said(
+                gpus_shared={str(index): (GPU_MILLI - used) / GPU_MILLI for index, used in sorted(node.shared.items())},
+                gpus_unhealthy={str(gpu.index): _fault(faults[gpu.uuid]) for gpu in spec.gpus if gpu.uuid in faults},
+            ),
+            "tickets": sorted(node.tickets),
             "cpus": spec.cpu_milli / 1000,
             "cpus_free": node.free_cpu_milli / 1000,
             "memory": spec.memory,
-            "nics": [nic.name for nic in spec.nics],
             "memory_free": node.free_memory,
-            "tickets": sorted(node.tickets),
+            **_said(gpu_model=spec.gpus[0].model if spec.gpus else "", nics=[nic.name for nic in spec.nics]),
             "host": spec.host,
             "address": spec.address,
-            "labels": spec.labels,
+            **_said(labels=spec.labels),
             "pid": spec.pid,
         }
     )
+
+
+def _said(**fields: Any) -> dict[str, Any]:
+    """The fields that say something: not those that are empty, zero or false, as readers take them to be without."""
+    return {name: value for name, value in fields.items() if value}
 
 
 def _fault(fault: GpuFault) -> str:
@@ -155,10 +162,9 @@ def _fault(fault: GpuFault) -> str:
 def _cordon(cordon: Cordon) -> dict[str, Any]:
     return {
         "state": cordon.phase,
-        "by": cordon.by,
-        "reason": cordon.reason,
-        "since_ms": ms_of(cordon.since),
-        "deadline_ms": cordon.deadline_ms,
+        **_said(by=cordon.by, reason=cordon.reason),
+        "since": moment(ms_of(cordon.since)),
+        **_said(deadline=moment(cordon.deadline_ms)),
     }
 
 
@@ -184,44 +190,58 @@ def queue_fields(state: PoolState) -> dict[str, str | bytes | int]:
 
 
 def ticket_line(ticket: TicketState) -> bytes:
-    """A ticket as one line of JSON."""
-    return orjson.dumps(_summary(ticket))
+    """A ticket as one line of JSON: what changes first, and what does not apply left out."""
+    changing = _changing(ticket)
+    always = {name: changing.pop(name) for name in ("state", "since", "nodes")}
+    return orjson.dumps({**always, **_said(**changing), **_asked(ticket)})
 
 
-def _summary(ticket: TicketState) -> dict[str, Any]:
-    spec, resources = ticket.spec, ticket.spec.resources
+def _changing(ticket: TicketState) -> dict[str, Any]:
+    """What can change while a ticket lives."""
     return {
         "state": ticket.phase,
-        "name": spec.name,
-        "client": ticket.client_id,
+        "since": moment(ms_of(ticket.since)),
+        "nodes": list(dict.fromkeys(slot.node_id for slot in ticket.slots)),
+        "reason": ticket.reason,
+        "borrowed": ticket.borrowed,
+        "ends": moment(ticket.preempt_ms or ticket.ends_ms),
+    }
+
+
+def _asked(ticket: TicketState) -> dict[str, Any]:
+    """What was asked for, and by whom."""
+    spec, resources = ticket.spec, ticket.spec.resources
+    return {
+        **_said(name=spec.name),
         "gang": spec.shape,
         "actors": len(ticket.slots) or spec.size,
-        "groups": [group.name for group in spec.groups],
-        "strategy": spec.strategy,
-        "exclusive": ticket.exclusive,
-        "gpus_per_actor": resources.gpus,
-        "cpus_per_actor": resources.cpus,
-        "memory_per_actor": resources.memory_bytes,
-        "gpu_memory_per_actor": int(resources.gpu_memory),
-        "nics_per_actor": resources.nics,
-        "detached": spec.detached,
-        "nodes": list(dict.fromkeys(slot.node_id for slot in ticket.slots)),
-        "since_ms": ms_of(ticket.since),
-        "reason": ticket.reason,
+        **_said(
+            groups=[group.name for group in spec.groups],
+            strategy=spec.strategy if spec.strategy != "pack" else "",
+            exclusive=ticket.exclusive,
+            gpus_per_actor=resources.gpus,
+            cpus_per_actor=resources.cpus,
+            memory_per_actor=resources.memory_bytes,
+            gpu_memory_per_actor=int(resources.gpu_memory),
+            nics_per_actor=resources.nics,
+            detached=spec.detached,
+            priority=spec.terms.priority,
+            preemptible=spec.terms.preemptible,
+            reservation=spec.terms.reservation,
+        ),
+        "client": ticket.client_id,
         "project": ticket.project,
-        "priority": spec.terms.priority,
-        "preemptible": spec.terms.preemptible,
-        "borrowed": ticket.borrowed,
-        "ends_ms": ticket.preempt_ms or ticket.ends_ms,
-        "reservation": spec.terms.reservation,
     }
 
 
 def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
-    """All of a ticket, one hash field each; ``rank.N`` is the place and the actor of a rank."""
+    """All of a ticket, one hash field each; ``rank.N`` is the place and the actor of a rank.
+
+    What can change is written even when it is empty, so that it takes the place of what stood there before.
+    """
     fields: dict[str, str | bytes | int] = {
         name: value if isinstance(value, (str, int)) and not isinstance(value, bool) else orjson.dumps(value)
-        for name, value in _summary(ticket).items()
+        for name, value in (*_changing(ticket).items(), *_asked(ticket).items())
     }
     if ticket.master_addr:
         fields["master"] = f"{ticket.master_addr}:{ticket.master_port}"

@@ -26,6 +26,7 @@ from spoke.cli import (
     pool,
     queue,
     run,
+    shell,
     ticket,
     timeline,
     top,
@@ -113,6 +114,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="key")
 app.command("allocator")(daemons.allocator)
 app.command("agent")(daemons.agent)
+app.command("shell")(shell.shell)
 app.command("doctor")(doctor.doctor)
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from spoke.cli.output import age, clean, count, local_time, numbers, say, size, table
@@ -168,31 +169,26 @@ def how_it_ended(rank: dict[str, Any]) -> str:
 
 def status_of_state(state: PoolState, pool: str) -> PoolStatus:
     """A folded state as the views would show it."""
-    import msgspec
-
     from spoke.allocator.views import node_line, ticket_line
-    from spoke.client.status import NodeStatus, PoolStatus, TicketStatus
-
-    def row(line: bytes, **names: str) -> dict[str, Any]:
-        plain: dict[str, Any] = msgspec.json.decode(line)
-        return {**plain, **names}
+    from spoke.client.status import NodeStatus, PoolStatus, TicketStatus, row_of
 
     nodes = [
-        msgspec.convert(row(node_line(node, state), node_id=node_id), NodeStatus, strict=False)
-        for node_id, node in sorted(state.nodes.items())
+        row_of(NodeStatus, "node_id", node_id, node_line(node, state)) for node_id, node in sorted(state.nodes.items())
     ]
     tickets = [
-        msgspec.convert(row(ticket_line(ticket), ticket_id=ticket_id), TicketStatus, strict=False)
+        row_of(TicketStatus, "ticket_id", ticket_id, ticket_line(ticket))
         for ticket_id, ticket in sorted(state.tickets.items(), key=lambda item: (len(item[0]), item[0]))
     ]
     return PoolStatus(pool, state.allocator, tuple(nodes), tuple(tickets))
 
 
 def ticket_document(ticket_id: str, raw: dict[bytes, bytes]) -> dict[str, Any]:
-    """The hash of one ticket as a document: JSON fields read, the ranks as a list."""
+    """The hash of one ticket as a document: JSON fields read, moments in ms, all fields there, the ranks as a list."""
     import orjson
 
-    fields: dict[str, Any] = {"ticket_id": ticket_id}
+    from spoke.client.status import TicketStatus, with_ms
+
+    fields: dict[str, Any] = {}
     ranks: list[dict[str, Any]] = []
     for key, value in raw.items():
         name, text = key.decode(errors="replace"), value.decode(errors="replace")
@@ -206,8 +202,11 @@ def ticket_document(ticket_id: str, raw: dict[bytes, bytes]) -> dict[str, Any]:
             fields[name] = text if name in _TEXTS else read
     if fields.get("state") == "ended":  # its last view was written before the ends of all its actors were known
         ranks = [{**rank, "state": "ended"} if rank.get("state") in RUNS else rank for rank in ranks]
+    fields = {**asdict(TicketStatus(ticket_id)), **with_ms(fields)}
     return {**fields, "ranks": sorted(ranks, key=lambda rank: int(rank["rank"]))}
 
 
 RUNS = frozenset({"launching", "running"})
-_TEXTS = frozenset({"state", "name", "client", "gang", "reason", "master"})
+_TEXTS = frozenset(
+    {"state", "since", "ends", "name", "client", "project", "gang", "strategy", "reservation", "reason", "master"}
+)

@@ -10,10 +10,12 @@ import msgspec
 
 from spoke.client.vitals import Leader, read_leader
 from spoke.errors import MalformedData
+from spoke.events.moments import ms_at
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis
 
 T = TypeVar("T")
+_MOMENTS = frozenset({"since", "ends", "deadline"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +127,32 @@ def read_status(redis: Redis, keys: Keys) -> PoolStatus:
 
 
 def _rows(cls: type[T], id_field: str, rows: dict[bytes, bytes]) -> list[T]:
-    found = []
-    for name, line in rows.items():
-        try:
-            plain = msgspec.json.decode(line)
-            found.append(msgspec.convert({**plain, id_field: name.decode()}, cls, strict=False))
-        except (msgspec.MsgspecError, TypeError, ValueError) as error:
-            raise MalformedData(
-                f"the view of {name.decode(errors='replace')!r} cannot be read ({error}): client and allocator must "
-                f"be of the same release"
-            ) from error
+    return [row_of(cls, id_field, name.decode(errors="replace"), line) for name, line in rows.items()]
+
+
+def row_of(cls: type[T], id_field: str, name: str, line: bytes) -> T:
+    """A line of a view as a value; raises MalformedData."""
+    try:
+        plain = with_ms(msgspec.json.decode(line))
+        return msgspec.convert({**plain, id_field: name}, cls, strict=False)
+    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
+        raise MalformedData(
+            f"the view of {name!r} cannot be read ({error}): client and allocator must be of the same release"
+        ) from error
+
+
+def with_ms(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A view's fields with its moments, which stand there in words, as milliseconds since 1970: what programs want.
+
+    >>> with_ms({"state": "active", "since": "2023-11-14T22:13:20.123Z"})
+    {'state': 'active', 'since_ms': 1700000000123}
+    """
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        if name in _MOMENTS:
+            found[f"{name}_ms"] = ms_at(value)
+        elif name == "cordon" and value:
+            found[name] = with_ms(value)
+        else:
+            found[name] = value
     return found
