@@ -63,9 +63,14 @@ demo: $(DEMO_READY) ## two nodes, a gang of 2 x 2 actors, a model trained, every
 test: lint types imports docs tests test-web test-rdma ## everything that a change must pass
 
 .PHONY: tests
-tests: $(TEST_READY) ## every suite
+tests: $(TEST_READY) redis-tools ## every suite (root or sudo, if redis-cli is not there: installs it by apt)
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile $(patsubst %,tests/%,$(filter-out chaos,$(SUITES)))
 	$(PYTEST) tests/chaos
+
+# redis-cli, and in the same package a server that speaks TLS itself; it starts nothing.
+.PHONY: redis-tools
+redis-tools:
+	tests/apt.sh redis-tools
 
 .PHONY: $(SUITES)
 unit: ## the parts, without a server

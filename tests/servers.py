@@ -35,10 +35,12 @@ class Process:
         return self._process.pid
 
     def start(self) -> None:
-        command = [self._program, *self.words, "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = ["redis-server", *self.words, "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.directory), "--daemonize", "no"]
         with open(self.directory / "out", "ab") as out:
-            self._process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.directory)
+            self._process = subprocess.Popen(
+                command, executable=self._program, stdout=out, stderr=out, cwd=self.directory
+            )
         deadline = time.monotonic() + START_S
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0) as probe:

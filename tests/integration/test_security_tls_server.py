@@ -23,12 +23,15 @@ from tests.servers import Process
 
 @functools.cache
 def _tls_server() -> str:
-    """A server program with TLS: SPOKE_TEST_TLS_SERVER, or one on the path; empty if there is none."""
+    """A server program with TLS: SPOKE_TEST_TLS_SERVER, or one on the path; empty if there is none.
+
+    Debian's redis-check-rdb is the server under another name, in the package of redis-cli: `make tests` installs it.
+    """
     named = os.environ.get("SPOKE_TEST_TLS_SERVER")
-    for program in filter(None, [named, shutil.which("valkey-server"), shutil.which("redis-server")]):
+    for program in filter(None, [named, *map(shutil.which, ("valkey-server", "redis-server", "redis-check-rdb"))]):
         with tempfile.TemporaryDirectory() as directory:
-            command = [program, "--port", "0", "--tls-port", str(free_port()), "--dir", directory]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            command = ["redis-server", "--port", "0", "--tls-port", str(free_port()), "--dir", directory]
+            done = subprocess.run(command, executable=program, capture_output=True, text=True, timeout=30, check=False)
         # Without certificates neither starts; a build without TLS complains about something else.
         if "tls-cert-file" in done.stdout or "certificate" in done.stdout:
             return program
@@ -41,7 +44,7 @@ def server(tmp_path: Path) -> Iterator[tuple[Authority, int]]:
     """A server that speaks TLS only to others, and asks for a client's certificate; the authority, and its TLS port."""
     program = _tls_server()
     if not program:
-        pytest.skip("no server with TLS: install redis-server or valkey-server, or name one in SPOKE_TEST_TLS_SERVER")
+        pytest.skip("no server with TLS: install redis-tools or valkey-server, or name one in SPOKE_TEST_TLS_SERVER")
     authority, port = Authority(tmp_path / "certificates"), free_port()
     certificate, key = authority.issue("server")
     words = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]

@@ -10,21 +10,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=tests/rdma
 
-packages=(qemu-system-x86 busybox-static kmod cpio iproute2 util-linux rdma-core ibverbs-utils perftest python3-pyverbs)
-missing=()
-for package in "${packages[@]}"; do
-  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
-done
+tests/apt.sh qemu-system-x86 busybox-static kmod cpio iproute2 util-linux rdma-core ibverbs-utils perftest python3-pyverbs
 sudo=()
 if [ "$(id -u)" != 0 ]; then sudo=(sudo -n --preserve-env=PATH,HOME,OUT,SOFTROCE_CACHE,SOFTROCE_ACCEL,XDG_CACHE_HOME); fi
-if [ ${#missing[@]} -gt 0 ]; then
-  echo "run.sh: installing ${missing[*]}"
-  log=$(mktemp)
-  { "${sudo[@]}" apt-get update -qq &&
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
-    > "$log" 2>&1 || { tail -n 30 "$log"; echo "run.sh: FAILED: apt could not install ${missing[*]}" >&2; exit 1; }
-  rm -f "$log"
-fi
 
 # pyverbs is built for the distribution's Python. Another build of the same version can load it, too (spoke looks
 # there by itself); for any other one a second environment is made with the distribution's.
@@ -34,7 +22,7 @@ if ! "$python" -c "$has_verbs"; then
   echo "run.sh: .venv's Python cannot load the distribution's pyverbs; an environment of the distribution's is made"
   python=$PWD/.venv-rdma/bin/python
   if ! [ -x "$python" ]; then
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
+    tests/apt.sh python3-venv
     /usr/bin/python3 -m venv .venv-rdma
   fi
   "$python" -m pip install --quiet --editable '.[dev]'
