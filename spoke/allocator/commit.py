@@ -15,9 +15,8 @@ from spoke.events.codec import event_args
 from spoke.events.state import ClientState
 from spoke.protocol.keys import Keys, client_lease
 from spoke.protocol.orders import ORDERS_KEPT, Welcome, encode_order
-from spoke.protocol.replies import encode_message
+from spoke.protocol.replies import REPLIES_KEPT, encode_message
 
-REPLIES_KEPT = 20_000
 KEPT_BY_TIME_MS_MAX = 600_000
 REPLIES_MARGIN_MS = 20_000
 TOLD_MAX = 2_000

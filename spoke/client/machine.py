@@ -445,6 +445,18 @@ class Machine:
         """What to send again after the connection was lost: the server may have lost it, and twice does no harm."""
         return [seq for seq, one in self.outstanding.items() if not one.abandoned]
 
+    def missed(self, now: float) -> list[Output]:
+        """Replies were trimmed before they were read: nobody can know what they said, so the session is given up."""
+        if self.over is not None:
+            return []
+        outputs = self.end(
+            LeaseLost(
+                "this client did not read for so long that replies to it were trimmed, and gives back what it had: "
+                "open a new client"
+            )
+        )
+        return [*outputs, self._ask_internally(r.CloseClient(), now)]
+
     def end(self, error: SpokeError) -> list[Output]:
         """The session is over (lost, refused or closed): fail all that waits."""
         if self.over is not None:

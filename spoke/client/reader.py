@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.protocol.keys import Keys
+from spoke.protocol.replies import REPLIES_KEPT
 from spoke.protocol.server import BLOCK_MS_MAX, connect, send_xread, take_xread
 
 ENTRIES_MAX: Final = 512
@@ -27,13 +28,14 @@ class Reader:
         client_id: str,
         *,
         heard: Callable[[Replies], None],
+        missed: Callable[[], None],
         out_of_reach: Callable[[BaseException, float], None],
         back: Callable[[], None],
     ) -> None:
         self._redis = connect(url, pool=keys.pool)
         self._stream = keys.reply(client_id)
         self._client_id = client_id
-        self._heard = heard
+        self._heard, self._missed = heard, missed
         self._out_of_reach = out_of_reach
         self._back = back
         self._connection: Any = None
@@ -91,9 +93,17 @@ class Reader:
         # On the bare connection: this is on the way of every reply, and half as long as through the redis client.
         send_xread(self._connection, self._stream, self._after, block_ms=BLOCK_MS_MAX, count=ENTRIES_MAX)
         entries = take_xread(self._connection)
+        if len(entries) == ENTRIES_MAX and self._trimmed_behind():
+            self._missed()
         if entries:
             self._after = entries[-1][0]
         return [pair for _, flat in entries for pair in zip(flat[::2], flat[1::2], strict=True)]
+
+    def _trimmed_behind(self) -> bool:
+        """Whether the stream is as long as it gets, and begins behind the cursor."""
+        if self._redis.xlen(self._stream) < REPLIES_KEPT:
+            return False
+        return not self._redis.xrevrange(self._stream, max=self._after, count=1)
 
     def _failed(self, error: BaseException) -> None:
         assert self._outage.since is not None

@@ -91,6 +91,7 @@ class Session:
             self.keys,
             self.client_id,
             heard=self._hear,
+            missed=lambda: self._step(lambda machine, now: machine.missed(now)),
             out_of_reach=self.out_of_reach,
             back=self._sender.renew,
         )

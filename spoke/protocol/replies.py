@@ -17,6 +17,9 @@ from spoke.events.model import GangSpec, Slot
 from spoke.protocol.explanation import Explanation
 from spoke.protocol.notice import Notice
 
+REPLIES_KEPT = 20_000
+"""The stream of a client with a long lease holds no fewer than this many of its newest entries, and not many more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

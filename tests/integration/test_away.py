@@ -94,6 +94,38 @@ def test_a_client_that_comes_back_to_nothing_is_told_so_and_can_begin_anew(
         assert verify(log).problems == []
 
 
+def test_a_client_whose_replies_were_trimmed_within_its_lease_gives_back_what_it_had(
+    shared_server: EmbeddedServer, pool: str, tmp_path: Path
+) -> None:
+    url, keys = shared_server.url, Keys(pool)
+    with (
+        Daemons(tmp_path, pool) as daemons,
+        allocator(url, pool),
+        contextlib.closing(connect(url)) as redis,
+    ):
+        daemons.agent(url, "n1")
+        command = [sys.executable, "-c", CLIENT.replace("lease_s=1", "lease_s=3600"), url, pool]
+        client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "ready\n"
+            with away(client):
+                (stream,) = redis.scan_iter(match=keys.reply("*"))
+                pipe = redis.pipeline(transaction=False)
+                for _ in range(p.REPLIES_KEPT + 500):
+                    pipe.xadd(stream, {"9999": p.encode_message(p.Done())}, maxlen=p.REPLIES_KEPT, approximate=True)
+                pipe.execute()
+            log = EventLog(redis, keys.events, keys.snapshot)
+            eventually(lambda: not log.recover().tickets, "its ticket is given back long before its lease ends", T_S)
+            said, _ = client.communicate("\n", timeout=60)
+        finally:
+            end_all([client])  # type: ignore[list-item]
+        lines = said.splitlines()
+        assert [line.split()[0] for line in lines] == ["lost", "lost", "again"], said
+        assert "were trimmed" in lines[0]
+        assert verify(log).problems == []
+
+
 def test_an_agent_that_comes_back_to_nothing_registers_anew(
     shared_server: EmbeddedServer, pool: str, tmp_path: Path
 ) -> None:
