@@ -90,10 +90,6 @@ test-web: $(TEST_READY) ## the dashboard in a real browser, headless (root or su
 test-rdma: $(TEST_READY) ## real RDMA, in a small virtual machine with a software device (root or sudo; installs it by apt)
 	tests/rdma/run.sh
 
-.PHONY: test-rdma-all
-test-rdma-all: $(TEST_READY) ## the same, with all tests that the other transports have
-	tests/rdma/run.sh --all
-
 SEEDS ?= 1000
 STEPS ?= 4000
 FIRST ?= 1
