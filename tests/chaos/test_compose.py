@@ -1,4 +1,4 @@
-"""The compose file in deploy/, without containers: each service on a machine of its own, with its words as they stand."""
+"""The compose file in deploy/, without containers: each service on a machine of its own, its words as they stand."""
 
 from __future__ import annotations
 
