@@ -11,12 +11,16 @@ from spoke.cli.options import Json, Pool, Url
 from spoke.cli.output import say, table, write_json
 
 if TYPE_CHECKING:
-    from spoke.cli.checks import Finding
+    from spoke.cli.checks.finding import Finding
 
 
 def doctor(url: Url = None, pool: Pool = None, json: Json = False) -> None:
-    """Check the server and this machine; exit code 1 when something that is needed is broken."""
-    from spoke.cli.checks import BROKEN, check_all
+    """Check the server, the pool and this machine, each finding with its remedy; exit code 1 when one is broken.
+
+    Nothing is changed. What the user in use may do is found by trying, which a server with users notes in its ACL LOG.
+    """
+    from spoke.cli.checks import check_all
+    from spoke.cli.checks.finding import BROKEN
 
     found = check_all(url, pool)
     if json:

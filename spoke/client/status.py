@@ -37,7 +37,7 @@ class NodeStatus:
     """A node. ``state`` is up, cordoned, draining, drained or lost; ``memory`` is in bytes.
 
     ``gpus_free`` are physical indices; ``gpus_shared`` says of each shared GPU, by its index, what fraction of it
-    is free; ``gpus_unhealthy`` why GPUs are not given out.
+    is free; ``gpus_unhealthy`` why GPUs are not given out; ``version`` is the release of its agent.
     """
 
     node_id: str = ""
@@ -56,6 +56,7 @@ class NodeStatus:
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     pid: int = 0
+    version: str = ""
     cordon: CordonStatus | None = None
 
 
