@@ -220,6 +220,12 @@ class UnknownNode(SpokeError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class LogsUnavailable(SpokeError):
+    """The output of an actor cannot be read: its node's agent is gone or does not answer, or it was removed."""
+
+    code = "logs"
+
+
 class LogError(SpokeError):
     """The event log cannot be read as it stands."""
 

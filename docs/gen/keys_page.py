@@ -9,7 +9,7 @@ from prose import NOTE, doc
 from spoke.protocol import keys, leases
 from spoke.protocol.keys import Keys, client_lease, node_lease
 
-ARGUMENTS = {"ticket_id": "<ticket>", "node_id": "<node>", "client_id": "<client>"}
+ARGUMENTS = {"ticket_id": "<ticket>", "node_id": "<node>", "client_id": "<client>", "reader": "<reader>"}
 
 
 def render() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from spoke.agent.logs.files import log_path
 from spoke.agent.procfs import LAUNCH_MARK
 from spoke.errors import InvalidRequest
 from spoke.events.model import GPU_MILLI
@@ -44,15 +45,11 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The keeper's specification of a process, and the launch document (empty for a command)."""
+    """The keeper's specification of a process, the launch document (empty for a command), and who reads its output."""
 
     spec: dict[str, Any]
     document: bytes
-
-
-def log_path(log_dir: Path, ticket_id: str, rank: int, actor_id: str) -> Path:
-    """Where an actor's output goes."""
-    return log_dir / ticket_id / f"{rank}-{actor_id}.log"
+    log_key: bytes = b""
 
 
 def prepare(order: StartActor, blob: bytes, site: Site, base_env: Mapping[str, str]) -> Prepared:
@@ -67,7 +64,7 @@ def prepare(order: StartActor, blob: bytes, site: Site, base_env: Mapping[str, s
         "cwd": os.path.join(site.cwd, order.spec.cwd),
         "log": str(log_path(site.log_dir, order.ticket_id, order.rank, order.actor_id)),
     }
-    return Prepared(spec, b"" if is_command else _document(order, launch, site))
+    return Prepared(spec, b"" if is_command else _document(order, launch, site), launch.log_key)
 
 
 def environment(order: StartActor, added: Mapping[str, str], site: Site, base: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from spoke.agent.health import Health, HealthMonitor, source_of
 from spoke.agent.keeper import clock_s
 from spoke.agent.launching import Site, prepare
 from spoke.agent.link import KeeperLink
+from spoke.agent.logs.access import admit
+from spoke.agent.logs.server import LogServer, Shelf
 from spoke.agent.machine import AgentMachine, Settings
 from spoke.agent.nvml import NvmlSource
 from spoke.agent.ports import HeldPorts
@@ -187,6 +190,9 @@ class Agent:
         self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered, self._missed)
         self._renewer = LeaseRenewer(config.url, keys, config.node_id, outage, config.lease_ms, self._renewed)
         self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]
+        shelf = Shelf(log_dir, config.pool, config.node_id, locked=config.key is not None)
+        self._logs = LogServer(config.url, keys, config.node_id, outage, shelf)
+        self._closers.append(self._logs.stop)
         self._monitor = _health_monitor(config, spec, self._found_health)
         if self._monitor is not None:
             self._closers.append(self._monitor.stop)
@@ -207,6 +213,7 @@ class Agent:
         self._directory.start()
         self._sender.start()
         self._renewer.start()
+        self._logs.start()
         if self._monitor is not None:
             self._monitor.start()
         former = self._take_signals()
@@ -357,6 +364,8 @@ class Agent:
         launch_id = step.order.launch_id
         try:
             prepared = prepare(step.order, step.blob, self._site, self._base_env)
+            with suppress(OSError):  # what cannot be written is told by the keeper
+                admit(self._site.log_dir / step.order.ticket_id, prepared.log_key)
         except SpokeError as error:
             reason = str(error)
             self._do(self._machine.failed(launch_id, reason))

@@ -67,7 +67,7 @@ class Outage:
             log.info("the server at %s is usable again", mask_url(self._url))
 
 
-class _Conversation:
+class Conversation:
     """A thread with a connection of its own, which tries again, with growing pauses, whatever fails on the way."""
 
     def __init__(self, name: str, url: str, keys: Keys, outage: Outage, timeout_s: float) -> None:
@@ -121,7 +121,7 @@ class _Conversation:
             self._outage.failed(self._name, error)
 
 
-class OrderReader(_Conversation):
+class OrderReader(Conversation):
     """Reads the orders to a node from the moment of ``start`` on, each once, and passes them to ``tell``.
 
     ``lost`` is called when this agent was away for so long that orders were trimmed which it has not read.
@@ -174,7 +174,7 @@ class OrderReader(_Conversation):
         return not self._client.xrevrange(self._key, max=self._cursor, count=1)
 
 
-class RequestSender(_Conversation):
+class RequestSender(Conversation):
     """Appends requests to the pool's stream, in order, each until it is known to stand there."""
 
     def __init__(self, url: str, keys: Keys, outage: Outage, key: Key | None = None) -> None:
@@ -222,7 +222,7 @@ class RequestSender(_Conversation):
         return True
 
 
-class LeaseRenewer(_Conversation):
+class LeaseRenewer(Conversation):
     """Renews the lease when asked.
 
     ``tell`` gets the incarnation, when the renewal was sent, and whether the lease is held (None: unknown). It does not

@@ -84,6 +84,7 @@ class Views:
             else:
                 batch.add("HDEL", keys.nodes, node_id)
                 batch.add("DEL", keys.node(node_id))
+                batch.add("DEL", keys.logs(node_id))
         for ticket_id in self._tickets:
             ticket = state.tickets.get(ticket_id)
             if ticket is not None:

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from spoke.cli.files import LOG_DIR_LABEL
 from spoke.cli.metrics import MetricsAddress, serving
 from spoke.cli.options import Pool, Url
 from spoke.cli.run import parse_pairs
@@ -151,6 +150,7 @@ def agent(
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
     from spoke.protocol.identity import find_key
+    from spoke.protocol.logs import LOG_DIR_LABEL
     from spoke.protocol.url import resolve_pool, resolve_url
 
     log_to_stderr()

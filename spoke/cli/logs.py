@@ -1,89 +1,85 @@
-"""``spoke logs``: what a ticket's actors printed."""
+"""``spoke logs``: what a ticket's actors printed, wherever they ran."""
 
 from __future__ import annotations
 
+import re
 import sys
-import time
-from typing import Annotated, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spoke.cli.files import GrowingFile, Place, Prefixer, place_of, size_of, wants_colours
-from spoke.cli.options import Opened, Pool, Ticket, Url, opened
-from spoke.cli.output import complain
+from spoke.cli.options import Pool, Ticket, Url, opened
+from spoke.cli.output import Prefixer, complain, wants_colours
+from spoke.errors import InvalidRequest
 
-FOLLOW_S = 0.1
-LOOK_EVERY_S = 1.0
+if TYPE_CHECKING:
+    from spoke.client.logs import Begin
+
+_SPAN = re.compile(r"\d+(\.\d+)?[smhd]?\Z")
 
 
 def logs(
     ticket: Ticket,
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank, without a prefix.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until its actors have ended.")] = False,
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="Only what was printed since: 10m ago, or 2026-01-31T12:00:00.")
+    ] = "",
+    tail: Annotated[
+        int | None,
+        typer.Option("--tail", "-n", min=0, max=10_000, metavar="N", help="Only the last lines of each rank."),
+    ] = None,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
-    """Show the output of a ticket's actors that ran on this machine; for the others, say where it is."""
-    with opened(url, pool) as place:
-        found, running = find_outputs(place, ticket, rank)
-        if not found:
+    """Show the output of a ticket's actors, also after their end; it is read from the agents of their nodes.
+
+    In a pool with signed requests, SPOKE_KEY or SPOKE_KEY_FILE must hold the key of the user whose ticket it is.
+    """
+    from contextlib import closing
+
+    from spoke.client.logs import LogReader
+    from spoke.client.output import TicketOutput
+    from spoke.events.names import check_name
+    from spoke.protocol.identity import find_key
+
+    check_name("the ticket id", ticket)
+    begin = beginning(since, tail)
+    with opened(url, pool) as place, closing(LogReader(place.url, place.keys.pool, find_key())) as reader:
+        output = TicketOutput(place.redis, place.keys, reader, ticket, rank=rank, begin=begin, warn=complain)
+        if not output.ranks and not output.failed:
             complain(f"no actor of ticket {ticket} was launched yet")
-        files = {where.rank: GrowingFile(where.path) for where in found if where.here}
-        for where in found:
-            if not where.here:
-                complain(where.elsewhere)
-            elif not follow and not running and not size_of(where.path):
-                complain(f"rank {where.rank} printed nothing ({where.path})")
-        prefixer = None if rank is not None else Prefixer(files, wants_colours(1))
-        try:
-            _print_all(files, prefixer)
-            look_at_s = 0.0
-            while follow and running:
-                if time.monotonic() >= look_at_s:
-                    _, running = find_outputs(place, ticket, rank)
-                    look_at_s = time.monotonic() + LOOK_EVERY_S
-                if running:
-                    time.sleep(FOLLOW_S)
-                _print_all(files, prefixer)
-            for number, file in files.items():
-                for line in file.rest():
-                    _write(number, line, prefixer)
+        prefixer = None if rank is not None else Prefixer(output.ranks, wants_colours(1))
+        printed: set[int] = set()
+        for batch in output.batches(follow=follow):
+            for line in batch:
+                printed.add(line.rank)
+                sys.stdout.buffer.write(prefixer.line(line.rank, line.data) if prefixer else line.data + b"\n")
             sys.stdout.flush()
-        finally:
-            for file in files.values():
-                file.close()
+        if not since and tail is None:
+            for silent in (number for number in output.ranks if number not in printed):
+                complain(f"rank {silent} printed nothing")
+    if output.failed:
+        raise typer.Exit(1)
 
 
-def find_outputs(place: Opened, ticket_id: str, rank: int | None) -> tuple[list[Place], bool]:
-    """Where the output of each launched rank is, and whether one of them runs; raises UnknownTicket, RankOutOfRange."""
-    from spoke.cli.pool import read_ticket
-    from spoke.cli.views import RUNS
-    from spoke.client.status import read_status
-    from spoke.errors import RankOutOfRange
+def beginning(since: str, tail: int | None) -> Begin:
+    """Where to begin; raises InvalidRequest."""
+    from spoke.cli.node import parse_time
+    from spoke.client.logs import Begin
 
-    ticket = read_ticket(place, ticket_id)
-    ranks: list[dict[str, Any]] = ticket["ranks"]
-    if rank is not None:
-        chosen = [row for row in ranks if row["rank"] == rank]
-        if not chosen:
-            has = f"has ranks 0 to {len(ranks) - 1}" if ranks else f"is {ticket.get('state')} and has no ranks yet"
-            raise RankOutOfRange(f"rank {rank} of ticket {ticket_id} was asked for, which {has}")
-        ranks = chosen
-    nodes = {node.node_id: node for node in read_status(place.redis, place.keys).nodes}
-    launched = [row for row in ranks if row.get("actor")]
-    found = [
-        place_of(ticket_id, row["rank"], row["actor"], str(row.get("host", "")), nodes.get(row.get("node", "")))
-        for row in launched
-    ]
-    return found, any(row.get("state") in RUNS for row in launched)
-
-
-def _print_all(files: dict[int, GrowingFile], prefixer: Prefixer | None) -> None:
-    for rank, file in files.items():
-        for line in file.lines():
-            _write(rank, line, prefixer)
-    sys.stdout.flush()
-
-
-def _write(rank: int, line: bytes, prefixer: Prefixer | None) -> None:
-    sys.stdout.buffer.write(prefixer.line(rank, line) if prefixer else line + b"\n")
+    if tail is not None and since:
+        raise InvalidRequest("--since and --tail were both given: choose one of them")
+    if tail is not None:
+        return Begin(tail=tail)
+    if not since:
+        return Begin()
+    if _SPAN.match(since):
+        return Begin(age_ms=round(parse_time(since) * 1000))
+    try:
+        return Begin(since_ms=max(0, round(datetime.fromisoformat(since).timestamp() * 1000)))
+    except (ValueError, OverflowError, OSError):
+        raise InvalidRequest(
+            f"--since {since!r} is neither a time span (10m) nor a time (2026-01-31T12:00:00)"
+        ) from None

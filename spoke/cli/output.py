@@ -182,3 +182,27 @@ def iso_time(ms: int) -> str:
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
     except (ValueError, OverflowError, OSError):
         return ""
+
+
+class Prefixer:
+    """Puts the rank before each line, in a colour of its own where there are colours."""
+
+    _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
+
+    def __init__(self, ranks: Iterable[int], colours: bool) -> None:
+        width = max((len(str(rank)) for rank in ranks), default=1)
+        self._width, self._colours = width, colours
+
+    def line(self, rank: int, line: bytes) -> bytes:
+        """The line with its prefix and its end."""
+        prefix = f"[{rank:{self._width}}]"
+        if self._colours:
+            prefix = f"\x1b[{self._COLOURS[rank % len(self._COLOURS)]}m{prefix}\x1b[0m"
+        return prefix.encode() + b" " + line + b"\n"
+
+
+def wants_colours(fd: int) -> bool:
+    """Whether colours are welcome there."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or os.isatty(fd)

@@ -27,6 +27,7 @@ from spoke.errors import ActorStartFailed, InvalidRequest, SpokeError
 if TYPE_CHECKING:
     from spoke.cli.stream import OutputStream
     from spoke.client.gang import Gang
+    from spoke.client.logs import LogReader
     from spoke.client.sync import Client
     from spoke.client.tracking import ActorExit
     from spoke.events.rules import Strategy
@@ -138,7 +139,9 @@ def run(
     gang. What RANK, WORLD_SIZE, MASTER_ADDR and the like are, each process finds in its environment.
     """
     import spoke
-    from spoke.protocol.url import resolve_pool
+    from spoke.client.logs import LogReader
+    from spoke.protocol.identity import find_key
+    from spoke.protocol.url import resolve_pool, resolve_url
 
     # what the client logs would stand between the ranks' lines
     logging.basicConfig(level=logging.ERROR, format="spoke: %(message)s")
@@ -153,7 +156,7 @@ def run(
     inbox = Inbox()
     with inbox.signals():
         client = spoke.Client(url, pool=pool)
-        job = Job(client, resolve_pool(pool), inbox)
+        job = Job(client, LogReader(resolve_url(url), resolve_pool(pool), find_key()), inbox)
         try:
             granted = client.gang_allocate(
                 nodes,
@@ -264,7 +267,7 @@ class Job:
     """One run, from the answer to the end."""
 
     client: Client
-    pool: str
+    reader: LogReader
     inbox: Inbox
     _reason: str = ""
 
@@ -278,7 +281,7 @@ class Job:
             if not granted.cancel() and _error_of(granted) is None:  # the grant was faster
                 self._release(granted.result(), grace_s)
             raise
-        output = OutputStream(self._places(gang), self.inbox.reader_left)
+        output = OutputStream(self.reader, gang.ticket_id, gang.slots, self.inbox.reader_left)
         not_started: ActorStartFailed | None = None
         try:
             output.start()
@@ -335,15 +338,6 @@ class Job:
         why = f" ({gang.releasing})" if failure.expected and gang.releasing else ""
         complain(f"rank {failure.rank} on {failure.node_id} ended with {how}{why}{output.where(failure.rank)}")
         return code if 0 < code < 256 else 1
-
-    def _places(self, gang: Gang) -> list[Any]:
-        from spoke.cli.files import place_of
-
-        nodes = {node.node_id: node for node in self.client.status().nodes}
-        return [
-            place_of(gang.ticket_id, slot.global_rank, f"rank-{slot.global_rank}", slot.host, nodes.get(slot.node_id))
-            for slot in gang.slots
-        ]
 
     def _say_why_it_waits(self) -> None:
         with suppress(SpokeError):

@@ -34,7 +34,7 @@ class Plan(Protocol):
     def by_group(self) -> Mapping[str, ActorSpec]:
         """What to run in each group, if it is not the same in all."""
 
-    def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
+    def __call__(self, slots: Sequence[Slot], secret: bytes, log_key: bytes = b"") -> Parts:
         """The members and the packed blobs."""
 
 
@@ -93,10 +93,10 @@ class _OneActor:
     env: dict[str, str]
     by_group: Mapping[str, ActorSpec] = field(default_factory=dict)
 
-    def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
+    def __call__(self, slots: Sequence[Slot], secret: bytes, log_key: bytes = b"") -> Parts:
         if not 0 <= self.member.rank < len(slots):
             raise RankOutOfRange(f"rank {self.member.rank} was asked for; the gang has ranks 0 to {len(slots) - 1}")
-        return (self.member,), _pack_blobs([encode_blob(LaunchBlob(secret, self.args, self.env))])
+        return (self.member,), _pack_blobs([encode_blob(LaunchBlob(secret, self.args, self.env, log_key))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class _WholeGang:
     env: dict[str, str]
     by_group: Mapping[str, ActorSpec] = field(default_factory=dict)
 
-    def __call__(self, slots: Sequence[Slot], secret: bytes) -> Parts:
+    def __call__(self, slots: Sequence[Slot], secret: bytes, log_key: bytes = b"") -> Parts:
         if self.by_group:
             there = {slot.group for slot in slots}
             unknown = [group for group in self.by_group if group not in there]
@@ -116,9 +116,9 @@ class _WholeGang:
                 raise InvalidRequest(f"the launch names the group {unknown[0]!r}; the gang's groups are: {known}")
             slots = [slot for slot in slots if slot.group in self.by_group]
         if callable(self.args):
-            blobs = [encode_blob(LaunchBlob(secret, _pack_args(self.args(slot)), self.env)) for slot in slots]
+            blobs = [encode_blob(LaunchBlob(secret, _pack_args(self.args(slot)), self.env, log_key)) for slot in slots]
         else:
-            blobs = [encode_blob(LaunchBlob(secret, self.args, self.env))]
+            blobs = [encode_blob(LaunchBlob(secret, self.args, self.env, log_key))]
         return self._members(slots), _pack_blobs(blobs)
 
     def _members(self, slots: Sequence[Slot]) -> tuple[Member, ...]:

@@ -67,6 +67,7 @@ class Session:
         self.url = url
         self._project = project
         self.keys = Keys(pool)
+        self.key = key
         self.user = key.signer.name if key is not None else ""
         self.client_id = (client_prefix(self.user) if key is not None else "c-") + secrets.token_hex(8)
         self.forked = False

@@ -26,6 +26,7 @@ from spoke.events.rules import Group, Labels, Strategy
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, find_key
+from spoke.protocol.logs import log_key
 from spoke.protocol.server import explained
 from spoke.protocol.url import mask_url, resolve_pool, resolve_url
 from spoke.transport.choice import Choice
@@ -490,7 +491,9 @@ class Client(Operations, Closing):
         try:
             self._session.check_open()
             gang = self._gang_by_id(ticket_id)
-            members, blobs = plan(gang.slots, self.secret_of(gang.ticket))
+            members, blobs = plan(
+                gang.slots, self.secret_of(gang.ticket), log_key(self._session.key, self.pool, ticket_id)
+            )
         except (InvalidRequest, TypeError):
             raise
         except SpokeError as error:

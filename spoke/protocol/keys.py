@@ -75,6 +75,14 @@ class Keys:
         """Stream: replies and notices to one client."""
         return self._key(f"reply:{client_id}")
 
+    def logs(self, node_id: str) -> str:
+        """Stream: what readers ask an agent of its actors' output; deleted when read."""
+        return self._key(f"logs:{node_id}")
+
+    def logs_reply(self, reader: str, node_id: str) -> str:
+        """Stream: one agent's last answer to one reader of output; expires within a minute."""
+        return self._key(f"logs-reply:{reader}:{node_id}")
+
 
 def client_lease(client_id: str) -> str:
     """The lease holder's name of a client."""

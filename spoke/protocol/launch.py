@@ -15,11 +15,15 @@ from spoke.events.codec import DecodeError
 
 @dataclass(frozen=True, slots=True)
 class LaunchBlob:
-    """``args`` is the msgpack of the actor's arguments, ``env`` is added to its environment."""
+    """``args`` is the msgpack of the actor's arguments, ``env`` is added to its environment.
+
+    ``log_key`` opens its output to readers, in pools with signed requests (see ``logs.py``).
+    """
 
     secret: bytes
     args: bytes = b""
     env: dict[str, str] = field(default_factory=dict)
+    log_key: bytes = b""
 
 
 _ENCODER = msgspec.msgpack.Encoder()

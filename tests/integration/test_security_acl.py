@@ -73,6 +73,10 @@ def test_a_gang_runs_under_these_users_and_an_auditor_checks_it(users: Users, po
             ended = gang.launch_command([sys.executable, "-c", "print('hello')"]).result(T_S)
             assert len(ended) == 2
             assert all(end.ok for end in gang.wait(T_S).result(T_S))
+            for user in ("client", "operator"):
+                logs = ["logs", gang.ticket_id, "--rank", "1", "--url", users.url(user), "--pool", pool]
+                shown = CliRunner().invoke(app, logs)
+                assert (shown.exit_code, shown.stdout) == (0, "hello\n"), shown.output
             assert gang.release().result(T_S)
         with spoke.Client(users.url("operator"), pool=pool) as operator:
             assert operator.drain_node("n1").result(T_S)
@@ -98,6 +102,8 @@ FORBIDDEN: list[tuple[str, tuple[Any, ...]]] = [
     ("client", ("XADD", "reply:c-1", "*", "type", "done")),
     ("client", ("XADD", "node:n1", "*", "type", "actor.start")),
     ("client", ("XREAD", "STREAMS", "node:n1", "0")),
+    ("client", ("XREAD", "STREAMS", "logs:n1", "0")),
+    ("client", ("XADD", "logs-reply:r-1:n1", "*", "seq", "1")),
     ("client", ("HSET", "leader", "holder", "me")),
     ("client", ("HSET", "tickets", "t-1", "{}")),
     ("client", ("HSET", "snapshot", "state", "x")),
@@ -107,6 +113,7 @@ FORBIDDEN: list[tuple[str, tuple[Any, ...]]] = [
     ("agent", ("XADD", "events", "*", "type", "actor.exited")),
     ("agent", ("XRANGE", "requests", "-", "+")),
     ("agent", ("XREAD", "STREAMS", "reply:c-1", "0")),
+    ("agent", ("XREAD", "STREAMS", "logs-reply:r-1:n1", "0")),
     ("agent", ("GET", "secret:t-1")),
     ("agent", ("HGETALL", "tickets")),
     ("agent", ("HSET", "leader", "epoch", "9")),
@@ -125,6 +132,8 @@ FORBIDDEN: list[tuple[str, tuple[Any, ...]]] = [
     ("auditor", ("GET", "secret:t-1")),
     ("auditor", ("XREAD", "STREAMS", "requests", "0")),
     ("auditor", ("XREAD", "STREAMS", "node:n1", "0")),
+    ("auditor", ("XADD", "logs:n1", "*", "reader", "r-1")),
+    ("auditor", ("XREAD", "STREAMS", "logs-reply:r-1:n1", "0")),
     ("auditor", ("EVAL", "return 1", "0")),
     # not even the allocator rules the server
     ("allocator", ("SET", "secret:t-1", "x")),
@@ -139,6 +148,7 @@ def test_what_is_forbidden_is_refused(
     logged_in: dict[str, Redis], pool: str, user: str, words: tuple[str, ...]
 ) -> None:
     tails = ("events", "requests", "leader", "tickets", "snapshot", "leases", "reply:c-1", "node:n1", "secret:t-1")
+    tails = (*tails, "logs:n1", "logs-reply:r-1:n1")
     words = tuple(f"spoke:{{{pool}}}:{word}" if word in tails else word.lstrip("/") for word in words)
     with pytest.raises((rx.NoPermissionError, rx.ResponseError), match=r"(?i)no permissions|NOPERM|can't run|ACL"):
         logged_in[user].execute_command(*words)

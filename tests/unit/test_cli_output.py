@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-from pathlib import Path
 
 import orjson
 import pytest
@@ -11,10 +10,9 @@ import pytest
 from spoke.cli import moments, output
 from spoke.cli.daemons import parse_gpus
 from spoke.cli.events import TYPE_WIDTH, event_document, event_line
-from spoke.cli.files import GrowingFile, Prefixer, place_of
+from spoke.cli.output import Prefixer
 from spoke.cli.run import parse_pairs
 from spoke.cli.views import how_it_ended, needs, ticket_document
-from spoke.client.status import NodeStatus
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.codec import encode_event
@@ -79,43 +77,9 @@ def test_what_is_no_moment_is_refused(text: str) -> None:
         moments.last_id_at(text)
 
 
-def test_a_growing_file_gives_whole_lines_once_and_its_rest_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "rank.log"
-    file = GrowingFile(str(path))
-    assert list(file.lines()) == []
-    path.write_bytes(b"one\ntw")
-    assert list(file.lines()) == [b"one"]
-    with open(path, "ab") as more:
-        more.write(b"o\n\nend")
-    assert list(file.lines()) == [b"two", b""]
-    assert list(file.rest()) == [b"end"]
-    assert list(file.lines()) == list(file.rest()) == []
-    file.close()
-
-
-def test_a_growing_file_begins_where_it_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "rank.log"
-    path.write_bytes(b"of an earlier pool\nnew\n")
-    file = GrowingFile(str(path), 19)
-    assert list(file.lines()) == [b"new"]
-    file.close()
-
-
 def test_prefixes_are_aligned_and_coloured_only_on_request() -> None:
     assert Prefixer(range(12), colours=False).line(3, b"x") == b"[ 3] x\n"
     assert Prefixer([0], colours=True).line(0, b"x").startswith(b"\x1b[36m[0]\x1b[0m ")
-
-
-def test_output_is_here_only_on_the_nodes_own_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "this")
-    here = place_of("t-1", 2, "a", "10.0.0.1", NodeStatus(host="this", labels={"log_dir": "/logs"}))
-    there = place_of("t-1", 2, "a", "10.0.0.2", NodeStatus(host="other", labels={"log_dir": "/logs"}))
-    gone = place_of("t-1", 2, "a", "10.0.0.3", None)
-    assert (here.here, here.path) == (True, "/logs/t-1/2-a.log")
-    assert not there.here
-    assert "other:/logs/t-1/2-a.log" in there.elsewhere
-    assert not gone.here
-    assert "10.0.0.3" in gone.elsewhere
 
 
 def test_a_tickets_ranks_come_in_order_and_an_ended_one_runs_no_more() -> None:

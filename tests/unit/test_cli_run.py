@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spoke.cli.run import Inbox, Interrupted, Job, first_failure
+from spoke.client.logs import LogReader
 from spoke.client.tracking import ActorExit
 from spoke.errors import ActorStartFailed
 
@@ -52,7 +53,9 @@ class ToldGang:
 
 def run(gang: ToldGang, inbox: Inbox | None = None) -> int:
     client: Any = SimpleNamespace(status=lambda: SimpleNamespace(nodes=(), tickets=()), client_id="c", is_open=True)
-    return Job(client, "default", inbox or Inbox()).run(done(gang), ["true"], {}, "/", 0.1)
+    return Job(client, LogReader("redis://127.0.0.1:1", "default"), inbox or Inbox()).run(
+        done(gang), ["true"], {}, "/", 0.1
+    )
 
 
 def test_the_first_failure_in_time_counts_and_what_was_told_to_stop_comes_last() -> None:
