@@ -28,6 +28,7 @@ STAGE_BYTES: Final = 64 * 1024
 
 _MAGIC: Final = b"SPK1"
 _HEAD: Final = struct.Struct("<4sBBHQI")
+HEAD_BYTES: Final = _HEAD.size
 _JOIN_BYTES_MAX: Final = 16 * 1024
 _MAP_BYTES_MIN: Final = 1 << 20
 _HUGE_PAGE_BYTES: Final = 2 << 20
@@ -112,15 +113,21 @@ def encode_frame(
     return [b"".join((head, struct.pack(f"<{len(lengths)}Q", *lengths), header)), *buffers]
 
 
+def encode_small(kind: Kind, call_id: int, header: bytes) -> bytes:
+    """A frame without buffers, whose size the caller has checked."""
+    return _HEAD.pack(_MAGIC, kind, 0, 0, call_id, len(header)) + header
+
+
 def read_one(data: bytes) -> Frame | None:
     """The frame, if the bytes are exactly one and it has no buffers; whatever else they are is for the reader."""
-    if len(data) < _HEAD.size:
+    if len(data) < HEAD_BYTES:
         return None
+    header = data[HEAD_BYTES:]
     magic, kind_code, zero, count, call_id, header_bytes = _HEAD.unpack_from(data)
     kind = _KINDS.get(kind_code)
-    if magic != _MAGIC or kind is None or zero or count or header_bytes != len(data) - _HEAD.size:
+    if magic != _MAGIC or kind is None or zero or count or header_bytes != len(header):
         return None
-    return Frame(kind, call_id, data[_HEAD.size :], [])
+    return Frame(kind, call_id, header, [])
 
 
 class FrameReader:

@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from spoke.errors import MalformedData
 from spoke.transport.frames import BUFFERS_MAX, Frame, FrameReader, Incoming, Kind, Oversized, read_one
 from spoke.transport.rdma.outgoing import Outgoing
 from spoke.transport.rdma.pool import Block, Pool
 from spoke.transport.rdma.queue import READ, QueuePair
-from spoke.transport.rdma.wire import BYE, CHUNK, CHUNK_HEAD, FIRST, FRAMES, HEAD, PAYLOAD_BYTES_MAX, UPDATE, layout
+from spoke.transport.rdma.wire import (
+    BYE,
+    CHUNK,
+    CHUNK_HEAD,
+    FIRST,
+    FRAMES,
+    HEAD,
+    HEAD_BYTES,
+    PAYLOAD_BYTES_MAX,
+    UPDATE,
+    layout,
+)
 
 _FRAME_HEAD: Final = struct.Struct("<4sBBHQI")  # as in frames.py
 
@@ -56,6 +67,7 @@ class IncomingHalf:
         self._outgoing = outgoing
         self._landing = landing
         self._limit_bytes = limit_bytes
+        self._small_max = min(PAYLOAD_BYTES_MAX, limit_bytes)
         self._reader = FrameReader(limit_bytes)
         self._arrived: deque[tuple[int, int, int, int]] = deque()  # slot, kind, flags, bytes
         self._frames: deque[Incoming | _Open] = deque()
@@ -80,15 +92,29 @@ class IncomingHalf:
         if nbytes > PAYLOAD_BYTES_MAX or kind not in (UPDATE, FRAMES, CHUNK):
             raise MalformedData("the peer sent something that is no message of this release")
         if credits or done:
-            try:
-                self._outgoing.granted(credits, done)
-            except ValueError as error:
-                raise MalformedData(str(error)) from error
+            self._outgoing.granted(credits, done)
         if kind == UPDATE:
             self.said_goodbye = self.said_goodbye or bool(flags & BYE)
             self._repost(slot)
         else:
             self._arrived.append((slot, kind, flags, nbytes))
+
+    def small_frame(self, completion: Any) -> Frame | None:
+        """The frame that has come, if it is small, alone in its message, and nothing is before it; taken at once.
+
+        Otherwise None, and nothing is done: ``arrived`` and ``take`` are for everything.
+        """
+        slot = completion.wr_id
+        kind, _, credits, done, nbytes = HEAD.unpack_from(message := self._queue.recv_slots[slot])
+        if kind != FRAMES or done or nbytes > self._small_max or completion.status or self._arrived or self._frames:
+            return None
+        frame = read_one(bytes(message[HEAD_BYTES : HEAD_BYTES + nbytes]))
+        if frame is not None:
+            if credits:
+                self._outgoing.granted(credits, 0)
+            self._queue.post_recv(slot)
+            self._outgoing.returns += 1
+        return frame
 
     def was_read(self) -> None:
         """The oldest read has completed."""
@@ -98,18 +124,11 @@ class IncomingHalf:
 
     def take(self) -> list[Incoming]:
         """The frames that are complete, in order; begins to read what was offered. Raises MalformedData."""
-        if len(self._arrived) == 1 and not self._frames:
-            slot, kind, _, nbytes = self._arrived[0]
-            frame = self._read_slot(slot, nbytes) if kind == FRAMES else None
-            if frame is not None:  # one small frame, which is the usual thing
-                self._arrived.clear()
-                self._repost(slot)
-                return [frame]
         while self._arrived:
             slot, kind, flags, nbytes = self._arrived.popleft()
-            payload = self._queue.recv_slots[slot][HEAD.size : HEAD.size + nbytes]
+            payload = self._queue.recv_slots[slot][HEAD_BYTES : HEAD_BYTES + nbytes]
             if kind == FRAMES:
-                frame = self._read_slot(slot, nbytes)
+                frame = read_one(bytes(payload)) if nbytes <= self._small_max else None
                 if frame is not None:
                     self._frames.append(frame)
                 else:
@@ -127,11 +146,6 @@ class IncomingHalf:
             self._frames.popleft()
             out.append(first)
         return out
-
-    def _read_slot(self, slot: int, nbytes: int) -> Frame | None:
-        if nbytes > self._limit_bytes:
-            return None
-        return read_one(bytes(self._queue.recv_slots[slot][HEAD.size : HEAD.size + nbytes]))
 
     def _read_several(self, payload: memoryview) -> None:
         self._reader.space()[: len(payload)] = payload

@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from spoke.transport.frames import Kind, encode_frame
+from spoke.errors import MalformedData
+from spoke.transport.frames import HEAD_BYTES as FRAME_HEAD_BYTES
+from spoke.transport.frames import Kind, encode_frame, encode_small
 from spoke.transport.rdma.pool import Block, Pool
 from spoke.transport.rdma.queue import SIGNAL_EVERY, QueuePair
 from spoke.transport.rdma.wire import (
@@ -30,6 +32,8 @@ from spoke.transport.rdma.wire import (
 )
 
 RETURN_AT: Final = SLOTS // 3
+
+_SMALL_MAX: Final = PAYLOAD_BYTES_MAX - FRAME_HEAD_BYTES
 
 Piece = bytes | memoryview
 
@@ -73,9 +77,9 @@ Item = bytes | Large
 
 def item_of(kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], limit_bytes: int) -> Item:
     """A frame as it goes out; LimitExceeded above the limit."""
+    if not buffers and len(header) <= _SMALL_MAX and len(header) <= limit_bytes:
+        return encode_small(kind, call_id, header)
     pieces = encode_frame(kind, call_id, header, buffers, limit_bytes)
-    if not buffers and len(pieces[0]) <= PAYLOAD_BYTES_MAX and len(pieces) == 1:
-        return bytes(pieces[0])
     if sum(map(len, pieces)) <= PAYLOAD_BYTES_MAX:
         return b"".join(pieces) if len(pieces) > 1 else bytes(pieces[0])
     head = b"".join(bytes(piece) for piece in encode_frame(kind, call_id, b"", (), limit_bytes))
@@ -104,14 +108,12 @@ class Outgoing:
         """Whether one more message may go now."""
         return self.credits >= 2 and self.in_flight < SLOTS
 
-    def post(self, kind: int, flags: int, payload: Sequence[Piece], *, signaled: bool = False) -> None:
+    def post(self, kind: int, flags: int, payload: bytes, *, signaled: bool = False) -> None:
         """Send one message; the caller has looked whether it may go."""
         slot = self._next
-        message = b"".join(payload) if len(payload) != 1 else payload[0]
-        nbytes = HEAD.size + len(message)
-        target = self._queue.send_slots[slot]
-        HEAD.pack_into(target, 0, kind, flags, self.returns, self.done, len(message))
-        target[HEAD.size : nbytes] = message
+        message = HEAD.pack(kind, flags, self.returns, self.done, len(payload)) + payload
+        nbytes = len(message)
+        self._queue.send_slots[slot][:nbytes] = message
         self.credits -= 1
         self.returns = self.done = 0
         self._unsignaled += 1
@@ -127,11 +129,12 @@ class Outgoing:
         self.in_flight = (self._next - 1 - slot) % SLOTS
 
     def granted(self, credits: int, done: int) -> None:
-        """The peer gave back credits, and has read chunks. ValueError for more than it had."""
+        """The peer gave back credits, and has read chunks. MalformedData for more than it had."""
         self.credits += credits
         if self.credits > SLOTS or done > len(self.chunks):
-            raise ValueError("the peer gave back more than it had")
-        for _ in range(done):
+            raise MalformedData("the peer gave back more than it had")
+        while done:
+            done -= 1
             self._staging.give_back(self.chunks.popleft())
 
     def transmit(self, item: Item) -> bool:
@@ -139,7 +142,7 @@ class Outgoing:
         if isinstance(item, bytes):
             if self.credits < 2 or self.in_flight >= SLOTS:
                 return False
-            self.post(FRAMES, 0, (item,))
+            self.post(FRAMES, 0, item)
             return True
         while item.left_bytes:
             if not self.ready or len(self.chunks) >= CHUNKS_MAX:
@@ -149,7 +152,7 @@ class Outgoing:
             nbytes = item.fill(block.view)
             self.chunks.append(block)
             head = CHUNK_HEAD.pack(block.address, block.rkey, nbytes)
-            self.post(CHUNK, FIRST if first else 0, (head, item.head) if first else (head,))
+            self.post(CHUNK, FIRST if first else 0, head + item.head if first else head)
         return True
 
     def keep(self, item: Item) -> None:
@@ -178,7 +181,7 @@ class Outgoing:
                 nbytes += len(item)
                 self.backlog.popleft()
             self.backlog_bytes -= nbytes
-            self.post(FRAMES, 0, together)
+            self.post(FRAMES, 0, b"".join(together))
 
     def update(self) -> None:
         """Tell the peer what it can do again, if that is worth a message now."""
@@ -186,12 +189,12 @@ class Outgoing:
             return
         many = self.returns >= RETURN_AT
         if (many and self.credits >= 1) or (self.done and self.credits >= 2):
-            self.post(UPDATE, 0, (), signaled=self.credits < 3)
+            self.post(UPDATE, 0, b"", signaled=self.credits < 3)
 
     def bye(self) -> None:
         """The last message, signaled, so that all before it are known to have arrived."""
         if self.credits >= 1 and self.in_flight < SLOTS:
-            self.post(UPDATE, BYE, (), signaled=True)
+            self.post(UPDATE, BYE, b"", signaled=True)
 
     def clear(self) -> None:
         """Drop the backlog."""

@@ -28,7 +28,7 @@ from spoke.transport.rdma.queue import ONE_SIDED, READ, CompletionQueue, QueueBr
 from spoke.transport.rdma.wire import SLOTS
 
 LINGER_S: Final = 1.0
-_LAZY_IN_FLIGHT: Final = SLOTS // 2
+LAZY_IN_FLIGHT: Final = SLOTS // 2
 
 
 class Progress:
@@ -84,18 +84,19 @@ class Progress:
             self._end_with(f"the connection to {self.peer} broke: {error}")
             raise EndpointClosed(self._end) from error
 
-    def _progress(self) -> None:
-        """Take note of what has completed, and send of the backlog what may go."""
+    def _progress(self, found: list[Any] | None = None) -> None:
+        """Take note of what has completed (``found``, of what arrived), and send of the backlog what may go."""
         if self._closed:
             return
-        changed = False
         incoming, outgoing = self._incoming, self._outgoing
-        for completion in self._queue.recv_queue.poll():
+        if found is None:
+            found = self._queue.recv_queue.poll()
+        for completion in found:
             if completion.status:
                 self._fail(completion.status)
             incoming.arrived(completion.wr_id)
-            changed = True
-        if outgoing.in_flight > _LAZY_IN_FLIGHT or self._waiting or incoming.reading or self._one_sided.busy:
+        changed = bool(found)
+        if outgoing.in_flight > LAZY_IN_FLIGHT or self._waiting or incoming.reading or self._one_sided.busy:
             changed = self._look_at_sends() or changed
         if changed:
             if self._outgoing.backlog and not self._sending:

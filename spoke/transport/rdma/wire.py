@@ -28,7 +28,8 @@ FIRST, BYE = 1, 2
 
 HEAD: Final = struct.Struct("<BBHHI")
 CHUNK_HEAD: Final = struct.Struct("<QIQ")
-PAYLOAD_BYTES_MAX: Final = SLOT_BYTES - HEAD.size
+HEAD_BYTES: Final = HEAD.size
+PAYLOAD_BYTES_MAX: Final = SLOT_BYTES - HEAD_BYTES
 
 
 def padded(nbytes: int) -> int:
