@@ -128,10 +128,8 @@ class RdmaEndpoint(Progress, Endpoint):
         with self._lock:
             outgoing = self._outgoing
             quiet = self._end is None and not (self._sending or outgoing.backlog or self._incoming.said_goodbye)
-            if (
-                quiet and type(item) is bytes and outgoing.credits >= 2 and outgoing.in_flight < SLOTS
-            ):  # the usual thing, without a detour
-                try:
+            if quiet and type(item) is bytes and outgoing.credits >= 2 and outgoing.in_flight < SLOTS:
+                try:  # the usual thing, without a detour
                     outgoing.post(FRAMES, 0, item)
                 except BaseException as error:
                     self._broke(error)
