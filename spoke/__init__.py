@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from spoke.events.model import Resources as Resources
     from spoke.events.model import Slot as Slot
     from spoke.events.rules import Group as Group
+    from spoke.events.supervision import ExitHook as ExitHook
+    from spoke.events.supervision import HealthCheck as HealthCheck
+    from spoke.events.supervision import Restart as Restart
+    from spoke.events.supervision import Supervision as Supervision
     from spoke.protocol.explanation import Explanation as Explanation
     from spoke.protocol.explanation import PendingReason as PendingReason
     from spoke.protocol.notice import Notice as Notice
@@ -106,6 +110,7 @@ _HOMES = {
     "spoke.events.model": ("Resources", "Slot"),
     "spoke.protocol.explanation": ("Explanation", "PendingReason"),
     "spoke.events.rules": ("Group",),
+    "spoke.events.supervision": ("ExitHook", "HealthCheck", "Restart", "Supervision"),
     "spoke.protocol.notice": ("Notice",),
     "spoke.transport.handles": ("BufferHandle",),
     "spoke.transport.mailbox": ("Mailbox",),

@@ -9,7 +9,7 @@ from typing import Any
 
 from prose import NOTE, cell, doc, markdown
 
-from spoke.events import model, types
+from spoke.events import model, supervision, types
 from spoke.events.codec import encode_event
 from spoke.events.queueing import QueuePolicy, Quota, Reservation
 
@@ -67,12 +67,16 @@ WRITTEN_WHEN = {
     "reservation.ended": "a reservation's time is over",
     "gang.attached": "another client sends `gang.attach`",
     "gang.repaired": "somebody asks for another slot for a failed member, and there is one",
+    "gang.restarting": "a member fails whose restart policy is `gang`, and restarts are left",
+    "gang.restarted": "the last member of a restarting gang has ended",
     "gang.releasing": "a ticket is released, or its client is gone, or a member failed and it was to fail as a whole",
     "gang.released": "nothing of a releasing ticket can run any more on these nodes",
     "actor.launch_requested": "a client launches; one event for each actor",
     "actor.started": "an agent reports that an actor is up",
     "actor.start_failed": "an agent reports that an actor did not come up",
     "actor.exited": "an agent reports that nothing of an actor is alive",
+    "actor.restarting": "an agent reports that an actor failed and is started again",
+    "actor.halted": "an agent reports that a member of a restarting gang has ended",
     "actor.lost": "an actor's node is lost",
     "actor.stop_requested": "a client stops one actor",
 }
@@ -143,6 +147,11 @@ BY_NAME: dict[str, Any] = {
     "priority": 10,
     "by_ticket": "t-18",
     "reservation_id": "r-1",
+    "restarts": 1,
+    "generation": 1,
+    "strikes": 1,
+    "ranks": (0, 1),
+    "delay_ms": 700,
 }
 SPECIAL: dict[tuple[str, str], Any] = {
     ("client.lost", "reason"): "no sign of life for 10 s",
@@ -169,6 +178,12 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("actor.start_failed", "reason"): "ModuleNotFoundError: No module named 'my_actors'",
     ("actor.lost", "reason"): "its node was lost: its lease ran out",
     ("actor.exited", "code"): 0,
+    ("actor.exited", "reason"): "",
+    ("actor.started", "restarts"): 0,
+    ("actor.restarting", "reason"): "",
+    ("actor.halted", "code"): -1,
+    ("actor.halted", "signal"): 15,
+    ("gang.restarting", "reason"): "",
 }
 
 
@@ -200,6 +215,10 @@ def render() -> str:
         model.Resources,
         model.Slot,
         model.ActorSpec,
+        supervision.Supervision,
+        supervision.Restart,
+        supervision.HealthCheck,
+        supervision.ExitHook,
     ):
         parts.append(f"### {nested.__name__}\n\n{_without_examples(doc(nested))}\n\n{_table(nested)}")
     return "\n".join(parts)

@@ -40,6 +40,7 @@ class ActorContext:
     ports that it has for itself, ``numa_node`` is where its GPUs are (-1: on several, or not known). In a mixed gang
     ``group`` is its group's name, ``rank_in_group`` counts the ``group_size`` members of it.
 
+    ``restarts``: how often it was started again (of a gang that restarts as a whole: how often the gang was).
     ``stopping`` is set when the actor is told to stop (SIGTERM); what is left then is the ticket's grace time.
     """
 
@@ -63,6 +64,7 @@ class ActorContext:
     group: str = ""
     rank_in_group: int = 0
     group_size: int = 0
+    restarts: int = 0
     stopping: threading.Event = field(default_factory=threading.Event, compare=False)
     _runtime: list[Runtime] = field(default_factory=list, compare=False, repr=False)
 
@@ -118,7 +120,7 @@ class Actor:
     ctx: ActorContext
     args: Mapping[str, Any]
 
-    _reserved: ClassVar[tuple[str, ...]] = ("ctx", "args", "run", "on_notice", "max_concurrency")
+    _reserved: ClassVar[tuple[str, ...]] = ("ctx", "args", "run", "on_notice", "healthy", "max_concurrency")
 
     def run(self) -> Any:
         """The actor's main body: when it returns, the actor exits with code 0; when it raises, with code 1.
@@ -127,6 +129,13 @@ class Actor:
         """
         while not self.ctx.stopping.wait(_LOOK_S):
             pass  # SIGTERM may have been taken by another thread, which does not end this one's wait
+
+    def healthy(self) -> bool:
+        """Whether the actor is well; called, in a thread of its own, when its launch asks for health checks.
+
+        False, or an exception, counts as a failed check, and so does no answer in time. This one is always well.
+        """
+        return True
 
     def on_notice(self, notice: Notice) -> None:
         """Called, in a thread of its own, with what the ticket's clients are told, too: its node is drained, say.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from spoke.protocol.notice import Notice
 from spoke.protocol.orders import StartActor
@@ -57,10 +58,38 @@ class HoldPort:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start an actor's process."""
+    """Start an actor's process; ``restarts``: how often it was started again before."""
 
     order: StartActor
     blob: bytes
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnHelper:
+    """Run a command beside an actor, or after its end: the check of its health, or its exit hook.
+
+    Its process is called ``<launch id>+<part>``. ``code``, ``signal`` and ``reason`` say how the actor ended.
+    """
+
+    order: StartActor
+    blob: bytes
+    part: Literal["health", "hook"]
+    restarts: int = 0
+    code: int = 0
+    signal: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask an actor of a registered type whether it is healthy, and say what came of it, within ``timeout_s``."""
+
+    launch_id: str
+    address: str
+    blob: bytes
+    number: tuple[int, int]
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +142,8 @@ Instruction = (
     | LendPort
     | HoldPort
     | Spawn
+    | SpawnHelper
+    | Probe
     | StopProcess
     | Notify
     | KillAll

@@ -24,6 +24,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -368,6 +369,11 @@ def _become(spec: dict[str, Any], document_fd: int, log: int, status: int, keepe
         words = f"its working directory {spec['cwd']!r} cannot be entered"
         os.chdir(spec["cwd"])
         argv = spec["argv"]
+        for name, value in spec.get("rlimits", {}).items():
+            words = f"its limit {name} cannot be set to {value}"
+            kind, most = getattr(resource, f"RLIMIT_{name.upper()}"), resource.RLIM_INFINITY if value == -1 else value
+            if resource.getrlimit(kind) != (most, most):
+                resource.setrlimit(kind, (most, most))
         words = f"the command {argv[0]!r} cannot be run"
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvpe(argv[0], argv, spec["env"])
@@ -376,6 +382,8 @@ def _become(spec: dict[str, Any], document_fd: int, log: int, status: int, keepe
             path = spec["env"].get("PATH", "")
             words = f"the command {spec['argv'][0]!r} was not found (working directory {spec['cwd']}, PATH {path})"
         why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
+        if isinstance(error, (OSError, ValueError)) and words.startswith("its limit"):
+            why = "more than the agent itself may have, or more than this machine allows (see `ulimit -H -a` there)"
         with contextlib.suppress(OSError):
             os.write(status, f"!{words}: {why}\n".encode(errors="replace")[:STATUS_BYTES_MAX])
     finally:

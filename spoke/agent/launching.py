@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from spoke.agent.instructions import Spawn, SpawnHelper
 from spoke.agent.logs.files import log_path
 from spoke.agent.procfs import LAUNCH_MARK
 from spoke.errors import InvalidRequest
 from spoke.events.model import GPU_MILLI
+from spoke.events.supervision import NONE
 from spoke.protocol.launch import LaunchBlob, decode_blob
 from spoke.protocol.orders import StartActor
 
@@ -24,6 +26,7 @@ _RUN = f"import sys; sys.path.append({ROOT!r}); from spoke.agent.actor_main impo
 
 AGENTS_OWN = frozenset({"SPOKE_URL", "SPOKE_KEY", "SPOKE_KEY_FILE"})
 """Not for actors: with these they could speak to the server as the agent."""
+REASON_CHARACTERS_MAX = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +55,54 @@ class Prepared:
     log_key: bytes = b""
 
 
-def prepare(order: StartActor, blob: bytes, site: Site, base_env: Mapping[str, str]) -> Prepared:
+def prepare(step: Spawn, site: Site, base_env: Mapping[str, str]) -> Prepared:
     """What to hand to the keeper; raises SpokeError for a launch that makes no sense."""
-    launch = decode_blob(blob) if blob else LaunchBlob(b"")
+    order = step.order
+    launch = decode_blob(step.blob) if step.blob else LaunchBlob(b"")
     is_command = bool(order.spec.argv)
-    spec = {
-        "id": order.launch_id,
-        "is_command": is_command,
-        "argv": list(order.spec.argv) or [sys.executable, "-c", _RUN, order.spec.type_name, order.actor_id],
-        "env": environment(order, launch.env, site, base_env),
+    argv = order.spec.argv or (sys.executable, "-c", _RUN, order.spec.type_name, order.actor_id)
+    env = environment(order, launch.env, site, base_env, step.restarts)
+    spec = _spec(order, order.launch_id, argv, env, site)
+    spec |= {"is_command": is_command, "rlimits": dict((order.spec.supervision or NONE).rlimits)}
+    return Prepared(spec, b"" if is_command else _document(order, launch, site, step.restarts), launch.log_key)
+
+
+def prepare_helper(step: SpawnHelper, site: Site, base_env: Mapping[str, str]) -> Prepared:
+    """What to hand to the keeper for a health check or an exit hook; raises SpokeError."""
+    order, care = step.order, step.order.spec.supervision or NONE
+    launch = decode_blob(step.blob) if step.blob else LaunchBlob(b"")
+    process_id = f"{order.launch_id}+{step.part}"
+    env = environment(order, launch.env, site, base_env, step.restarts) | {LAUNCH_MARK: site.mark + process_id}
+    if step.part == "hook":
+        argv = care.exit_hook.argv if care.exit_hook is not None else ()
+        env |= {
+            "SPOKE_EXIT_CODE": str(step.code),
+            "SPOKE_EXIT_SIGNAL": str(step.signal),
+            "SPOKE_EXIT_REASON": step.reason.replace("\0", "?")[:REASON_CHARACTERS_MAX],
+        }
+    else:
+        argv = care.health.argv if care.health is not None else ()
+    spec = _spec(order, process_id, argv, env, site) | {"is_command": True}
+    if step.part == "health":
+        spec["log"] = os.devnull  # every few seconds, between the lines of the actor
+    return Prepared(spec, b"")
+
+
+def _spec(
+    order: StartActor, process_id: str, argv: Sequence[str], env: Mapping[str, str], site: Site
+) -> dict[str, Any]:
+    return {
+        "id": process_id,
+        "argv": list(argv),
+        "env": dict(env),
         "cwd": os.path.join(site.cwd, order.spec.cwd),
         "log": str(log_path(site.log_dir, order.ticket_id, order.rank, order.actor_id)),
     }
-    return Prepared(spec, b"" if is_command else _document(order, launch, site), launch.log_key)
 
 
-def environment(order: StartActor, added: Mapping[str, str], site: Site, base: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    order: StartActor, added: Mapping[str, str], site: Site, base: Mapping[str, str], restarts: int = 0
+) -> dict[str, str]:
     """The agent's environment (without its own secrets), the launch's additions, then what Spoke answers for.
 
     CUDA must see the actor's GPUs and no others, before anything in the process initializes it. RANK and its like are
@@ -92,6 +127,7 @@ def environment(order: StartActor, added: Mapping[str, str], site: Site, base: M
         "SPOKE_ACTOR": order.actor_id,
         "SPOKE_POOL": site.pool,
         "SPOKE_NODE": site.node_id,
+        "SPOKE_RESTART_COUNT": str(restarts),
         LAUNCH_MARK: site.mark + order.launch_id,
     }
     if order.gpu_milli:
@@ -109,7 +145,7 @@ def environment(order: StartActor, added: Mapping[str, str], site: Site, base: M
     return {"PYTHONUNBUFFERED": "1", **inherited, **added, **ours}
 
 
-def _document(order: StartActor, launch: LaunchBlob, site: Site) -> bytes:
+def _document(order: StartActor, launch: LaunchBlob, site: Site, restarts: int) -> bytes:
     if not launch.secret:
         raise InvalidRequest(f"the launch of {order.actor_id} carries no secret: use the client of the same release")
     return msgspec.msgpack.encode(
@@ -142,6 +178,7 @@ def _document(order: StartActor, launch: LaunchBlob, site: Site) -> bytes:
                 "pool": site.pool,
                 "master_addr": order.master_addr,
                 "master_port": order.master_port,
+                "restarts": restarts,
             },
         }
     )

@@ -2,7 +2,8 @@
 
 No I/O and no clock: ``now_s`` is an argument, on a clock that never goes back. What is promised here:
 
-- every StartActor order leads to exactly one terminal report (start failed, or exited), whatever comes between;
+- every StartActor order leads to exactly one terminal report (start failed, or exited), whatever comes between, and
+  to one more for each time that its gang is restarted after that (what happens between is ``life.py``'s);
 - I7: actors run only while the lease is sure. It is sure until the moment the last successful renewal was SENT, plus
   the lease, less a margin for the killing. Later the agent kills everything and joins again, as a new incarnation;
 - an agent asks to be registered only when nothing of its earlier incarnations is alive;
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spoke.agent import instructions as i
+from spoke.agent.life import Life, Step, main_of
 from spoke.errors import NodeRemoved, SpokeError
 from spoke.events.model import NodeSpec
 from spoke.events.names import check_name
@@ -53,13 +55,9 @@ class Settings:
     still be held by a machine that has just died."""
 
 
-@dataclass(slots=True)
-class _Actor:
-    order: o.StartActor
-    up: bool = False
-    stopping: bool = False
-    failure: str = ""
-    limit_s: float | None = None
+_Report = r.ReportStarted | r.ReportStartFailed | r.ReportExited | r.ReportRestarting | r.ReportHalted
+_HELD_BACK = (o.StartActor, o.StopActor, o.HaltActors, o.ResumeActors)
+"""Orders that wait until the pool and this agent agree on what runs."""
 
 
 class AgentMachine:
@@ -81,7 +79,8 @@ class AgentMachine:
         self._up_since_s = 0.0
         self._rejoin_s = REJOIN_S_MIN
         self._leave_until_s: float | None = None
-        self._actors: dict[str, _Actor] = {}
+        self._actors: dict[str, Life] = {}
+        self._parked: dict[str, Life] = {}  # their ends were reported, and a restart of their gang may need them
         self._held: list[o.Delivery] = []
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
@@ -109,7 +108,7 @@ class AgentMachine:
         """When ``tick`` must be called next; None if only something that happens can change anything."""
         times = [self._renew_at_s, self._wake_at_s, self._leave_until_s]
         if self.phase == "up":
-            times += [self._sure_until_s, *(actor.limit_s for actor in self._actors.values())]
+            times += [self._sure_until_s, *(life.wake_at_s() for life in self._ticking())]
         return min((at_s for at_s in times if at_s is not None), default=None)
 
     # --- joining -----------------------------------------------------------------------------------------------------
@@ -128,6 +127,7 @@ class AgentMachine:
         self._noticed.clear()
         self._held.clear()
         self._reports.clear()
+        self._parked.clear()
         self._unknown.clear()
         self._reconciling, self._seen_last = False, ""
         return [i.DropUnsent(), self._send(r.RegisterNode(self._settings.spec, self._settings.lease_ms))]
@@ -137,7 +137,7 @@ class AgentMachine:
             r.Envelope(request, node_id=self._settings.spec.node_id, incarnation=self.incarnation),
         )
 
-    def _report(self, report: r.ReportStarted | r.ReportStartFailed | r.ReportExited) -> i.Send:
+    def _report(self, report: _Report) -> i.Send:
         """Report of an actor, and remember it in case that the server loses it."""
         self._reports.pop(report.launch_id, None)
         self._reports[report.launch_id] = report
@@ -158,7 +158,7 @@ class AgentMachine:
                 return self._renew()
             case o.Reject() as reject:
                 return self._rejected(reject, now_s)
-        holds_back = self._reconciling and isinstance(delivery.order, (o.StartActor, o.StopActor))
+        holds_back = self._reconciling and isinstance(delivery.order, _HELD_BACK)
         if holds_back or self.phase in ("joining", "confirming"):
             self._held.append(delivery)
             return []
@@ -227,6 +227,9 @@ class AgentMachine:
         self.phase, self._wake_at_s = "clearing", now_s + CLEAR_S_MAX
         self._renew_at_s, self._renewing = None, False
         self._held.clear()
+        self._parked.clear()
+        for launch_id in [key for key, life in self._actors.items() if not life.has_process]:
+            del self._actors[launch_id]
         killed = f"; its {len(self._actors)} actors are killed" if self._actors else ""
         return [i.Warn(f"{why}{killed}"), i.DropUnsent(), i.KillAll(), *self._maybe_cleared(now_s)]
 
@@ -255,11 +258,21 @@ class AgentMachine:
             case o.ReportHoldings(server=server):
                 return self._report_again(server)
             case o.StopUnknown() as unknown:
-                return self._stop_unknown(unknown)
+                return self._stop_unknown(unknown, now_s)
             case o.Resume():
                 return self._resume(now_s)
             case o.StopActor() as stop:
-                return self._stop(stop.launch_id, stop.grace_s)
+                self._parked.pop(stop.launch_id, None)
+                return self._stop(stop.launch_id, stop.grace_s, now_s)
+            case o.HaltActors() as halt:
+                return self._halt(halt, now_s)
+            case o.ResumeActors() as resume:
+                lives = [self._actors[key] for key in resume.launches if key in self._actors]
+                return [
+                    s
+                    for life in lives
+                    for s in self._of(life, life.resume(resume.generation, resume.delay_s, now_s), now_s)
+                ]
             case o.NotifyActors(notice=notice):
                 _remember(self._noticed, notice.ticket_id)
                 return [i.Notify(self._listening(notice.ticket_id), notice)]
@@ -267,8 +280,9 @@ class AgentMachine:
                 return self._hold_port_of(ticket_id)
             case o.CloseTicket() as close:
                 _remember(self._closed, close.ticket_id)
+                self._forget_parked(close.ticket_id)
                 mine = [key for key, actor in self._actors.items() if actor.order.ticket_id == close.ticket_id]
-                stops = [step for key in mine for step in self._stop(key, close.grace_s)]
+                stops = [step for key in mine for step in self._stop(key, close.grace_s, now_s)]
                 return stops if mine else self._hold_port_of(close.ticket_id)
         return []
 
@@ -285,7 +299,7 @@ class AgentMachine:
             r.ReportHeld(self._server, (*self._actors, *waiting), tuple(sorted(tickets)), self._seen_last)
         )
 
-    def _stop_unknown(self, order: o.StopUnknown) -> list[i.Instruction]:
+    def _stop_unknown(self, order: o.StopUnknown, now_s: float) -> list[i.Instruction]:
         if not self._reconciling:
             return []
         unknown = set(order.launches)
@@ -293,12 +307,17 @@ class AgentMachine:
             one for one in self._held if not (isinstance(one.order, o.StartActor) and one.order.launch_id in unknown)
         ]
         self._unknown = unknown & self._actors.keys()
-        steps = [step for key in sorted(self._unknown) for step in self._stop(key, 0.0)]
+        some = bool(self._unknown)
+        steps: list[i.Instruction] = []
+        for launch_id in sorted(self._unknown):
+            life = self._actors[launch_id]
+            steps += self._of(life, life.kill(), now_s)
         for ticket_id in order.tickets:
             _remember(self._closed, ticket_id)
-            if not any(actor.order.ticket_id == ticket_id for actor in self._actors.values()):
+            self._forget_parked(ticket_id)
+            if not any(life.order.ticket_id == ticket_id for life in self._actors.values()):
                 steps += self._hold_port_of(ticket_id)
-        return steps if self._unknown else [*steps, self._report_held()]
+        return steps if some else [*steps, self._report_held()]
 
     def _resume(self, now_s: float) -> list[i.Instruction]:
         if not self._reconciling:
@@ -315,14 +334,16 @@ class AgentMachine:
         refusal = self._refusal(order)
         if refusal:
             return [self._report(r.ReportStartFailed(order.ticket_id, order.rank, order.launch_id, refusal))]
-        limit_s = None if order.spec.argv else now_s + self._settings.start_limit_s
-        self._actors[order.launch_id] = _Actor(order, limit_s=limit_s)
+        for launch_id, life in list(self._parked.items()):
+            if (life.order.ticket_id, life.order.rank) == (order.ticket_id, order.rank):  # this one takes its place
+                del self._parked[launch_id]
+        life = self._actors[order.launch_id] = Life(order, blob, self._settings.start_limit_s)
         steps: list[i.Instruction] = []
         ports = self._settings.spec.ports
         if order.rank == 0 and ports.first <= order.master_port < ports.first + ports.count:
             self._lent[order.ticket_id] = order.master_port
             steps.append(i.LendPort(order.master_port))
-        return [*steps, i.Spawn(order, blob)]
+        return [*steps, *self._of(life, life.begin(now_s), now_s)]
 
     def _refusal(self, order: o.StartActor) -> str:
         if self.leaving:
@@ -338,12 +359,28 @@ class AgentMachine:
             return str(error)
         return ""
 
-    def _stop(self, launch_id: str, grace_s: float) -> list[i.Instruction]:
-        actor = self._actors.get(launch_id)
-        if actor is None:
-            return []
-        actor.stopping, actor.limit_s = True, None
-        return [i.StopProcess(launch_id, grace_s)]
+    def _stop(self, launch_id: str, grace_s: float, now_s: float) -> list[i.Instruction]:
+        life = self._actors.get(launch_id)
+        return [] if life is None else self._of(life, life.stop(grace_s), now_s)
+
+    def _halt(self, halt: o.HaltActors, now_s: float) -> list[i.Instruction]:
+        steps: list[i.Instruction] = []
+        for rank, launch_id in halt.members:
+            life = self._actors.get(launch_id) or self._parked.get(launch_id)
+            if life is None:
+                reason = "it cannot be started again: this agent does not know it any more"
+                lost = r.ReportStartFailed(halt.ticket_id, rank, launch_id, reason, halt.generation, forgotten=True)
+                steps.append(self._report(lost))
+                continue
+            told = life.halt(halt.generation, halt.grace_s)
+            if self._parked.pop(launch_id, None) is not None:
+                self._actors[launch_id] = life
+            steps += self._of(life, told, now_s)
+        return steps
+
+    def _forget_parked(self, ticket_id: str) -> None:
+        for launch_id in [key for key, life in self._parked.items() if life.order.ticket_id == ticket_id]:
+            del self._parked[launch_id]
 
     # --- the health of GPUs ------------------------------------------------------------------------------------------
 
@@ -370,50 +407,65 @@ class AgentMachine:
 
     # --- what becomes of actors --------------------------------------------------------------------------------------
 
-    def started(self, launch_id: str, pid: int, address: str) -> list[i.Instruction]:
-        """The actor is up."""
-        actor = self._actors.get(launch_id)
-        if actor is None or actor.up or actor.stopping or actor.failure or self.phase != "up":
+    def started(self, launch_id: str, pid: int, address: str, now_s: float) -> list[i.Instruction]:
+        """The actor says that it is up; a command's process was started."""
+        life = self._actors.get(launch_id)
+        if life is None or self.phase != "up":
             return []
-        actor.up, actor.limit_s = True, None
-        order = actor.order
-        steps: list[i.Instruction] = [
-            self._report(r.ReportStarted(order.ticket_id, order.rank, launch_id, pid, address))
-        ]
-        if order.ticket_id in self._noticed and not order.spec.argv:
-            steps.append(i.Notify((launch_id,)))
-        return steps
+        return self._of(life, life.started(pid, address, now_s), now_s)
 
     def _listening(self, ticket_id: str) -> tuple[str, ...]:
         """The ticket's actors that run and can hear a notice: commands cannot."""
         return tuple(
             launch_id
-            for launch_id, actor in self._actors.items()
-            if actor.order.ticket_id == ticket_id and actor.up and not actor.order.spec.argv
+            for launch_id, life in self._actors.items()
+            if life.order.ticket_id == ticket_id and life.is_up and not life.order.spec.argv
         )
 
-    def failed(self, launch_id: str, reason: str) -> list[i.Instruction]:
-        """The actor says why it will not come up; its end follows."""
-        actor = self._actors.get(launch_id)
-        if actor is None or actor.up or actor.failure:
-            return []
-        actor.failure, actor.limit_s = reason, None
-        return [i.StopProcess(launch_id, min(1.0, actor.order.grace_s))]
+    def failed(self, launch_id: str, reason: str, now_s: float, *, for_good: bool = False) -> list[i.Instruction]:
+        """The actor says why it will not come up; its end follows. ``for_good``: another start would not help."""
+        main, part = main_of(launch_id)
+        if part:
+            return [i.Warn(f"the {part} command of launch {main}: {reason}")]
+        life = self._actors.get(launch_id)
+        return [] if life is None else self._of(life, life.failed(reason, for_good=for_good), now_s)
 
-    def ended(self, launch_id: str, code: int, signal: int, tail: str, now_s: float) -> list[i.Instruction]:
-        """Nothing of the actor is alive. ``tail`` is the end of its log if it never said anything of its start."""
-        actor = self._actors.pop(launch_id, None)
-        if actor is None:
+    def probed(self, launch_id: str, number: tuple[int, int], trouble: str, now_s: float) -> list[i.Instruction]:
+        """An actor was asked whether it is healthy: what is wrong, if anything is."""
+        life = self._actors.get(launch_id)
+        return [] if life is None or self.phase != "up" else self._of(life, life.probed(number, trouble, now_s), now_s)
+
+    def ended(self, process_id: str, code: int, signal: int, tail: str, now_s: float) -> list[i.Instruction]:
+        """Nothing of a process is alive. ``tail`` is the end of its log if it never said anything of its start."""
+        launch_id, part = main_of(process_id)
+        life = self._actors.get(launch_id)
+        if life is None:
             return []
         if self.phase == "clearing":
+            life.buried(part)
+            if not life.has_process:
+                del self._actors[launch_id]
             return self._maybe_cleared(now_s)
+        return self._of(life, life.ended(part, code, signal, tail, now_s), now_s)
+
+    def _of(self, life: Life, told: list[Step], now_s: float) -> list[i.Instruction]:
+        """What one launch leads to, in the order in which it must be done and said."""
+        order = life.order
         steps: list[i.Instruction] = []
-        ticket_id = actor.order.ticket_id
-        if ticket_id in self._closed and not any(a.order.ticket_id == ticket_id for a in self._actors.values()):
-            steps += self._hold_port_of(ticket_id)
-        steps.append(self._report(_terminal_report(actor, code, signal, tail)))
-        if launch_id in self._unknown:
-            self._unknown.discard(launch_id)
+        if life.reported_end and self._actors.get(order.launch_id) is life:
+            del self._actors[order.launch_id]
+            if life.may_be_resumed and order.ticket_id not in self._closed and not self.leaving:
+                self._parked[order.launch_id] = life
+            if order.ticket_id in self._closed and not any(
+                other.order.ticket_id == order.ticket_id for other in self._actors.values()
+            ):
+                steps += self._hold_port_of(order.ticket_id)
+        for step in told:
+            steps.append(self._report(step) if isinstance(step, _Report) else step)  # type: ignore[arg-type]
+            if isinstance(step, r.ReportStarted) and order.ticket_id in self._noticed and not order.spec.argv:
+                steps.append(i.Notify((order.launch_id,)))
+        if life.reported_end and order.launch_id in self._unknown:
+            self._unknown.discard(order.launch_id)
             if not self._unknown and self._reconciling:
                 steps.append(self._report_held())
         return steps + self._maybe_leave()
@@ -425,9 +477,16 @@ class AgentMachine:
     def keeper_lost(self, now_s: float) -> list[i.Instruction]:
         """The keeper died, everything below it was killed, and a new one is there."""
         steps: list[i.Instruction] = [i.ExtendLease(self._sure_until_s)] if self.phase == "up" else []
-        for launch_id in list(self._actors):
-            steps += self.ended(launch_id, -1, 9, "", now_s)
-        return steps
+        for launch_id, life in list(self._actors.items()):
+            if self.phase != "clearing":
+                steps += self._of(life, life.keeper_lost(now_s), now_s)
+                continue
+            del self._actors[launch_id]
+        return steps + (self._maybe_cleared(now_s) if self.phase == "clearing" else [])
+
+    def _ticking(self) -> list[Life]:
+        """The launches that go on as time passes: nothing is started while pool and agent compare what runs."""
+        return [life for life in self._actors.values() if not (self._reconciling and life.stage == "waiting")]
 
     # --- time and the end --------------------------------------------------------------------------------------------
 
@@ -440,10 +499,9 @@ class AgentMachine:
         steps: list[i.Instruction] = []
         if self._renew_at_s is not None and now_s >= self._renew_at_s and not self._renewing:
             steps += self._renew()
-        for launch_id, actor in self._actors.items():
-            if actor.limit_s is not None and now_s >= actor.limit_s:
-                limit_s = self._settings.start_limit_s
-                steps += self.failed(launch_id, f"it was not up within the time limit of {limit_s:g} s")
+        if self.phase == "up":
+            for life in self._ticking():
+                steps += self._of(life, life.tick(now_s), now_s)
         if self._wake_at_s is not None and now_s >= self._wake_at_s:
             steps += self._overdue(now_s)
         return steps
@@ -482,12 +540,14 @@ class AgentMachine:
         if self.phase == "waiting":
             return self._quit()
         stops: list[i.Instruction] = []
-        for launch_id, actor in self._actors.items():
-            stops += self._stop(launch_id, min(actor.order.grace_s, longest_s))
+        self._parked.clear()
+        for life in list(self._actors.values()):
+            told = life.kill() if at_once else life.stop(min(life.order.grace_s, longest_s))
+            stops += self._of(life, told, now_s)
         return stops + self._maybe_leave()
 
     def _maybe_leave(self) -> list[i.Instruction]:
-        if not self.leaving or self._actors:
+        if not self.leaving or self._actors or self.phase == "left":
             return []
         return [self._send(r.LeaveNode("its agent was stopped")), *self._quit()]
 
@@ -495,19 +555,6 @@ class AgentMachine:
         self.phase = "left"
         self._leave_until_s = self._wake_at_s = self._renew_at_s = None
         return [self._end]
-
-
-def _terminal_report(actor: _Actor, code: int, signal: int, tail: str) -> r.ReportExited | r.ReportStartFailed:
-    order = actor.order
-    if actor.up:
-        return r.ReportExited(order.ticket_id, order.rank, order.launch_id, code, signal)
-    reason = actor.failure
-    if not reason and actor.stopping:
-        reason = "it was told to stop before it was up"
-    if not reason:
-        how = f"was ended by signal {signal}" if signal else f"exited with code {code}"
-        reason = f"its process {how} before it was up" + (f"; its log ends:\n{tail}" if tail else "")
-    return r.ReportStartFailed(order.ticket_id, order.rank, order.launch_id, reason)
 
 
 def _remember(names: OrderedDict[str, None], name: str) -> None:

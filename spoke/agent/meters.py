@@ -37,6 +37,7 @@ class Meters:
             "For how long actors may still run if no renewal succeeds any more; at 0 they are killed.",
         ).set_function(lambda: self._sure_until_s - self._clock_s())
         self._failures = counter("spoke_agent_start_failures", "Actors that did not come up.")
+        self._restarts = counter("spoke_agent_restarts", "Actors that were started again by their restart policy.")
         self._fences = counter("spoke_agent_fences", "How often all actors were killed: the lease was not sure.")
         self._start = Histogram(
             "spoke_agent_start_seconds",
@@ -51,7 +52,9 @@ class Meters:
     def watch(self, step: i.Instruction) -> None:
         """Count what the state machine has said."""
         match step:
-            case i.Spawn(order):
+            case i.Spawn(order, _, restarts):
+                if restarts:
+                    self._restarts.inc()
                 self._ordered_at_s[order.launch_id] = self._clock_s()
                 self._alive.set(len(self._ordered_at_s))
             case i.ExtendLease(until_s):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 from spoke.agent.inbox import Expected, Inbox
 from spoke.agent.peers import Peer, Peers
@@ -11,6 +12,11 @@ from spoke.transport import CallFuture, CallServer
 from spoke.transport.job import CALLER, Job
 from spoke.transport.memory import join, leave
 from spoke.transport.regions import set_home
+
+if TYPE_CHECKING:
+    from spoke.agent.actor import Actor
+
+_TROUBLE_CHARACTERS_MAX = 500
 
 
 class Runtime:
@@ -24,11 +30,13 @@ class Runtime:
         self._server: CallServer | None = None
         self._scope = join(secret)
 
-    def serve(self, server: CallServer) -> None:
+    def serve(self, server: CallServer, actor: Actor) -> None:
         """From now on the actor can be called, and lend memory."""
         self._server = server
+        self._actor = actor
         server.offer("identify", self._identify)
         server.offer("mail", self._mail)
+        server.offer("healthy", self._healthy)
         set_home(server)
 
     def close(self, timeout_s: float) -> None:
@@ -76,6 +84,21 @@ class Runtime:
             return
         job.caller.identity = said
         self._server.answer(job, self._rank)
+
+    def _healthy(self, job: Job) -> None:
+        """What the actor says of its health. Not by a worker: they may all be busy, which is no illness."""
+
+        def ask() -> None:
+            server = self._server
+            assert server is not None
+            try:
+                said = bool(self._actor.healthy())
+            except Exception as error:
+                server.answer(job, f"healthy() raised {type(error).__name__}: {error}"[:_TROUBLE_CHARACTERS_MAX])
+            else:
+                server.answer(job, "" if said else "healthy() returned False")
+
+        threading.Thread(target=ask, name="spoke-healthy", daemon=True).start()
 
     def _mail(self, job: Job) -> None:
         server = self._server

@@ -28,8 +28,9 @@ from spoke.agent.config import AgentConfig
 from spoke.agent.directory import Directory
 from spoke.agent.health import Health, HealthMonitor, source_of
 from spoke.agent.keeper import clock_s
-from spoke.agent.launching import Site, prepare
+from spoke.agent.launching import Site, prepare, prepare_helper
 from spoke.agent.link import KeeperLink
+from spoke.agent.liveness import Prober
 from spoke.agent.logs.access import admit
 from spoke.agent.logs.server import LogServer, Shelf
 from spoke.agent.machine import AgentMachine, Settings
@@ -185,6 +186,8 @@ class Agent:
         self._base_env = dict(os.environ)
         self._keeper = KeeperLink(self._heard, (claim.fd,), mark + "keeper")
         self._closers.append(self._keeper.close)
+        self._prober = Prober(self._probed)
+        self._closers.append(self._prober.stop)
         outage = Outage(config.url)
         self._sender = RequestSender(config.url, keys, outage, config.key)
         self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered, self._missed)
@@ -296,26 +299,29 @@ class Agent:
             return machine.keeper_lost(clock_s())
         match message["is"]:
             case "started":
-                return machine.started(message["id"], message["pid"], "")
+                return machine.started(message["id"], message["pid"], "", now_s)
             case "status":
-                return self._on_status(message)
+                return self._on_status(message, now_s)
             case "failed":
-                return machine.failed(message["id"], message["reason"])
+                return machine.failed(message["id"], message["reason"], now_s)
             case "ended":
                 return machine.ended(message["id"], message["code"], message["signal"], message["tail"], now_s)
             case "fenced":
                 log.error("the keeper killed the actors: the agent had not extended the lease in time")
         return []
 
-    def _on_status(self, message: dict[str, Any]) -> Iterable[i.Instruction]:
+    def _on_status(self, message: dict[str, Any], now_s: float) -> Iterable[i.Instruction]:
         try:
             said = msgspec.json.decode(message["line"], type=dict[str, Any])
             if "ready" in said:
-                return self._machine.started(message["id"], message["pid"], str(said["ready"]["address"]))
+                return self._machine.started(message["id"], message["pid"], str(said["ready"]["address"]), now_s)
             reason = str(said["failed"])
         except (msgspec.MsgspecError, KeyError, TypeError):
             reason = f"its process said {message['line'][:500]!r} instead of whether it is up"
-        return self._machine.failed(message["id"], reason)
+        return self._machine.failed(message["id"], reason, now_s)
+
+    def _probed(self, launch_id: str, number: tuple[int, int], trouble: str) -> None:
+        self._inbox.put(lambda now_s: self._machine.probed(launch_id, number, trouble, now_s))
 
     # --- what to do --------------------------------------------------------------------------------------------------
 
@@ -332,8 +338,10 @@ class Agent:
                     self._renewer.renew(incarnation, lease_ms)
                 case i.ExtendLease(until_s):
                     self._keeper.extend_lease(until_s)
-                case i.Spawn():
+                case i.Spawn() | i.SpawnHelper():
                     self._spawn(step)
+                case i.Probe():
+                    self._prober.probe(step)
                 case i.StopProcess(launch_id, grace_s):
                     self._keeper.stop(launch_id, grace_s)
                 case i.Notify(launch_ids, notice):
@@ -360,15 +368,21 @@ class Agent:
                 case i.Quit():
                     self._quit = step
 
-    def _spawn(self, step: i.Spawn) -> None:
+    def _spawn(self, step: i.Spawn | i.SpawnHelper) -> None:
         launch_id = step.order.launch_id
         try:
-            prepared = prepare(step.order, step.blob, self._site, self._base_env)
-            with suppress(OSError):  # what cannot be written is told by the keeper
-                admit(self._site.log_dir / step.order.ticket_id, prepared.log_key)
+            if isinstance(step, i.SpawnHelper):
+                prepared = prepare_helper(step, self._site, self._base_env)
+            else:
+                prepared = prepare(step, self._site, self._base_env)
+                with suppress(OSError):  # what cannot be written is told by the keeper
+                    admit(self._site.log_dir / step.order.ticket_id, prepared.log_key)
         except SpokeError as error:
-            reason = str(error)
-            self._do(self._machine.failed(launch_id, reason))
+            if isinstance(step, i.SpawnHelper):
+                log.error("%s of launch %s cannot be run: %s", step.part, launch_id, error)
+                self._do(self._machine.ended(f"{launch_id}+{step.part}", -1, 0, "", clock_s()))
+                return
+            self._do(self._machine.failed(launch_id, str(error), clock_s(), for_good=True))
             self._do(self._machine.ended(launch_id, -1, 0, "", clock_s()))
             return
         self._keeper.spawn(prepared)

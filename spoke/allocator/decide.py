@@ -89,6 +89,9 @@ def end_session(state: PoolState, client_id: str, limit: int) -> list[e.Event]:
 def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
     request = asked.request
     if asked.node_id:
+        timed = _TIMED.get(type(request))
+        if timed is not None:
+            return timed(state, asked, request, now_ms)
         from_node = _FROM_NODES.get(type(request))
         if from_node is None:
             raise InvalidRequest(f"{request.TYPE} is for clients; node {asked.node_id} sent it")
@@ -193,6 +196,11 @@ _FROM_NODES: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e
     r.ReportHeld: nodes.report_held,
     r.ReportHealth: health.report,
     r.ReportStarted: nodes.report_started,
+    r.ReportRestarting: nodes.report_restarting,
+}
+_TIMED: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any, int], list[e.Event]]] = {
     r.ReportStartFailed: nodes.report_start_failed,
     r.ReportExited: nodes.report_exited,
+    r.ReportHalted: nodes.report_halted,
 }
+"""The reports whose consequences depend on the time."""

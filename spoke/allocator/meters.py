@@ -71,6 +71,7 @@ class Meters(Collector):
         self.leading = False
         self._pool = pool
         self._events: Counter[str] = Counter()
+        self._restarts: Counter[str] = Counter({"on_failure": 0, "gang": 0})
         self._sent_s: deque[float] = deque()
         self._lock = threading.Lock()
         self._wanted = False
@@ -97,6 +98,10 @@ class Meters(Collector):
     def event(self, event: e.Event, before: PoolState, now_ms: int) -> None:
         """Count an event that is about to change ``before``."""
         self._events[event.TYPE] += 1
+        if isinstance(event, e.ActorRestarting):
+            self._restarts["on_failure"] += 1
+        elif isinstance(event, e.GangRestarted):
+            self._restarts["gang"] += len(event.ranks)
         if isinstance(event, e.GangAllocated):
             waiting = before.tickets.get(event.ticket_id)
             self._wait.observe(0.0 if waiting is None else max(0, now_ms - ms_of(waiting.since)) / 1000)
@@ -135,6 +140,14 @@ class Meters(Collector):
         for name, count in sorted(self._events.copy().items()):
             events.add_metric([self._pool, name], count)
         yield events
+        restarts = CounterMetricFamily(
+            "spoke_actor_restarts",
+            "Actors that were started again, by the restart policy that did it.",
+            labels=["pool", "policy"],
+        )
+        for name, count in sorted(self._restarts.copy().items()):
+            restarts.add_metric([self._pool, name], count)
+        yield restarts
         found = self._ask()
         if found is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spoke.allocator import restarts
 from spoke.allocator.leases import check_lease
 from spoke.allocator.tickets import NOBODY, free_nodes, give_back
 from spoke.errors import InvalidRequest, NodeRefused
@@ -111,43 +112,121 @@ def lose(state: PoolState, node: NodeState, reason: str) -> list[e.Event]:
             events += free_nodes(ticket, (node_id,), gone)
         elif ticket.spec.on_failure == "release" and gone:
             events += give_back(ticket, why, NOBODY, dead=gone)
+        else:
+            events += restarts.give_up(ticket, gone)
     return events
 
 
 def report_started(state: PoolState, asked: r.Envelope, request: r.ReportStarted) -> list[e.Event]:
-    """An actor is up."""
+    """An actor is up, for the first time or again."""
     found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
-    if found is None or found[1].phase != "launching":
+    if found is None or not found[1].alive or request.restarts < found[1].restarts:
         return []
     ticket, actor = found
+    events: list[e.Event] = []
+    if request.restarts > actor.restarts:
+        events += _catch_up(ticket, actor, request.restarts)
+    elif actor.phase == "running":
+        return []
+    elif actor.rank in ticket.halting and request.restarts == ticket.generation:
+        events += restarts.halted(ticket, actor, 0, 0)  # and started again, before the log lost that
     return [
+        *events,
         e.ActorStarted(
-            ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, max(1, request.pid), request.address
-        )
+            ticket.ticket_id,
+            actor.rank,
+            actor.actor_id,
+            actor.node_id,
+            max(1, request.pid),
+            request.address,
+            request.restarts,
+        ),
     ]
 
 
-def report_start_failed(state: PoolState, asked: r.Envelope, request: r.ReportStartFailed) -> list[e.Event]:
+def report_start_failed(
+    state: PoolState, asked: r.Envelope, request: r.ReportStartFailed, now_ms: int
+) -> list[e.Event]:
     """An actor did not come up."""
     found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
-    if found is None or found[1].phase != "launching":
+    if found is None or not found[1].alive or request.restarts < found[1].restarts:
+        return []
+    ticket, actor = found
+    if actor.phase == "running" and request.restarts == actor.restarts:
+        return []
+    reason = request.reason[:4000]
+    if not request.forgotten:
+        again = restarts.restart(state, ticket, actor, 0, 0, reason, now_ms)
+        if again:
+            return again
+    event = e.ActorStartFailed(ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, reason)
+    before = _catch_up(ticket, actor, request.restarts)
+    how = "did not start again" if actor.restarts else "did not start"
+    failed = f"rank {actor.rank} ({actor.actor_id}) {how}: {reason[-300:]}"
+    return [*before, event, *_after_end(ticket, actor, failed)]
+
+
+def report_exited(state: PoolState, asked: r.Envelope, request: r.ReportExited, now_ms: int) -> list[e.Event]:
+    """An actor is gone."""
+    found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
+    if found is None or not found[1].alive or request.restarts < found[1].restarts:
         return []
     ticket, actor = found
     reason = request.reason[:4000]
-    event = e.ActorStartFailed(ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, reason)
-    return [event, *_after_end(ticket, actor, f"rank {actor.rank} ({actor.actor_id}) did not start: {reason[-300:]}")]
+    how = f"was ended by signal {request.signal}" if request.signal else f"exited with code {request.code}"
+    failed = ""
+    if request.code or request.signal or reason:
+        failed = f"rank {actor.rank} ({actor.actor_id}) {how}" + (f": {reason[-300:]}" if reason else "")
+        again = restarts.restart(state, ticket, actor, request.code, request.signal, reason, now_ms)
+        if again:
+            return again
+    event = e.ActorExited(
+        ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, request.code, request.signal, reason
+    )
+    return [*_catch_up(ticket, actor, request.restarts), event, *_after_end(ticket, actor, failed)]
 
 
-def report_exited(state: PoolState, asked: r.Envelope, request: r.ReportExited) -> list[e.Event]:
-    """An actor is gone."""
+def _catch_up(ticket: TicketState, actor: ActorState, count: int) -> list[e.Event]:
+    """Restarts that the log had lost with its end."""
+    if count <= actor.restarts:
+        return []
+    return [_restarting(ticket, actor, count, 0, 0, restarts.LOST_IN_THE_LOG, 0)]
+
+
+def report_restarting(state: PoolState, asked: r.Envelope, request: r.ReportRestarting) -> list[e.Event]:
+    """An actor failed, and its agent starts it again."""
     found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
-    if found is None or not found[1].alive:
+    if found is None or not found[1].alive or request.restarts <= found[1].restarts:
+        return []
+    reason = request.reason[:4000]
+    return [_restarting(*found, request.restarts, request.code, request.signal, reason, request.delay_ms)]
+
+
+def _restarting(
+    ticket: TicketState, actor: ActorState, count: int, code: int, signal: int, reason: str, delay_ms: int
+) -> e.Event:
+    return e.ActorRestarting(
+        ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, count, code, signal, reason, max(0, delay_ms)
+    )
+
+
+def report_halted(state: PoolState, asked: r.Envelope, request: r.ReportHalted, now_ms: int) -> list[e.Event]:
+    """An actor has ended for the restart of its gang."""
+    found = _actor(state, asked, request.ticket_id, request.rank, request.launch_id)
+    if found is None or request.restarts < found[1].restarts:
         return []
     ticket, actor = found
-    how = f"was ended by signal {request.signal}" if request.signal else f"exited with code {request.code}"
-    failed = f"rank {actor.rank} ({actor.actor_id}) {how}" if request.code or request.signal else ""
-    event = e.ActorExited(ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, request.code, request.signal)
-    return [event, *_after_end(ticket, actor, failed)]
+    if request.restarts > actor.restarts:  # the log lost the restart: decide it again
+        code, signal, generation = request.code, request.signal, request.restarts
+        reason = restarts.LOST_IN_THE_LOG
+        again = restarts.restart(state, ticket, actor, code, signal, reason, now_ms, generation=generation)
+        if again or not actor.alive:
+            return again
+        event = e.ActorExited(ticket.ticket_id, actor.rank, actor.actor_id, actor.node_id, code, signal, reason)
+        return [event, *_after_end(ticket, actor, f"rank {actor.rank} ({actor.actor_id}) ended: {reason}")]
+    if actor.rank not in ticket.halting or request.restarts != ticket.generation:
+        return []
+    return restarts.halted(ticket, actor, request.code, request.signal)
 
 
 def _after_end(ticket: TicketState, actor: ActorState, failed: str) -> list[e.Event]:
@@ -155,7 +234,11 @@ def _after_end(ticket: TicketState, actor: ActorState, failed: str) -> list[e.Ev
         return free_nodes(ticket, (actor.node_id,), (actor,))
     if failed and ticket.spec.on_failure == "release" and not actor.stopping:
         return give_back(ticket, failed, NOBODY, dead=(actor,))
-    return []
+    if failed and not actor.stopping:
+        stopped = restarts.give_up(ticket, [actor])
+        if stopped:
+            return stopped
+    return restarts.resumed(ticket, actor.rank, gone=True)
 
 
 def _alive_on(ticket: TicketState, node_id: str) -> list[ActorState]:

@@ -317,6 +317,36 @@ def _gang_repaired(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iter
         yield from _command(state, place, o.NotifyActors(notice))
 
 
+def _gang_restarting(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangRestarting, recorded)
+    ticket = state.tickets[event.ticket_id]
+    actors = [_launched(ticket, rank) for rank in event.ranks]
+    for node_id in sorted({actor.node_id for actor in actors}):
+        members = tuple((actor.rank, actor.launch_id) for actor in actors if actor.node_id == node_id)
+        halt = o.HaltActors(ticket.ticket_id, event.generation, members, ticket.spec.grace_s)
+        yield from _command(state, node_id, halt)
+    infos = []
+    for actor in actors:
+        phase = "launching" if actor.phase == "launching" else "restarting"
+        info = replace(actor_info(actor), phase=phase, pid=0, address="", restarts=event.generation)
+        if actor.rank == event.rank:
+            info = replace(info, code=event.code, signal=event.signal, reason=event.reason)
+        infos.append(info)
+    for client_id in _interested(state, ticket):
+        yield Tell(client_id, 0, p.ActorsRestarting(ticket.ticket_id, tuple(infos), event.rank))
+
+
+def _gang_restarted(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.GangRestarted, recorded)
+    ticket = state.tickets[event.ticket_id]
+    actors = [_launched(ticket, rank) for rank in event.ranks]
+    for node_id in sorted({actor.node_id for actor in actors}):
+        launches = tuple(actor.launch_id for actor in actors if actor.node_id == node_id)
+        yield from _command(
+            state, node_id, o.ResumeActors(ticket.ticket_id, event.generation, launches, event.delay_ms / 1000)
+        )
+
+
 def _gang_releasing(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event = _as(e.GangReleasing, recorded)
     ticket = state.tickets[event.ticket_id]
@@ -385,10 +415,32 @@ def _actor_moved(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterat
     info = _info_after(actor, event)
     if actor.phase == "launching" and ticket.launches[actor.launch] == 1:
         yield _launch_answer(ticket, actor.launch, info)
-    if not isinstance(event, e.ActorStarted):
+    if isinstance(event, e.ActorStarted):
+        if event.restarts:
+            for client_id in _interested(state, ticket):
+                yield Tell(client_id, 0, p.ActorRestarted(ticket.ticket_id, info))
+    else:
         expected = actor.stopping or ticket.phase == "releasing"
         for client_id in _interested(state, ticket):
             yield Tell(client_id, 0, p.ActorEnded(ticket.ticket_id, info, expected))
+
+
+def _actor_restarting(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+    event = _as(e.ActorRestarting, recorded)
+    ticket = state.tickets[event.ticket_id]
+    actor = _launched(ticket, event.rank)
+    info = replace(
+        actor_info(actor),
+        phase="launching" if actor.phase == "launching" else "restarting",
+        pid=0,
+        address="",
+        code=event.code,
+        signal=event.signal,
+        reason=event.reason,
+        restarts=event.restarts,
+    )
+    for client_id in _interested(state, ticket):
+        yield Tell(client_id, 0, p.ActorsRestarting(ticket.ticket_id, (info,), event.rank))
 
 
 def _stop_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
@@ -397,7 +449,8 @@ def _stop_requested(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
     actor = _launched(ticket, event.rank)
     stop = o.StopActor(ticket.ticket_id, actor.rank, actor.launch_id, ticket.spec.grace_s)
     yield from _command(state, actor.node_id, stop)
-    yield Tell(event.client_id, event.seq, p.Done())
+    if event.seq:
+        yield Tell(event.client_id, event.seq, p.Done())
 
 
 def _launch_answer(ticket: TicketState, launch: str, last: p.ActorInfo) -> Tell:
@@ -406,7 +459,7 @@ def _launch_answer(ticket: TicketState, launch: str, last: p.ActorInfo) -> Tell:
         last if actor.rank == last.rank else actor_info(actor) for actor in ticket.actors if actor.launch == launch
     ]
     client_id, _, seq = launch.rpartition("/")
-    failed = [info for info in infos if not info.pid]
+    failed = [info for info in infos if not info.pid and info.phase in ("exited", "start_failed", "lost")]
     if not failed:
         return Tell(client_id, int(seq), p.Launched(ticket.ticket_id, tuple(infos)))
     told = "; ".join(f"rank {i.rank} ({i.actor_id} on {i.node_id}): {i.reason or 'it was stopped'}" for i in failed[:5])
@@ -428,6 +481,7 @@ def actor_info(actor: ActorState) -> p.ActorInfo:
         code=actor.code,
         signal=actor.signal,
         reason=actor.reason,
+        restarts=actor.restarts,
     )
 
 
@@ -444,6 +498,7 @@ def _info_after(actor: ActorState, event: Any) -> p.ActorInfo:
         code=getattr(event, "code", 0),
         signal=getattr(event, "signal", 0),
         reason=getattr(event, "reason", ""),
+        restarts=getattr(event, "restarts", actor.restarts),
     )
 
 
@@ -506,12 +561,15 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator
     e.GangExplained: _gang_explained,
     e.GangAttached: _gang_attached,
     e.GangRepaired: _gang_repaired,
+    e.GangRestarting: _gang_restarting,
+    e.GangRestarted: _gang_restarted,
     e.GangReleasing: _gang_releasing,
     e.GangReleased: _gang_released,
     e.ActorLaunchRequested: _launch_requested,
     e.ActorStarted: _actor_moved,
     e.ActorStartFailed: _actor_moved,
     e.ActorExited: _actor_moved,
+    e.ActorRestarting: _actor_restarting,
     e.ActorLost: _actor_moved,
     e.ActorStopRequested: _stop_requested,
 }

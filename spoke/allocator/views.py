@@ -259,7 +259,8 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
         if actor is not None and (actor.alive or actor.node_id == slot.node_id):
             rank |= {"actor": actor.actor_id, "runs": actor.spec.title[:200], "state": actor.phase, "pid": actor.pid}
             rank |= {"address": actor.address} if actor.address else {}
-            if actor.phase in ("exited", "start_failed", "lost"):
+            rank |= {"restarts": actor.restarts} if actor.restarts else {}
+            if actor.phase in ("restarting", "exited", "start_failed", "lost"):
                 rank |= {"code": actor.code, "signal": actor.signal, "reason": actor.reason}
         fields[f"rank.{slot.global_rank}"] = orjson.dumps(rank)
     return fields

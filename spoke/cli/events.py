@@ -129,7 +129,15 @@ def _queued(event: e.GangQueued) -> str:
 
 
 def _exited(event: e.ActorExited) -> str:
-    return f"{_actor(event)}: " + (f"signal {event.signal}" if event.signal else f"code {event.code}")
+    return f"{_actor(event)}: {_how(event)}{_because(event.reason)}"
+
+
+def _how(event: Any) -> str:
+    return f"signal {event.signal}" if event.signal else f"code {event.code}"
+
+
+def _in(delay_ms: int) -> str:
+    return f" in {delay_ms / 1000:g} s" if delay_ms else ""
 
 
 def _refused(event: e.RequestRefused) -> str:
@@ -185,12 +193,25 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.GangExplained: lambda v: f"{v.ticket_id} to {v.client_id}",
     e.GangAttached: lambda v: f"{v.ticket_id} by {v.client_id}",
     e.GangRepaired: lambda v: f"{v.ticket_id} rank {v.rank}{_asked(v)}; now {_places((v.slot,))}",
+    e.GangRestarting: lambda v: (
+        f"{v.ticket_id} generation {v.generation}, ranks {numbers(v.ranks)}: rank {v.rank} failed "
+        f"({_how(v)}{_because(v.reason)})"
+    ),
+    e.GangRestarted: lambda v: f"{v.ticket_id} generation {v.generation}, ranks {numbers(v.ranks)}{_in(v.delay_ms)}",
     e.GangReleasing: lambda v: f"{v.ticket_id}{_asked(v)}{_because(v.reason)}",
     e.GangReleased: lambda v: f"{v.ticket_id} on {', '.join(v.nodes) or 'no node'}" + (", all of it" * v.final),
     e.ActorLaunchRequested: lambda v: f"{_actor(v)}: {_short(v.spec.title)}",
-    e.ActorStarted: lambda v: f"{_actor(v)}: pid {v.pid}" + (f" at {v.address}" if v.address else ""),
+    e.ActorStarted: lambda v: (
+        f"{_actor(v)}: pid {v.pid}"
+        + (f" at {v.address}" if v.address else "")
+        + (f", restart {v.restarts}" if v.restarts else "")
+    ),
     e.ActorStartFailed: lambda v: f"{_actor(v)}: {v.reason}",
     e.ActorExited: _exited,
+    e.ActorRestarting: lambda v: (
+        f"{_actor(v)}: restart {v.restarts}{_in(v.delay_ms)}, after {_how(v)}{_because(v.reason)}"
+    ),
+    e.ActorHalted: lambda v: f"{_actor(v)}: {_how(v)}, for generation {v.generation}",
     e.ActorLost: lambda v: f"{_actor(v)}{_because(v.reason)}",
     e.ActorStopRequested: lambda v: f"{_actor(v)}{_asked(v)}",
 }

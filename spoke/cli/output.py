@@ -19,6 +19,7 @@ STATE_STYLES = {
     "running": "green",
     "allocated": "cyan",
     "launching": "cyan",
+    "restarting": "yellow",
     "queued": "yellow",
     "cordoned": "yellow",
     "draining": "yellow",

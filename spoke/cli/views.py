@@ -206,7 +206,7 @@ def ticket_document(ticket_id: str, raw: dict[bytes, bytes]) -> dict[str, Any]:
     return {**fields, "ranks": sorted(ranks, key=lambda rank: int(rank["rank"]))}
 
 
-RUNS = frozenset({"launching", "running"})
+RUNS = frozenset({"launching", "running", "restarting"})
 _TEXTS = frozenset(
     {"state", "since", "ends", "name", "client", "project", "gang", "strategy", "reservation", "reason", "master"}
 )

@@ -22,6 +22,7 @@ from spoke.client.tracking import ActorExit
 from spoke.errors import ClientClosed
 from spoke.events.model import OnFailure, Resources, Slot
 from spoke.events.rules import Group, Labels, Strategy
+from spoke.events.supervision import Supervision
 from spoke.protocol.notice import Notice
 from spoke.transport import Stream, Transport
 from spoke.transport.mailbox import CAPACITY, Mailbox
@@ -70,6 +71,16 @@ class AsyncActorHandle:
     def address(self) -> str:
         """Where it takes calls; empty for a command."""
         return self.sync.address
+
+    @property
+    def phase(self) -> str:
+        """What is known of it; see ``ActorHandle.phase``."""
+        return self.sync.phase
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again, as far as this client knows."""
+        return self.sync.restarts
 
     @property
     def exit(self) -> ActorExit | None:
@@ -223,16 +234,30 @@ class AsyncGang:
         self.sync.on_notice(tell)
 
     async def launch(
-        self, type: Types, args: Args = None, *, ids: Ids = None, env: Env = None
+        self,
+        type: Types,
+        args: Args = None,
+        *,
+        ids: Ids = None,
+        env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
     ) -> list[AsyncActorHandle]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
-        return _wrap_all(await _await_late(self.sync.launch, type, args, ids=ids, env=env))
+        launch = self.sync.launch
+        return _wrap_all(await _await_late(launch, type, args, ids=ids, env=env, cwd=cwd, supervision=supervision))
 
     async def launch_command(
-        self, argv: Sequence[str], *, env: Env = None, cwd: str | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
     ) -> list[AsyncActorHandle]:
         """Run a command at every rank; see ``Client.launch_command``."""
-        return _wrap_all(await _await_late(self.sync.launch_command, argv, env=env, cwd=cwd))
+        launch = self.sync.launch_command
+        return _wrap_all(await _await_late(launch, argv, env=env, cwd=cwd, supervision=supervision))
 
     async def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> list[ActorExit]:
         """Wait for the ends of the actors; see ``Gang.wait``."""
@@ -378,13 +403,14 @@ class AsyncClient(AsyncOperations):
         args: Mapping[str, Any] | None = None,
         *,
         env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = None,
     ) -> AsyncActorHandle:
         """Start an actor at one rank; see ``Client.launch_actor``. Cancelling stops it."""
         launch = self.sync.launch_actor
-        return AsyncActorHandle(
-            await _await_late(launch, ticket_id, global_rank, type, id, args, env=env, timeout=timeout)
-        )
+        options = {"env": env, "cwd": cwd, "supervision": supervision, "timeout": timeout}
+        return AsyncActorHandle(await _await_late(launch, ticket_id, global_rank, type, id, args, **options))
 
     async def launch_gang(
         self,
@@ -394,11 +420,14 @@ class AsyncClient(AsyncOperations):
         *,
         ids: Ids = None,
         env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = None,
     ) -> list[AsyncActorHandle]:
         """Start an actor at every rank; see ``Client.launch_gang``."""
         launch = self.sync.launch_gang
-        return _wrap_all(await _await_late(launch, ticket_id, type, args, ids=ids, env=env, timeout=timeout))
+        options = {"ids": ids, "env": env, "cwd": cwd, "supervision": supervision, "timeout": timeout}
+        return _wrap_all(await _await_late(launch, ticket_id, type, args, **options))
 
     async def launch_command(
         self,
@@ -407,11 +436,13 @@ class AsyncClient(AsyncOperations):
         *,
         env: Env = None,
         cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = None,
     ) -> list[AsyncActorHandle]:
         """Run a command at every rank; see ``Client.launch_command``."""
         launch = self.sync.launch_command
-        return _wrap_all(await _await_late(launch, ticket_id, argv, env=env, cwd=cwd, timeout=timeout))
+        options = {"env": env, "cwd": cwd, "supervision": supervision, "timeout": timeout}
+        return _wrap_all(await _await_late(launch, ticket_id, argv, **options))
 
     async def spawn(
         self,
@@ -421,6 +452,8 @@ class AsyncClient(AsyncOperations):
         args: Mapping[str, Any] | None = None,
         *,
         env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = 300.0,
         detached: bool = False,
         preferred_node: str | None = None,
@@ -436,6 +469,8 @@ class AsyncClient(AsyncOperations):
             resources,
             args,
             env=env,
+            cwd=cwd,
+            supervision=supervision,
             timeout=timeout,
             detached=detached,
             preferred_node=preferred_node,

@@ -14,6 +14,7 @@ from spoke.client.memory import MEMORY, GangMemory
 from spoke.client.tracking import ENDED, ActorExit, Ticket
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events.model import Slot
+from spoke.events.supervision import Supervision
 from spoke.protocol.notice import Notice
 from spoke.protocol.replies import ActorInfo
 from spoke.transport import CallServer
@@ -112,15 +113,29 @@ class Gang:
         """
         self.ticket.on_notice = (*self.ticket.on_notice, tell)
 
-    def launch(self, type: Types, args: Args = None, *, ids: Ids = None, env: Env = None) -> Future[list[ActorHandle]]:
+    def launch(
+        self,
+        type: Types,
+        args: Args = None,
+        *,
+        ids: Ids = None,
+        env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
+    ) -> Future[list[ActorHandle]]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
-        return self.client.launch_gang(self.ticket_id, type, args, ids=ids, env=env)
+        return self.client.launch_gang(self.ticket_id, type, args, ids=ids, env=env, cwd=cwd, supervision=supervision)
 
     def launch_command(
-        self, argv: Sequence[str], *, env: Env = None, cwd: str | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
     ) -> Future[list[ActorHandle]]:
         """Run a command at every rank; see ``Client.launch_command``."""
-        return self.client.launch_command(self.ticket_id, argv, env=env, cwd=cwd)
+        return self.client.launch_command(self.ticket_id, argv, env=env, cwd=cwd, supervision=supervision)
 
     def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> Future[list[ActorExit]]:
         """The ends of all actors that were launched, or of those at ``ranks``.
@@ -163,12 +178,17 @@ class Gang:
         return ActorHandle(self, actor)
 
     def line(self, actor: ActorInfo) -> Line:
-        """The connection to one of its actors, which all handles on it share."""
+        """The connection to one of its actors, which all handles on it share; a new one when it was started again."""
+        old = None
         with self._lines_lock:
             line = self._lines.get(actor.launch_id)
+            if isinstance(line, Line) and line.restarts < actor.restarts:
+                old, line = line, None
             if not isinstance(line, Line):
                 line = self._lines[actor.launch_id] = Line(self.client, self.ticket, actor)
-            return line
+        if old is not None:
+            old.close()
+        return line
 
     def memory_home(self) -> CallServer:
         """Where this client's buffers for the gang live; see ``spoke.Buffer``."""

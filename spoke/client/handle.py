@@ -36,6 +36,11 @@ class Line:
         self._scope: Scope | None = None
 
     @property
+    def restarts(self) -> int:
+        """Which of the actor's processes it leads to: how often the actor was started again before."""
+        return self._actor.restarts
+
+    @property
     def is_open(self) -> bool:
         """Whether a call would go out without connecting first."""
         connection = self._connection
@@ -105,13 +110,30 @@ class ActorHandle:
 
     @property
     def pid(self) -> int:
-        """The process id on its node."""
-        return self._actor.pid
+        """The process id on its node; 0 while it is started again."""
+        return self._latest.pid
 
     @property
     def address(self) -> str:
-        """Where it takes calls; empty for a command."""
-        return self._actor.address
+        """Where it takes calls; empty for a command, and while it is started again."""
+        return self._latest.address
+
+    @property
+    def phase(self) -> str:
+        """What is known of it: running, restarting, exited, start_failed or lost."""
+        end = self.exit
+        return self._latest.phase if end is None else end.phase
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again, as far as this client knows."""
+        return self._latest.restarts
+
+    @property
+    def _latest(self) -> ActorInfo:
+        """The actor as it is now; its process may be another one than when the handle was made."""
+        known = self._gang.ticket.actors.get(self._actor.rank)
+        return known if known is not None and known.launch_id == self._actor.launch_id else self._actor
 
     @property
     def exit(self) -> ActorExit | None:
@@ -131,7 +153,8 @@ class ActorHandle:
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call a method of the actor; the future has its result.
 
-        It fails with ActorError (the method raised; with the remote traceback), ActorUnreachable or CallTimeout.
+        It fails with ActorError (the method raised; with the remote traceback), ActorUnreachable or CallTimeout. A call
+        on an actor that was started again goes to its new process; until that is up it fails with ActorUnreachable.
         Raises NotSerializable for arguments that are not data, InvalidRequest for an actor that is a command. The
         first call opens the connection, for which it may take up to 10 s.
         """
@@ -176,16 +199,22 @@ class ActorHandle:
 
     def _connection(self, method: str) -> Connection:
         self._gang.client.check_process()
+        latest = self._latest
+        if latest.phase == "restarting":
+            raise ActorUnreachable(
+                f"actor {self.id} (rank {self.rank} of ticket {self._gang.ticket_id}) is being started again (restart "
+                f"{latest.restarts}): call again when its handle's phase is running"
+            )
         self._check_callable(repr(method))
         end = self.exit
         if end is not None:
             raise self._ended(end)
-        return self._gang.line(self._actor).connection()
+        return self._gang.line(latest).connection()
 
     @property
     def is_connected(self) -> bool:
         """Whether the next call goes out without connecting first."""
-        return self._gang.line(self._actor).is_open
+        return self._gang.line(self._latest).is_open
 
     @property
     def transport(self) -> Transport:
@@ -213,7 +242,7 @@ class ActorHandle:
         return self._gang.release()
 
     def _check_callable(self, what: str) -> None:
-        if not self._actor.address:
+        if not self._latest.address and not self._actor.address:
             raise InvalidRequest(
                 f"{what} was called on actor {self.id} of ticket {self._gang.ticket_id}, which is a command and "
                 f"has no methods: launch a class that is registered with @spoke.register_actor instead"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from spoke.client.gang import Args, Env, Ids, Types
 from spoke.errors import InvalidRequest, LimitExceeded, RankOutOfRange
 from spoke.events.model import ActorSpec, Member, Slot
+from spoke.events.supervision import NONE, Supervision
 from spoke.protocol.launch import LaunchBlob, encode_blob, pack_blobs
 from spoke.protocol.requests import ARGS_BYTES_MAX
 from spoke.transport import pack
@@ -47,31 +48,45 @@ def check_rank(rank: int) -> int:
     return rank
 
 
-def actor_plan(rank: int, type_name: str, actor_id: str, args: Mapping[str, Any] | None, env: Env) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How actors are run: the environment's additions, the working directory, how their agents look after them."""
+
+    env: Env = None
+    cwd: str | None = None
+    supervision: Supervision | None = None
+
+    def spec(self, type_name: str = "", argv: tuple[str, ...] = ()) -> ActorSpec:
+        """What to run; raises InvalidRequest."""
+        if self.supervision is not None and not isinstance(self.supervision, Supervision):
+            raise InvalidRequest(f"supervision must be a spoke.Supervision, not {self.supervision!r:.100}")
+        kept = None if self.supervision == NONE else self.supervision
+        return ActorSpec(type_name, argv, _checked_text("cwd", self.cwd or ""), kept)
+
+
+def actor_plan(rank: int, type_name: str, actor_id: str, args: Mapping[str, Any] | None, way: Way) -> Plan:
     """One actor of a registered type at one rank."""
     if type(rank) is not int:
         raise InvalidRequest(f"a rank is a whole number, not {rank!r}")
     member = Member(rank, _checked_text("the actor id", actor_id))
-    return _OneActor(
-        ActorSpec(type_name=_checked_text("the actor type", type_name)), member, _pack_args(args), _env(env)
-    )
+    return _OneActor(way.spec(_checked_text("the actor type", type_name)), member, _pack_args(args), _env(way.env))
 
 
-def gang_plan(types: Types, args: Args, ids: Ids, env: Env) -> Plan:
+def gang_plan(types: Types, args: Args, ids: Ids, way: Way) -> Plan:
     """One actor of a registered type at every rank; with a type for each group, at the ranks of those."""
     packed = args if callable(args) else _pack_args(args)
     if not isinstance(types, Mapping):
-        return _WholeGang(ActorSpec(type_name=_checked_text("the actor type", types)), packed, ids, _env(env))
+        return _WholeGang(way.spec(_checked_text("the actor type", types)), packed, ids, _env(way.env))
     by_group = {
-        _checked_text("a group's name", group): ActorSpec(type_name=_checked_text("the actor type", name))
+        _checked_text("a group's name", group): way.spec(_checked_text("the actor type", name))
         for group, name in types.items()
     }
     if not by_group:
         raise InvalidRequest("a launch by groups names at least one group and its actor type")
-    return _WholeGang(next(iter(by_group.values())), packed, ids, _env(env), by_group)
+    return _WholeGang(next(iter(by_group.values())), packed, ids, _env(way.env), by_group)
 
 
-def command_plan(argv: Sequence[str], cwd: str | None, env: Env) -> Plan:
+def command_plan(argv: Sequence[str], way: Way) -> Plan:
     """A command at every rank."""
     if isinstance(argv, str) or not argv or not all(isinstance(word, str) for word in argv):
         raise InvalidRequest(f"a command is a list of words, like ['python', 'train.py'], not {str(argv)[:200]!r}")
@@ -81,8 +96,7 @@ def command_plan(argv: Sequence[str], cwd: str | None, env: Env) -> Plan:
         raise InvalidRequest("the command's first word, the program, is empty")
     if sum(map(len, argv)) > ARGV_BYTES_MAX:
         raise InvalidRequest(f"the command is longer than {ARGV_BYTES_MAX} characters: put its input into a file")
-    spec = ActorSpec(argv=tuple(argv), cwd=_checked_text("cwd", cwd or ""))
-    return _WholeGang(spec, b"", lambda slot: f"rank-{slot.global_rank}", _env(env))
+    return _WholeGang(way.spec(argv=tuple(argv)), b"", lambda slot: f"rank-{slot.global_rank}", _env(way.env))
 
 
 @dataclass(frozen=True, slots=True)

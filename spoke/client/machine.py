@@ -315,6 +315,19 @@ class Machine:
             self._forget_release(request.ticket_id, seq)
         return [Fail(seq, error)]
 
+    def _restarting(self, ticket: Ticket, message: p.ActorsRestarting) -> list[Output]:
+        ticket.restarting(message.actors)
+        failed = next((actor for actor in message.actors if actor.rank == message.rank), message.actors[0])
+        how = f"was ended by signal {failed.signal}" if failed.signal else f"exited with code {failed.code}"
+        if failed.reason:
+            how = f"failed: {failed.reason}" if failed.phase == "launching" else f"{how}: {failed.reason}"
+        who = f"all {len(message.actors)} members are" if len(message.actors) > 1 else "it is"
+        text = f"rank {failed.rank} ({failed.actor_id}) {how}; {who} started again (restart {failed.restarts})"
+        ranks = tuple(actor.rank for actor in message.actors)
+        notice = Notice(ticket.ticket_id, "restarting", text, failed.node_id, ranks)
+        ticket.noticed(notice)
+        return [Noticed(ticket, notice)]
+
     def _notice(self, message: p.Message, now: float) -> list[Output]:
         if isinstance(message, p.Queued):
             one = self.outstanding.get(message.of_seq)
@@ -325,6 +338,14 @@ class Machine:
         if isinstance(message, p.ActorEnded):
             ticket = self.tickets.get(message.ticket_id)
             return self._over(ticket, ticket.ended(message.actor, message.expected)) if ticket else []
+        if isinstance(message, p.ActorsRestarting):
+            ticket = self.tickets.get(message.ticket_id)
+            return self._restarting(ticket, message) if ticket is not None else []
+        if isinstance(message, p.ActorRestarted):
+            ticket = self.tickets.get(message.ticket_id)
+            if ticket is not None:
+                ticket.restarted(message.actor)
+            return []
         if isinstance(message, p.TicketReleasing):
             ticket = self.tickets.get(message.ticket_id)
             if ticket is not None:

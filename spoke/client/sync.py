@@ -23,6 +23,7 @@ from spoke.client.tracking import Ticket
 from spoke.errors import InvalidRequest, RankOutOfRange, SpokeError, TicketEnded
 from spoke.events.model import OnFailure, Resources, Slot, check_name
 from spoke.events.rules import Group, Labels, Strategy
+from spoke.events.supervision import Supervision
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, find_key
@@ -229,6 +230,8 @@ class Client(Operations, Closing):
         args: Mapping[str, Any] | None = None,
         *,
         env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = None,
     ) -> Future[ActorHandle]:
         """Start an actor of a registered type at one rank of a ticket.
@@ -237,8 +240,12 @@ class Client(Operations, Closing):
         once the actor is up, and fails with ActorStartFailed, AlreadyLaunched, RankOutOfRange, TicketEnded,
         UnknownTicket, or WaitTimeout after ``timeout`` seconds (the actor is stopped then). Cancelling it stops the
         actor. Raises InvalidRequest, NotSerializable.
+
+        ``env`` is added to its environment, ``cwd`` is its working directory (relative to the agent's).
+        ``supervision`` (``spoke.Supervision``): when it is started again, time limits, checks of its health, what is
+        run at its end, limits of its process.
         """
-        plan = launching.actor_plan(global_rank, type, id, args, env)
+        plan = launching.actor_plan(global_rank, type, id, args, launching.Way(env, cwd, supervision))
         return self._launch(ticket_id, plan, lambda handles: handles[0], timeout)
 
     def launch_gang(
@@ -249,6 +256,8 @@ class Client(Operations, Closing):
         *,
         ids: Ids = None,
         env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = None,
     ) -> Future[list[ActorHandle]]:
         """Start an actor of a registered type at every rank of a ticket, in one request.
@@ -258,7 +267,7 @@ class Client(Operations, Closing):
         "Worker"}``: groups that it does not name are not launched. The handles come by rank; otherwise as
         ``launch_actor``.
         """
-        plan = launching.gang_plan(type, args, ids, env)
+        plan = launching.gang_plan(type, args, ids, launching.Way(env, cwd, supervision))
         return self._launch(ticket_id, plan, lambda handles: handles, timeout)
 
     def launch_command(
@@ -268,10 +277,11 @@ class Client(Operations, Closing):
         *,
         env: Env = None,
         cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = None,
     ) -> Future[list[ActorHandle]]:
         """Run a command at every rank of a ticket, on agents that allow commands; otherwise as ``launch_gang``."""
-        plan = launching.command_plan(argv, cwd, env)
+        plan = launching.command_plan(argv, launching.Way(env, cwd, supervision))
         return self._launch(ticket_id, plan, lambda handles: handles, timeout)
 
     def spawn(
@@ -282,6 +292,8 @@ class Client(Operations, Closing):
         args: Mapping[str, Any] | None = None,
         *,
         env: Env = None,
+        cwd: str | None = None,
+        supervision: Supervision | None = None,
         timeout: float | None = 300.0,
         detached: bool = False,
         preferred_node: str | None = None,
@@ -294,7 +306,7 @@ class Client(Operations, Closing):
 
         The ticket lives as long as the handle (``handle.gang``), or until ``handle.release()``.
         """
-        plan = launching.actor_plan(0, type, id, args, env)
+        plan = launching.actor_plan(0, type, id, args, launching.Way(env, cwd, supervision))
         chain: Chain[ActorHandle] = Chain()
 
         def launched(step: Future[ActorHandle], gang: Gang) -> None:

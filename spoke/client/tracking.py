@@ -63,6 +63,8 @@ class Ticket:
     on_notice: tuple[Callable[[Notice], object], ...] = ()
     """Whom to tell of the next."""
     _waits: dict[int, set[int]] = field(default_factory=dict)
+    _wanted: dict[int, frozenset[int]] = field(default_factory=dict)
+    """All that each wait is for: a rank that had ended may be started again."""
 
     def repaired(self, slot: Slot, master_addr: str, master_port: int) -> None:
         """A member has another slot."""
@@ -88,6 +90,24 @@ class Ticket:
                 self.actors[actor.rank] = actor
                 self.exits.pop(actor.rank, None)
         return over
+
+    def restarting(self, actors: Iterable[ActorInfo]) -> list[ActorInfo]:
+        """Actors are started again: those that this client knows."""
+        mine = [actor for actor in actors if actor.rank in self.actors]
+        for actor in mine:
+            self.actors[actor.rank] = actor
+            self.exits.pop(actor.rank, None)
+            for wait_id, ranks in self._wanted.items():
+                if actor.rank in ranks:
+                    self._waits[wait_id].add(actor.rank)
+        return mine
+
+    def restarted(self, actor: ActorInfo) -> None:
+        """An actor is up again."""
+        known = self.actors.get(actor.rank)
+        if known is None or known.launch_id == actor.launch_id:
+            self.actors[actor.rank] = actor
+            self.exits.pop(actor.rank, None)
 
     def ended(self, actor: ActorInfo, expected: bool) -> list[int]:
         """Take note of an actor's end; the waits that are over."""
@@ -115,6 +135,7 @@ class Ticket:
                 over += self._exit(ActorExit(rank, actor.actor_id, actor.node_id, "lost", 0, 0, reason, True))
         over += list(self._waits)
         self._waits.clear()
+        self._wanted.clear()
         return over
 
     def _exit(self, exit_: ActorExit) -> list[int]:
@@ -125,20 +146,22 @@ class Ticket:
             if not ranks:
                 over.append(wait_id)
         for wait_id in over:
-            del self._waits[wait_id]
+            self.unwatch(wait_id)
         return over
 
     def watch(self, wait_id: int, ranks: Iterable[int]) -> bool:
         """Begin a wait; True if there is nothing left to wait for."""
-        missing = {rank for rank in ranks if rank not in self.exits}
+        wanted = frozenset(ranks)
+        missing = {rank for rank in wanted if rank not in self.exits}
         if not missing or self.released:
             return True
-        self._waits[wait_id] = missing
+        self._waits[wait_id], self._wanted[wait_id] = missing, wanted
         return False
 
     def unwatch(self, wait_id: int) -> None:
         """End a wait that nobody wants any more."""
         self._waits.pop(wait_id, None)
+        self._wanted.pop(wait_id, None)
 
     def exits_of(self, ranks: Iterable[int]) -> list[ActorExit]:
         """The known ends of these ranks, by rank."""

@@ -412,6 +412,44 @@ def _gang_repaired(state: PoolState, event_id: str, event: e.GangRepaired) -> No
     state.queueing.charge(ticket.project, amounts_of(ticket.spec, ticket.slots), 1, ms_of(event_id))
     state.index(left)
     state.index(node)
+    if actor is not None:
+        actor.stopping = True  # what ran at the old place is not started there again
+
+
+def _gang_restarting(state: PoolState, event_id: str, event: e.GangRestarting) -> None:
+    ticket = _ticket(state, event_id, event)
+    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    if event.generation <= ticket.generation or event.rank not in event.ranks:
+        raise InvalidTransition(
+            f"event {event_id} restarts {event.ticket_id} as generation {event.generation} for rank {event.rank} among "
+            f"{list(event.ranks)[:20]}, but its generation is {ticket.generation}"
+        )
+    for rank in event.ranks:
+        actor = ticket.actor(rank)
+        if actor is None or not actor.in_gang_restarts or ticket.slots[rank].node_id != actor.node_id:
+            raise InvalidTransition(
+                f"event {event_id} restarts rank {rank} of {event.ticket_id}, which has no part in it"
+            )
+        was = actor.phase
+        actor.phase = advance(ACTOR, f"rank {rank} of ticket {event.ticket_id}", was, event_id, event.TYPE)
+        if was == "exited":
+            ticket.alive[actor.node_id] = ticket.alive.get(actor.node_id, 0) + 1
+        actor.restarts, actor.pid, actor.address = event.generation, 0, ""
+        if rank == event.rank:
+            actor.code, actor.signal, actor.reason = event.code, event.signal, event.reason
+    ticket.generation, ticket.strikes, ticket.delay_ms = event.generation, event.strikes, event.delay_ms
+    ticket.halting = set(event.ranks)
+
+
+def _gang_restarted(state: PoolState, event_id: str, event: e.GangRestarted) -> None:
+    ticket = _ticket(state, event_id, event)
+    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    if event.generation != ticket.generation or ticket.halting:
+        raise InvalidTransition(
+            f"event {event_id} starts generation {event.generation} of {event.ticket_id}, which is at "
+            f"{ticket.generation} and waits for the ranks {sorted(ticket.halting)[:20]} to end"
+        )
+    ticket.restarted_ms = ms_of(event_id)
 
 
 def _book(node: NodeState, ticket: TicketState, event_id: str) -> None:
@@ -604,11 +642,12 @@ def _moved(state: PoolState, event_id: str, event: Any) -> ActorState:
     if phase is None:  # the words for an error are made where there is one: this is the hot path of a replay
         phase = advance(ACTOR, f"actor {event.actor_id} of ticket {event.ticket_id}", was, event_id, event.TYPE)
     actor.phase = phase
-    if was == "launching":
+    if was == "launching" and phase != was:
         ticket.launches[actor.launch] -= 1
         if not ticket.launches[actor.launch]:
             del ticket.launches[actor.launch]
     if not actor.alive:
+        ticket.halting.discard(actor.rank)
         ticket.alive[event.node_id] -= 1
         if not ticket.alive[event.node_id]:
             del ticket.alive[event.node_id]
@@ -618,11 +657,36 @@ def _moved(state: PoolState, event_id: str, event: Any) -> ActorState:
 def _actor_started(state: PoolState, event_id: str, event: e.ActorStarted) -> None:
     actor = _moved(state, event_id, event)
     actor.pid, actor.address = event.pid, event.address
+    actor.code, actor.signal, actor.reason, actor.restarts = 0, 0, "", event.restarts
 
 
 def _actor_exited(state: PoolState, event_id: str, event: e.ActorExited) -> None:
     actor = _moved(state, event_id, event)
+    actor.code, actor.signal, actor.reason = event.code, event.signal, event.reason
+
+
+def _actor_restarting(state: PoolState, event_id: str, event: e.ActorRestarting) -> None:
+    _, actor = _actor(state, event_id, event)
+    if event.restarts <= actor.restarts:
+        raise InvalidTransition(
+            f"event {event_id} starts actor {event.actor_id} of ticket {event.ticket_id} again for the "
+            f"{event.restarts}th time, but that was done {actor.restarts} times"
+        )
+    _moved(state, event_id, event)
+    actor.code, actor.signal, actor.reason = event.code, event.signal, event.reason
+    actor.restarts, actor.pid, actor.address = event.restarts, 0, ""
+
+
+def _actor_halted(state: PoolState, event_id: str, event: e.ActorHalted) -> None:
+    ticket, actor = _actor(state, event_id, event)
+    if actor.rank not in ticket.halting or event.generation != ticket.generation:
+        raise InvalidTransition(
+            f"event {event_id} halts rank {event.rank} of ticket {event.ticket_id} for generation {event.generation}, "
+            f"which is not waited for"
+        )
+    _moved(state, event_id, event)
     actor.code, actor.signal = event.code, event.signal
+    ticket.halting.discard(actor.rank)
 
 
 def _actor_failed(state: PoolState, event_id: str, event: e.ActorStartFailed | e.ActorLost) -> None:
@@ -664,6 +728,8 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.GangPrioritized: _gang_prioritized,
     e.GangAttached: _gang_attached,
     e.GangRepaired: _gang_repaired,
+    e.GangRestarting: _gang_restarting,
+    e.GangRestarted: _gang_restarted,
     e.GangReleasing: _gang_releasing,
     e.GangReleased: _gang_released,
     e.TicketPreempting: _ticket_preempting,
@@ -679,6 +745,8 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.ActorStarted: _actor_started,
     e.ActorStartFailed: _actor_failed,
     e.ActorExited: _actor_exited,
+    e.ActorRestarting: _actor_restarting,
+    e.ActorHalted: _actor_halted,
     e.ActorLost: _actor_failed,
     e.ActorStopRequested: _actor_stop_requested,
 }

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeVar
 from spoke.errors import InvalidTransition
 
 TicketPhase = Literal["queued", "allocated", "active", "releasing", "released", "refused", "cancelled"]
-ActorPhase = Literal["launching", "running", "exited", "start_failed", "lost"]
+ActorPhase = Literal["launching", "running", "restarting", "exited", "start_failed", "lost"]
 NodePhase = Literal["up", "cordoned", "draining", "drained", "lost", "removed"]
 P = TypeVar("P", bound=str)
 Table = Mapping[tuple[P | None, str], P]
@@ -27,6 +27,8 @@ TICKET: Final[Table[TicketPhase]] = {
     ("active", "actor.launch_requested"): "active",
     ("allocated", "gang.repaired"): "allocated",
     ("active", "gang.repaired"): "active",
+    ("active", "gang.restarting"): "active",
+    ("active", "gang.restarted"): "active",
     ("allocated", "gang.releasing"): "releasing",
     ("active", "gang.releasing"): "releasing",
     ("releasing", "gang.released"): "released",  # the final one; a partial one leaves the ticket releasing
@@ -46,6 +48,19 @@ ACTOR: Final[Table[ActorPhase]] = {
     ("launching", "actor.lost"): "lost",
     ("running", "actor.exited"): "exited",
     ("running", "actor.lost"): "lost",
+    ("launching", "actor.restarting"): "launching",  # it has not come up yet: it failed, and is started again
+    ("running", "actor.restarting"): "restarting",
+    ("restarting", "actor.restarting"): "restarting",
+    ("launching", "gang.restarting"): "launching",
+    ("running", "gang.restarting"): "restarting",
+    ("restarting", "gang.restarting"): "restarting",
+    ("exited", "gang.restarting"): "restarting",  # it had ended well: all members begin again
+    ("launching", "actor.halted"): "launching",
+    ("restarting", "actor.halted"): "restarting",
+    ("restarting", "actor.started"): "running",
+    ("restarting", "actor.start_failed"): "start_failed",
+    ("restarting", "actor.exited"): "exited",
+    ("restarting", "actor.lost"): "lost",
 }
 
 NODE: Final[Table[NodePhase]] = {
@@ -78,7 +93,7 @@ NODE: Final[Table[NodePhase]] = {
 }
 
 TICKET_HOLDS_GPUS: Final[frozenset[TicketPhase]] = frozenset({"allocated", "active", "releasing"})
-ACTOR_ALIVE: Final[frozenset[ActorPhase]] = frozenset({"launching", "running"})
+ACTOR_ALIVE: Final[frozenset[ActorPhase]] = frozenset({"launching", "running", "restarting"})
 
 
 def advance(table: Table[P], what: str, phase: P | None, event_id: str, event_type: str) -> P:

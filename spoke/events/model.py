@@ -21,6 +21,7 @@ from spoke.events.resources import (
     parse_bytes,
 )
 from spoke.events.rules import Group, Rules, Strategy
+from spoke.events.supervision import Restart, Supervision
 from spoke.events.topology import Topology
 
 __all__ = [
@@ -313,17 +314,36 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class ActorSpec:
-    """What to run in a slot: a registered type by ``type_name``, or the command ``argv``. Exactly one is set."""
+    """What to run in a slot: a registered type by ``type_name``, or the command ``argv``. Exactly one is set.
+
+    ``cwd`` is its working directory (relative to the agent's; empty: that one). ``supervision`` says how its agent
+    looks after it, if there is anything to say.
+    """
 
     type_name: str = ""
     argv: tuple[str, ...] = ()
     cwd: str = ""
+    supervision: Supervision | None = None
 
     def __post_init__(self) -> None:
         if bool(self.type_name) == bool(self.argv):
             raise InvalidRequest("an actor is either a registered type or a command: give exactly one of the two")
         if self.type_name:
             check_name("the actor type", self.type_name)
+        if self.supervision is not None and self.supervision.health is not None:
+            if self.argv and not self.supervision.health.argv:
+                raise InvalidRequest(
+                    "a command's health is checked by another command: give the health check one (argv)"
+                )
+            if self.type_name and self.supervision.health.argv:
+                raise InvalidRequest(
+                    "a registered type is asked for its health itself: give its check no command (argv)"
+                )
+
+    @property
+    def restart(self) -> Restart | None:
+        """What follows when it fails; None: nothing."""
+        return None if self.supervision is None else self.supervision.restart
 
     @property
     def title(self) -> str:

@@ -216,6 +216,14 @@ class ActorState:
     code: int = 0
     signal: int = 0
     reason: str = ""
+    restarts: int = 0
+    """How often it was started again; in a gang that restarts as a whole, its generation."""
+
+    @property
+    def in_gang_restarts(self) -> bool:
+        """Whether a restart of its gang stops it and starts it again."""
+        restart = self.spec.restart
+        return restart is not None and restart.policy == "gang" and not self.stopping
 
     @property
     def alive(self) -> bool:
@@ -262,6 +270,16 @@ class TicketState:
     preempt_for: str = ""
     """The waiting ticket for which it makes room."""
     preempt_reason: str = ""
+    generation: int = 0
+    """How often all of its members were started again."""
+    strikes: int = 0
+    """How many of those its restart policy counts now."""
+    halting: set[int] = field(default_factory=set)
+    """The ranks that must end before all members are started again; empty unless a restart is under way."""
+    delay_ms: int = 0
+    """How long they wait then."""
+    restarted_ms: int = 0
+    """When they were last started again."""
 
     def need_of(self, slot: Slot) -> Amount:
         """What the member of a slot needs, except for its share of a GPU."""

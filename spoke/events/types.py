@@ -415,6 +415,37 @@ class GangRepaired(Event):
     policy: str
 
 
+@_event("gang.restarting")
+@dataclass(frozen=True, slots=True)
+class GangRestarting(Event):
+    """A member failed, and the gang's restart policy starts all of them again: the agents were told to stop ``ranks``.
+
+    ``generation`` counts the gang's restarts, ``strikes`` those that its policy counts now. ``rank`` is who failed, by
+    ``code`` or ``signal``; ``reason`` says what neither does. There is no ``actor.exited`` of it.
+    """
+
+    ticket_id: str
+    generation: int
+    rank: int
+    code: int
+    signal: int
+    reason: str
+    ranks: tuple[int, ...]
+    strikes: int
+    delay_ms: int
+
+
+@_event("gang.restarted")
+@dataclass(frozen=True, slots=True)
+class GangRestarted(Event):
+    """Nothing of the gang's members is alive any more: the agents were told to start ``ranks``, after ``delay_ms``."""
+
+    ticket_id: str
+    generation: int
+    ranks: tuple[int, ...]
+    delay_ms: int
+
+
 @_event("gang.releasing")
 @dataclass(frozen=True, slots=True)
 class GangReleasing(Event):
@@ -552,7 +583,10 @@ class ActorLaunchRequested(Event):
 @_event("actor.started")
 @dataclass(frozen=True, slots=True)
 class ActorStarted(Event):
-    """The actor's process is up; ``address`` is where it takes calls (empty for a command)."""
+    """The actor's process is up; ``address`` is where it takes calls (empty for a command).
+
+    ``restarts``: how often it was started again before; in a gang that restarts as a whole, the gang's generation.
+    """
 
     ticket_id: str
     rank: int
@@ -560,6 +594,7 @@ class ActorStarted(Event):
     node_id: str
     pid: int
     address: str
+    restarts: int = 0
 
 
 @_event("actor.start_failed")
@@ -577,12 +612,49 @@ class ActorStartFailed(Event):
 @_event("actor.exited")
 @dataclass(frozen=True, slots=True)
 class ActorExited(Event):
-    """The actor and all its processes are gone: by exit ``code``, or by ``signal`` (then code is -1)."""
+    """The actor and all its processes are gone: by exit ``code``, or by ``signal`` (then code is -1).
+
+    ``reason`` is set where its agent killed it: it hung.
+    """
 
     ticket_id: str
     rank: int
     actor_id: str
     node_id: str
+    code: int
+    signal: int = 0
+    reason: str = ""
+
+
+@_event("actor.restarting")
+@dataclass(frozen=True, slots=True)
+class ActorRestarting(Event):
+    """The actor failed, nothing of it is alive, and its agent starts it again after ``delay_ms``.
+
+    ``restarts`` counts this one. It ended by ``code`` or ``signal``; ``reason`` says what neither does.
+    """
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    restarts: int
+    code: int
+    signal: int
+    reason: str
+    delay_ms: int
+
+
+@_event("actor.halted")
+@dataclass(frozen=True, slots=True)
+class ActorHalted(Event):
+    """The actor was stopped for the restart of its gang, and nothing of it is alive; it waits for the others."""
+
+    ticket_id: str
+    rank: int
+    actor_id: str
+    node_id: str
+    generation: int
     code: int
     signal: int = 0
 

@@ -14,7 +14,8 @@ class Notice:
     ``preempting``: the ticket must make room and is released at ``deadline_ms``; ``spared``: it need not after all.
     ``expiring``: its time is over at ``deadline_ms``.
     ``gpu_unhealthy``, ``gpu_healthy``: a GPU that the ticket holds. ``member_repaired`` (to actors): a member
-    has another slot. ``ranks`` are those that the notice is about.
+    has another slot. ``restarting`` (to clients): a member failed, and the ``ranks`` are started again.
+    ``ranks`` are those that the notice is about.
     """
 
     ticket_id: str

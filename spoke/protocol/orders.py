@@ -80,6 +80,29 @@ class StopActor(Order):
 
 
 @dataclass(frozen=True, slots=True)
+class HaltActors(Order):
+    """The gang is restarted as a whole: stop these launches, report each, and wait for ``ResumeActors``."""
+
+    TYPE = "ticket.halt"
+    ticket_id: str
+    generation: int
+    members: tuple[tuple[int, str], ...]
+    """Rank and launch id."""
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeActors(Order):
+    """All members of the gang have ended: start these launches again after ``delay_s``."""
+
+    TYPE = "ticket.resume"
+    ticket_id: str
+    generation: int
+    launches: tuple[str, ...]
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class CloseTicket(Order):
     """The ticket is being given back: stop all its actors here and take back what was lent to it."""
 
@@ -137,6 +160,8 @@ _CLASSES = (
     Reject,
     StartActor,
     StopActor,
+    HaltActors,
+    ResumeActors,
     CloseTicket,
     TakeBackPort,
     NotifyActors,

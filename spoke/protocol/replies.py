@@ -47,7 +47,10 @@ class Failed(Message):
 
 @dataclass(frozen=True, slots=True)
 class ActorInfo:
-    """An actor as clients see it. ``phase`` is one of launching, running, exited, start_failed, lost."""
+    """An actor as clients see it. ``phase`` is one of launching, running, restarting, exited, start_failed, lost.
+
+    While it is restarting, ``code``, ``signal`` and ``reason`` say how its last process ended.
+    """
 
     rank: int
     actor_id: str
@@ -59,6 +62,7 @@ class ActorInfo:
     code: int = 0
     signal: int = 0
     reason: str = ""
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,25 @@ class ActorEnded(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ActorsRestarting(Message):
+    """Notice: the actor of ``rank`` failed, and these actors are started again: it alone, or all of its gang."""
+
+    TYPE = "actors_restarting"
+    ticket_id: str
+    actors: tuple[ActorInfo, ...]
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActorRestarted(Message):
+    """Notice: an actor that was started again is up."""
+
+    TYPE = "actor_restarted"
+    ticket_id: str
+    actor: ActorInfo
+
+
+@dataclass(frozen=True, slots=True)
 class TicketReleasing(Message):
     """Notice: the ticket is being given back, and why."""
 
@@ -182,6 +205,8 @@ _CLASSES = (
     Queued,
     Explained,
     ActorEnded,
+    ActorsRestarting,
+    ActorRestarted,
     TicketReleasing,
     TicketReleased,
     TicketNotice,

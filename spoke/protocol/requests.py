@@ -285,34 +285,76 @@ class LeaveNode(Request):
 @_request("actor.report_started")
 @dataclass(frozen=True, slots=True)
 class ReportStarted(Request):
-    """The actor of this launch is up."""
+    """The actor of this launch is up; ``restarts``: for the how-manieth time after the first."""
 
     ticket_id: str
     rank: int
     launch_id: str
     pid: int
     address: str = ""
+    restarts: int = 0
 
 
 @_request("actor.report_start_failed")
 @dataclass(frozen=True, slots=True)
 class ReportStartFailed(Request):
-    """The actor of this launch did not come up, and nothing of it is alive."""
+    """The actor of this launch did not come up, and nothing of it is alive.
+
+    ``forgotten``: the agent was to start it again, and does not know it any more.
+    """
 
     ticket_id: str
     rank: int
     launch_id: str
     reason: str
+    restarts: int = 0
+    forgotten: bool = False
 
 
 @_request("actor.report_exited")
 @dataclass(frozen=True, slots=True)
 class ReportExited(Request):
-    """The actor of this launch and all its processes are gone. ``code`` is -1 when ``signal`` ended it."""
+    """The actor of this launch and all its processes are gone. ``code`` is -1 when ``signal`` ended it.
+
+    ``reason`` is set where neither says why: its agent killed it because it hung.
+    """
 
     ticket_id: str
     rank: int
     launch_id: str
+    code: int
+    signal: int = 0
+    reason: str = ""
+    restarts: int = 0
+
+
+@_request("actor.report_restarting")
+@dataclass(frozen=True, slots=True)
+class ReportRestarting(Request):
+    """The actor of this launch failed, nothing of it is alive, and its agent starts it again after ``delay_ms``.
+
+    ``restarts`` counts this one. ``reason`` is set where code and signal do not say why.
+    """
+
+    ticket_id: str
+    rank: int
+    launch_id: str
+    restarts: int
+    code: int
+    signal: int
+    reason: str
+    delay_ms: int
+
+
+@_request("actor.report_halted")
+@dataclass(frozen=True, slots=True)
+class ReportHalted(Request):
+    """For a restart of its gang the actor was stopped, and nothing of it is alive. ``restarts``: the new generation."""
+
+    ticket_id: str
+    rank: int
+    launch_id: str
+    restarts: int
     code: int
     signal: int = 0
 

@@ -133,9 +133,9 @@ class AgentLife(RuleBasedStateMachine):
             return
         launch_id = data.draw(st.sampled_from(sorted(self.alive)))
         if what == "started":
-            self.do(self.machine.started(launch_id, 7, ""))
+            self.do(self.machine.started(launch_id, 7, "", self.now_s))
         elif what == "failed":
-            self.do(self.machine.failed(launch_id, "so it is"))
+            self.do(self.machine.failed(launch_id, "so it is", self.now_s))
         else:
             self.alive.discard(launch_id)
             self.do(self.machine.ended(launch_id, 0, 0, "", self.now_s))

@@ -12,6 +12,7 @@ from spoke.client import machine as m
 from spoke.errors import ClientClosed, LeaseLost, SpokeError
 from spoke.events.model import ActorSpec, Member
 from spoke.events.queueing import QueuePolicy, Quota
+from spoke.events.supervision import ExitHook, HealthCheck, Restart, RestartPolicy, Supervision
 from spoke.events.terms import Terms
 from spoke.protocol import requests as r
 from spoke.protocol.keys import client_lease
@@ -116,7 +117,7 @@ class SimClient:
             ticket = dice.choice(tickets)
             ranks = range(len(ticket.slots)) if dice.random() < 0.8 else [dice.randrange(len(ticket.slots))]
             members = tuple(Member(rank, f"a{rank}") for rank in ranks)
-            self.ask(r.LaunchActors(ticket.ticket_id, ActorSpec("Worker"), members))
+            self.ask(r.LaunchActors(ticket.ticket_id, self._spec(), members))
         elif what < 0.8 and tickets:
             self.ask(r.ReleaseGang(dice.choice(tickets).ticket_id))
         elif what < 0.85 and tickets:
@@ -132,6 +133,23 @@ class SimClient:
             self._do(self.machine.drop(ticket, self.world.now_s))
         elif what >= 0.96:
             self.ask(self._setting(others))
+
+    def _spec(self) -> ActorSpec:
+        """What to run: half of it is looked after."""
+        dice = self.world.dice
+        if dice.random() < 0.5:
+            return ActorSpec("Worker")
+        policy: RestartPolicy = dice.choice(["on_failure", "gang"])
+        restart = Restart(policy, dice.choice([0, 1, 3]), dice.choice([0.0, 0.5]), 2.0, dice.choice([0.0, 3.0]))
+        is_command = dice.random() < 0.3
+        health = HealthCheck(0.5, 0.5, 2, ("check",) if is_command else ())
+        care = Supervision(
+            restart if dice.random() < 0.8 else None,
+            dice.choice([0.0, 2.0]),
+            health if dice.random() < 0.5 else None,
+            ExitHook(("clean", "up"), 1.0) if dice.random() < 0.3 else None,
+        )
+        return ActorSpec(argv=("x",), supervision=care) if is_command else ActorSpec("Worker", supervision=care)
 
     def _setting(self, others: list[str]) -> r.Request:
         """Something that an operator of the queue may do."""

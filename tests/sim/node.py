@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from spoke.agent import instructions as i
+from spoke.agent.life import main_of
 from spoke.agent.machine import AgentMachine, Settings
 from spoke.protocol import orders as o
 from spoke.protocol.keys import node_lease
@@ -25,11 +26,12 @@ LEASE_MS = 4_000
 
 @dataclass
 class Running:
-    """A process of an actor."""
+    """A process of an actor; ``part`` is empty for its own, else what runs beside it or after it."""
 
     order: o.StartActor
     life: int
-    dying: bool = False
+    restarts: int = 0
+    part: str = ""
 
 
 class SimNode:
@@ -41,6 +43,7 @@ class SimNode:
         self.boots, self.lives = 0, 0
         self.up = False
         self.drift = 1.0
+        self.on_spawn: Callable[[Running], None] = lambda run: None
         self.boot()
 
     # --- the machine ---
@@ -48,7 +51,8 @@ class SimNode:
     def boot(self) -> None:
         self.boots += 1
         self.drift = self.world.dice.uniform(0.995, 1.005)
-        self.spec = node_spec(self.name, self.gpus, machine=f"{self.name}-boot{self.boots}", ports=8)
+        spec = node_spec(self.name, self.gpus, machine=f"{self.name}-boot{self.boots}", ports=8)
+        self.spec = replace(spec, allow_commands=True)
         self.start_agent()
 
     def power_loss(self, off_s: float) -> None:
@@ -57,6 +61,11 @@ class SimNode:
         self._end_agent()
         self.running.clear()
         self.world.after(off_s, self.boot)
+
+    @property
+    def launches(self) -> set[str]:
+        """The launches of which something runs."""
+        return {main_of(process_id)[0] for process_id in self.running}
 
     def busy_gpus(self, but: str = "") -> set[int]:
         """The GPUs that processes of other tickets than ``but`` run on."""
@@ -166,8 +175,12 @@ class SimNode:
                         self._renewer_wakes(None)
                 case i.ExtendLease(until_s):
                     self._extend(until_s)
-                case i.Spawn(order, _):
-                    self._spawn(order)
+                case i.Spawn(order, _, restarts):
+                    self._spawn(Running(order, self.lives, restarts))
+                case i.SpawnHelper(order, _, part, restarts):
+                    self._spawn_helper(Running(order, self.lives, restarts, part))
+                case i.Probe():
+                    self._probe(step)
                 case i.StopProcess(launch_id, grace_s):
                     self._stop(launch_id, grace_s)
                 case i.KillAll() | i.KillKeeper():
@@ -192,49 +205,91 @@ class SimNode:
 
         self.world.after(max(0.0, (until_s - self.clock_s()) / self.drift) + 0.002, fence)
 
-    def _spawn(self, order: o.StartActor) -> None:
-        overlap = self.busy_gpus() & set(order.gpu_ids)
+    def _check_spawn(self, run: Running, process_id: str) -> None:
+        order = run.order
+        overlap = self.busy_gpus(order.ticket_id if run.part or run.restarts else "") & set(order.gpu_ids)
         if overlap:
             others = {key: one.order.ticket_id for key, one in self.running.items()}
             raise SimulationFailed(
-                f"I4: {order.ticket_id} rank {order.rank} ({order.launch_id}) starts on GPUs {sorted(overlap)} of "
+                f"I4: {order.ticket_id} rank {order.rank} ({process_id}) starts on GPUs {sorted(overlap)} of "
                 f"{self.name}, where these run: {others}"
             )
         if self.clock_s() >= self._fence_s:
-            raise SimulationFailed(f"I7: {self.name} starts {order.launch_id} without a lease")
-        self.world.say(self.name, f"starts {order.ticket_id} rank {order.rank} ({order.launch_id}) on {order.gpu_ids}")
-        life, launch_id = self.lives, order.launch_id
-        self.running[launch_id] = Running(order, life)
-        dice = self.world.dice
-        if self.world.chance(0.06):
-            self.world.after(dice.uniform(0.01, 0.5), lambda: self._ends(launch_id, life, 1, 0))
+            raise SimulationFailed(f"I7: {self.name} starts {process_id} without a lease")
+        if process_id in self.running:
+            raise SimulationFailed(f"I11: {self.name} starts {process_id}, which runs")
+        self.on_spawn(run)
+
+    def _spawn(self, run: Running) -> None:
+        order, launch_id = run.order, run.order.launch_id
+        self._check_spawn(run, launch_id)
+        again = f", restart {run.restarts}" * bool(run.restarts)
+        self.world.say(self.name, f"starts {order.ticket_id} rank {order.rank} ({launch_id}) on {order.gpu_ids}{again}")
+        self.running[launch_id] = run
+        dice, restart = self.world.dice, order.spec.restart
+        if run.restarts:
+            self.world.count("restarts")
+        if self.peaceful:
+            self.world.after(dice.uniform(0.02, 0.5), lambda: self._ready(run))
             return
+        if self.world.chance(0.06 if restart is None else 0.2):
+            self.world.after(dice.uniform(0.01, 0.5), lambda: self._ends(launch_id, run, 1, 0))
+            return
+        self.world.after(dice.uniform(0.02, 0.5), lambda: self._ready(run))
+        if self.world.chance(0.3 if restart is None else 0.6):
+            code = 1 if self.world.chance(0.3 if restart is None else 0.7) else 0
+            after_s = dice.uniform(0.5, 20.0 if restart is None else 5.0)
+            self.world.after(after_s, lambda: self._ends(launch_id, run, code, 0))
 
-        def ready() -> None:
-            if launch_id in self.running:
-                self._feed(lambda now_s: self.machine.started(launch_id, 4711, "tcp://x:1"), life)
+    @property
+    def peaceful(self) -> bool:
+        """Whether nothing fails any more."""
+        return self.world.faults.slow == 0.0
 
-        self.world.after(dice.uniform(0.02, 0.5), ready)
-        if self.world.chance(0.3):
-            code = 1 if self.world.chance(0.3) else 0
-            self.world.after(dice.uniform(0.5, 20.0), lambda: self._ends(launch_id, life, code, 0))
+    def _ready(self, run: Running) -> None:
+        launch_id = run.order.launch_id
+        if self.running.get(launch_id) is run:
+            self._feed(lambda now_s: self.machine.started(launch_id, 4711, "tcp://x:1", now_s), run.life)
 
-    def _stop(self, launch_id: str, grace_s: float) -> None:
+    def _spawn_helper(self, run: Running) -> None:
+        process_id = f"{run.order.launch_id}+{run.part}"
+        self._check_spawn(run, process_id)
+        self.world.count(run.part)
+        self.running[process_id] = run
+        if not self.peaceful and self.world.chance(0.1):
+            return  # it hangs
+        code = 1 if not self.peaceful and self.world.chance(0.2) else 0
+        self.world.after(self.world.dice.uniform(0.01, 1.0), lambda: self._ends(process_id, run, code, 0))
+
+    def _probe(self, step: i.Probe) -> None:
+        self.world.count("probes")
+        if not self.peaceful and self.world.chance(0.1):
+            return  # no answer
+        trouble = "sick" if not self.peaceful and self.world.chance(0.2) else ""
         life = self.lives
-        after_s = self.world.dice.uniform(0.01, min(0.5, grace_s + 0.05))
-        self.world.after(after_s, lambda: self._ends(launch_id, life, -1, 15))
+        self.world.after(
+            self.world.dice.uniform(0.001, 0.5),
+            lambda: self._feed(lambda now_s: self.machine.probed(step.launch_id, step.number, trouble, now_s), life),
+        )
 
-    def _ends(self, launch_id: str, life: int, code: int, signal: int) -> None:
-        if self.running.pop(launch_id, None) is not None:
-            self._feed(lambda now_s: self.machine.ended(launch_id, code, signal, "", now_s), life)
+    def _stop(self, process_id: str, grace_s: float) -> None:
+        run = self.running.get(process_id)
+        if run is not None:
+            after_s = self.world.dice.uniform(0.01, min(0.5, grace_s + 0.05))
+            self.world.after(after_s, lambda: self._ends(process_id, run, -1, 15))
+
+    def _ends(self, process_id: str, run: Running, code: int, signal: int) -> None:
+        if self.running.get(process_id) is run:
+            del self.running[process_id]
+            self._feed(lambda now_s: self.machine.ended(process_id, code, signal, "", now_s), run.life)
 
     def _kill_all(self, then: Callable[[], None] | None = None) -> None:
         """SIGKILL to all; dead a moment later, well within the margin."""
-        life, doomed = self.lives, list(self.running)
+        doomed = list(self.running.items())
 
         def dead() -> None:
-            for launch_id in doomed:
-                self._ends(launch_id, life, -1, 9)
+            for process_id, run in doomed:
+                self._ends(process_id, run, -1, 9)
             if then is not None:
                 then()
 

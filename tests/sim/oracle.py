@@ -13,7 +13,7 @@ from spoke.events.fold import fold
 from spoke.events.invariants import violations
 from spoke.events.log import EventLog
 from spoke.events.state import PoolState
-from tests.sim.node import SimNode
+from tests.sim.node import Running, SimNode
 from tests.sim.server import Direct, Server, raw
 from tests.sim.world import SimulationFailed, World
 
@@ -28,6 +28,7 @@ class Oracle:
         self.events = 0
         self.on_launch: Callable[[], None] | None = None
         self._previous: e.Event | None = None
+        self._generations: dict[tuple[str, int], set[str]] = {}  # ticket and generation -> the launches it restarts
         server.on_commit = self._committed
 
     def rebuild(self) -> None:
@@ -68,11 +69,29 @@ class Oracle:
                     )
         if isinstance(event, e.NodeLost):
             self._check_dead(event)
+        if isinstance(event, e.GangRestarting):
+            actors = [self.state.tickets[event.ticket_id].actor(rank) for rank in event.ranks]
+            self._generations[event.ticket_id, event.generation] = {one.launch_id for one in actors if one is not None}
+            self.world.count("gang restarts")
         fold(self.state, recorded)
         self._previous = event
         if isinstance(event, e.ActorLaunchRequested) and self.on_launch is not None:
             act, self.on_launch = self.on_launch, None
             act()
+
+    def check_spawn(self, run: Running) -> None:
+        """I11: a gang is started again only when nothing of any of its members runs."""
+        restart = run.order.spec.restart
+        if run.part or not run.restarts or restart is None or restart.policy != "gang":
+            return
+        launches = self._generations.get((run.order.ticket_id, run.restarts), set())
+        for node in self.nodes.values():
+            for other in node.running.values():
+                if other.order.launch_id in launches and other.restarts != run.restarts:
+                    raise SimulationFailed(
+                        f"I11: {run.order.ticket_id} starts generation {run.restarts}, but rank {other.order.rank} "
+                        f"still runs on {node.name} as generation {other.restarts}"
+                    )
 
     def _check_dead(self, event: e.NodeLost) -> None:
         """I7: when the pool takes a node for lost, nothing runs there any more."""

@@ -49,6 +49,8 @@ class Simulation:
         dice = world.dice
         self.nodes = [SimNode(world, server, f"n{n}", dice.choice([2, 4])) for n in range(dice.randint(2, 3))]
         self.oracle = Oracle(world, server, self.nodes)
+        for node in self.nodes:
+            node.on_spawn = self.oracle.check_spawn
         self.allocators = [SimAllocator(world, server, n) for n in range(2)]
         self.operator = Operator(world, server, self.nodes, self.oracle) if operators else None
         self.clients: list[SimClient] = []
@@ -255,8 +257,11 @@ class Simulation:
                 for actor in ticket.actors
                 if actor.alive and actor.node_id == node.name
             }
-            if known != set(node.running):
-                raise SimulationFailed(f"{node.name} runs {sorted(node.running)}, the pool knows of {sorted(known)}")
+            held = set(node.machine.actors_alive)
+            if known != held or not node.launches <= held:
+                raise SimulationFailed(
+                    f"{node.name} runs {sorted(node.running)}, holds {sorted(held)}, the pool knows of {sorted(known)}"
+                )
         for client in self.clients:
             mine = {t for t, one in client.machine.tickets.items() if one.owned and not one.released}
             theirs = {
@@ -288,6 +293,9 @@ class Simulation:
                 raise SimulationFailed(f"I5: never answered to {client.client_id}: {missing}")
         if state.tickets:
             raise SimulationFailed(f"I3, I6: tickets are left: {sorted(state.tickets)}")
+        for ticket in state.tickets.values():
+            if ticket.halting:
+                raise SimulationFailed(f"I11: {ticket.ticket_id} still waits for {ticket.halting} to end")
         for node in self.nodes:
             if node.running:
                 raise SimulationFailed(f"{node.name} still runs {sorted(node.running)}")

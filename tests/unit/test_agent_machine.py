@@ -144,7 +144,7 @@ def test_any_other_refusal_ends_it_at_once() -> None:
 def test_a_start_is_reported_and_so_is_its_end() -> None:
     machine = up()
     assert deliver(machine, a_start(), blob=b"x") == [i.Spawn(a_start(), b"x")]
-    assert requests(machine.started("1-0", 7, "tcp://a")) == [r.ReportStarted("t1", 1, "1-0", 7, "tcp://a")]
+    assert requests(machine.started("1-0", 7, "tcp://a", 0.0)) == [r.ReportStarted("t1", 1, "1-0", 7, "tcp://a")]
     assert requests(machine.ended("1-0", 3, 0, "", 1.0)) == [r.ReportExited("t1", 1, "1-0", 3, 0)]
     assert machine.ended("1-0", 3, 0, "", 1.0) == []
     assert machine.actors_alive == ()
@@ -154,7 +154,7 @@ def test_the_same_order_twice_starts_nothing_twice_even_after_its_end() -> None:
     machine = up()
     deliver(machine, a_start())
     assert deliver(machine, a_start()) == []
-    machine.started("1-0", 7, "")
+    machine.started("1-0", 7, "", 0.0)
     machine.ended("1-0", 0, 0, "", 1.0)
     assert deliver(machine, a_start()) == []
 
@@ -162,8 +162,8 @@ def test_the_same_order_twice_starts_nothing_twice_even_after_its_end() -> None:
 def test_what_the_actor_says_of_its_failure_is_the_reason() -> None:
     machine = up()
     deliver(machine, a_start())
-    assert machine.failed("1-0", "ImportError") == [i.StopProcess("1-0", 1.0)]
-    assert machine.started("1-0", 7, "") == []
+    assert machine.failed("1-0", "ImportError", 0.0) == [i.StopProcess("1-0", 1.0)]
+    assert machine.started("1-0", 7, "", 0.0) == []
     assert requests(machine.ended("1-0", 1, 0, "", 1.0)) == [r.ReportStartFailed("t1", 1, "1-0", "ImportError")]
 
 
@@ -180,7 +180,7 @@ def test_a_stop_before_the_start_is_over_is_a_failure_to_start() -> None:
     machine = up()
     deliver(machine, a_start())
     assert deliver(machine, o.StopActor("t1", 1, "1-0", 3.0)) == [i.StopProcess("1-0", 3.0)]
-    assert machine.started("1-0", 7, "") == []
+    assert machine.started("1-0", 7, "", 0.0) == []
     [report] = requests(machine.ended("1-0", 0, 0, "", 1.0))
     assert isinstance(report, r.ReportStartFailed)
 
@@ -220,7 +220,7 @@ def test_the_keepers_death_ends_all_its_actors() -> None:
     machine = up()
     deliver(machine, a_start("1-0"))
     deliver(machine, a_start("2-0"))
-    machine.started("1-0", 7, "")
+    machine.started("1-0", 7, "", 0.0)
     steps = machine.keeper_lost(1.0)
     assert steps[0] == i.ExtendLease(LEASE_S - MARGIN_S)
     exited, failed = requests(steps)
@@ -294,7 +294,7 @@ def test_out_of_time_it_kills_everything_and_joins_again_only_when_all_is_dead()
     machine = up()
     deliver(machine, a_start("1-0"))
     deliver(machine, a_start("2-0"))
-    machine.started("1-0", 7, "")
+    machine.started("1-0", 7, "", 0.0)
     steps = without_warnings(machine.tick(LEASE_S))
     assert steps == [i.DropUnsent(), i.KillAll()]
     assert deliver(machine, a_start("3-0")) == []
@@ -367,7 +367,7 @@ def test_joining_again_and_again_takes_longer_each_time() -> None:
 def test_leaving_stops_everything_reports_it_and_says_goodbye() -> None:
     machine = up(leave_s_max=4.0)
     deliver(machine, a_start("1-0", grace_s=60.0))
-    machine.started("1-0", 7, "")
+    machine.started("1-0", 7, "", 0.0)
     assert machine.leave(1.0) == [i.StopProcess("1-0", 4.0)]
     assert isinstance(requests(deliver(machine, a_start("2-0")))[0], r.ReportStartFailed)
     steps = machine.ended("1-0", 0, 0, "", 2.0)
@@ -450,17 +450,17 @@ def test_a_notice_rings_actors_that_are_up_and_those_that_come_up_later() -> Non
     for launch_id, spec in (("1-0", "T"), ("2-0", "T"), ("3-0", "")):
         what = ActorSpec(spec) if spec else ActorSpec(argv=("sleep", "9"))
         deliver(machine, a_start(launch_id, spec=what))
-    machine.started("1-0", 1, "tcp://x:1")
-    machine.started("3-0", 3, "")
+    machine.started("1-0", 1, "tcp://x:1", 0.0)
+    machine.started("3-0", 3, "", 0.0)
     notice = Notice("t1", "node_draining", "new kernel", "n0")
     assert deliver(machine, o.NotifyActors(notice)) == [i.Notify(("1-0",), notice)], "a command cannot hear it"
-    assert machine.started("2-0", 2, "tcp://x:2")[-1] == i.Notify(("2-0",))
+    assert machine.started("2-0", 2, "tcp://x:2", 0.0)[-1] == i.Notify(("2-0",))
 
 
 def test_the_port_of_a_rank_0_that_moved_away_is_held_again() -> None:
     machine = up()
     deliver(machine, a_start(rank=0))
-    machine.started("1-0", 1, "tcp://x:1")
+    machine.started("1-0", 1, "tcp://x:1", 0.0)
     machine.ended("1-0", 1, 0, "", 1.0)
     assert deliver(machine, o.TakeBackPort("t1")) == [i.HoldPort(20_001)]
     assert deliver(machine, o.TakeBackPort("t1")) == []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from spoke.agent import instructions as i
 from spoke.agent import inventory, procfs
 from spoke.agent.actor import Actor, register_actor, registered_actors
 from spoke.agent.claim import NodeClaim, NodeTaken, mark_prefix
@@ -216,7 +217,7 @@ SITE = Site("p", "n0", "realm/p/n0/", "10.0.0.1", ("mod",), Path("/logs"), "/srv
 def test_what_the_launch_adds_overrides_the_agents_environment_but_not_spokes_names() -> None:
     blob = encode_blob(LaunchBlob(b"s" * 32, env={"A": "launch", "RANK": "9", "PYTHONUNBUFFERED": "0"}))
     base = {"A": "agent", "B": "agent", "RANK": "8"}
-    env = prepare(a_start(gpu_ids=(3, 1)), blob, SITE, base).spec["env"]
+    env = prepare(i.Spawn(a_start(gpu_ids=(3, 1)), blob), SITE, base).spec["env"]
     assert (env["A"], env["B"], env["RANK"], env["PYTHONUNBUFFERED"]) == ("launch", "agent", "1", "0")
     assert env["CUDA_VISIBLE_DEVICES"] == "3,1"
     assert env[procfs.LAUNCH_MARK] == "realm/p/n0/1-0"
@@ -225,21 +226,21 @@ def test_what_the_launch_adds_overrides_the_agents_environment_but_not_spokes_na
 
 def test_an_actor_finds_its_share_of_its_gpu_in_its_environment() -> None:
     blob = encode_blob(LaunchBlob(b"s" * 32))
-    env = prepare(a_start(gpu_ids=(2,), gpu_milli=333), blob, SITE, {"SPOKE_GPU_SHARE": "1"}).spec["env"]
+    env = prepare(i.Spawn(a_start(gpu_ids=(2,), gpu_milli=333), blob), SITE, {"SPOKE_GPU_SHARE": "1"}).spec["env"]
     assert (env["CUDA_VISIBLE_DEVICES"], env["SPOKE_GPU_SHARE"]) == ("2", "0.333")
-    assert "SPOKE_GPU_SHARE" not in prepare(a_start(gpu_ids=(2,)), blob, SITE, {}).spec["env"]
+    assert "SPOKE_GPU_SHARE" not in prepare(i.Spawn(a_start(gpu_ids=(2,)), blob), SITE, {}).spec["env"]
 
 
 def test_the_secret_stands_in_the_document_only() -> None:
-    prepared = prepare(a_start(), encode_blob(LaunchBlob(b"s" * 32)), SITE, {})
+    prepared = prepare(i.Spawn(a_start(), encode_blob(LaunchBlob(b"s" * 32))), SITE, {})
     assert "s" * 32 not in str(prepared.spec)
     assert b"s" * 32 in prepared.document
     command = a_start(spec=ActorSpec(argv=("echo", "x")))
-    assert prepare(command, b"", SITE, {}).document == b""
+    assert prepare(i.Spawn(command, b""), SITE, {}).document == b""
 
 
 def test_paths_of_a_launch() -> None:
-    spec = prepare(a_start(spec=ActorSpec(argv=("x",), cwd="sub")), b"", SITE, {}).spec
+    spec = prepare(i.Spawn(a_start(spec=ActorSpec(argv=("x",), cwd="sub")), b""), SITE, {}).spec
     assert spec["log"] == "/logs/t1/1-a1.log"
     assert spec["cwd"] == "/srv/site/sub"
 
@@ -247,14 +248,14 @@ def test_paths_of_a_launch() -> None:
 @pytest.mark.parametrize("name", ["", "A=B", "A\0"])
 def test_environment_names_that_cannot_be_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest):
-        prepare(a_start(), encode_blob(LaunchBlob(b"s" * 32, env={name: "x"})), SITE, {})
+        prepare(i.Spawn(a_start(), encode_blob(LaunchBlob(b"s" * 32, env={name: "x"}))), SITE, {})
 
 
 def test_a_blob_that_cannot_be_read_or_has_no_secret_is_refused() -> None:
     with pytest.raises(DecodeError):
-        prepare(a_start(), b"\xff", SITE, {})
+        prepare(i.Spawn(a_start(), b"\xff"), SITE, {})
     with pytest.raises(SpokeError, match="no secret"):
-        prepare(a_start(), b"", SITE, {})
+        prepare(i.Spawn(a_start(), b""), SITE, {})
 
 
 # --- classes -------------------------------------------------------------------------------------------------------

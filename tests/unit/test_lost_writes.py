@@ -22,7 +22,7 @@ def test_an_agent_reports_again_what_ended_and_what_it_holds() -> None:
     machine = up()
     deliver(machine, a_start("1-0"))
     deliver(machine, a_start("2-0", actor_id="a2", rank=0))
-    machine.started("1-0", 7, "tcp://a")
+    machine.started("1-0", 7, "tcp://a", 0.0)
     ended = requests(machine.ended("1-0", 0, 0, "", 1.0))
     found = requests(deliver(machine, o.ReportHoldings("run")))
     assert found == [*ended, r.ReportHeld("run", ("2-0",), ("t1",), "2-0")]
@@ -38,7 +38,7 @@ def test_an_agent_starts_nothing_until_it_is_told_to_resume() -> None:
 def test_an_agent_kills_what_the_log_does_not_know_and_says_so_when_it_is_dead() -> None:
     machine = up()
     deliver(machine, a_start("1-0"))
-    machine.started("1-0", 7, "tcp://a")
+    machine.started("1-0", 7, "tcp://a", 0.0)
     deliver(machine, o.ReportHoldings("run"))
     assert deliver(machine, o.StopUnknown(("1-0",), ("t1",))) == [i.StopProcess("1-0", 0.0)]
     assert requests(machine.ended("1-0", -1, 9, "", 1.0))[-1] == r.ReportHeld("run", (), (), "1-0")

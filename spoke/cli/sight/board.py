@@ -256,4 +256,6 @@ def _gpus(slot: Slot) -> str:
 def _end(actor: ActorState) -> str:
     if actor.phase == "exited":
         return f"signal {actor.signal}" if actor.signal else f"code {actor.code}"
+    if actor.phase == "restarting" or (actor.phase == "launching" and actor.restarts):
+        return f"restart {actor.restarts}"
     return actor.reason if actor.phase in ("start_failed", "lost") else ""
