@@ -1,4 +1,4 @@
-"""The invariants of the design that a state alone can show: I1, I2, I3, I10, and that the records agree.
+"""The invariants of the design that a state alone can show: I1, I2, I3, I10, I11, and that the records agree.
 
 ``violations`` looks at everything: the property tests and ``spoke audit verify`` call it. What an event could break
 by itself is refused by ``fold`` already.
@@ -49,6 +49,18 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
     launching = sum(actor.phase == "launching" for actor in ticket.actors)
     if launching != sum(ticket.launches.values()):
         yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
+    yield from _restart_violations(ticket)
+
+
+def _restart_violations(ticket: TicketState) -> Iterator[str]:
+    for rank in ticket.halting:
+        actor = ticket.actor(rank)
+        if actor is None or actor.phase not in ("launching", "restarting") or actor.restarts != ticket.generation:
+            yield f"I11: ticket {ticket.ticket_id} waits for the end of rank {rank}, which is not being restarted"
+    for actor in ticket.actors:
+        again = actor.phase == "restarting" or (actor.restarts and actor.alive)
+        if again and actor.spec.restart is None:
+            yield f"I11: actor {actor.actor_id} of {ticket.ticket_id} was started again, and has no restart policy"
 
 
 def _slot_violations(ticket: TicketState, slot: Slot) -> Iterator[str]:

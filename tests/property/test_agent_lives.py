@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from spoke.agent import instructions as i
+from spoke.agent.life import main_of
 from spoke.events.model import ActorSpec
+from spoke.events.supervision import ExitHook, HealthCheck, Restart, Supervision
 from spoke.protocol import orders as o
 from spoke.protocol import requests as r
 from tests.unit.test_agent_machine import LEASE_S, a_machine, a_start
 
+CARE = st.builds(
+    Supervision,
+    restart=st.none() | st.builds(Restart, st.just("on_failure"), st.integers(0, 3), st.just(0.5), st.just(2.0)),
+    health=st.none() | st.just(HealthCheck(0.5, 0.5, 2, ("check",))),
+    exit_hook=st.none() | st.just(ExitHook(("clean",), 1.0)),
+)
 TERMINAL = (r.ReportStartFailed, r.ReportExited)
 
 
@@ -39,10 +50,10 @@ class AgentLife(RuleBasedStateMachine):
         for step in steps:
             match step:
                 case i.Spawn(order, _):
-                    assert self.machine.phase == "up"
-                    assert self.now_s < self.proven_until_s
-                    assert order.launch_id not in self.alive
-                    self.alive.add(order.launch_id)
+                    self.spawned(order.launch_id)
+                case i.SpawnHelper(order, _, part):
+                    assert (order.launch_id in self.alive) == (part == "health")
+                    self.spawned(f"{order.launch_id}+{part}")
                 case i.Renew(incarnation, _):
                     self.renewing = (incarnation, self.now_s)
                 case i.LendPort(port):
@@ -57,14 +68,21 @@ class AgentLife(RuleBasedStateMachine):
                 case i.Send(envelope):
                     self.sent(envelope)
 
+    def spawned(self, process_id: str) -> None:
+        assert self.machine.phase == "up"
+        assert self.now_s < self.proven_until_s
+        assert process_id not in self.alive
+        self.alive.add(process_id)
+
     def sent(self, envelope: r.Envelope) -> None:
         request = envelope.request
         assert envelope.incarnation == self.machine.incarnation
         if isinstance(request, r.RegisterNode):
             assert not self.alive
             assert not self.lent
+        if isinstance(request, (*TERMINAL, r.ReportRestarting, r.ReportHalted)):
+            assert not {process for process in self.alive if main_of(process)[0] == request.launch_id}
         if isinstance(request, TERMINAL):
-            assert request.launch_id not in self.alive
             assert self.ordered[request.launch_id] == envelope.incarnation
             self.ended[request.launch_id] = self.ended.get(request.launch_id, 0) + 1
         if isinstance(request, r.ReportStarted):
@@ -82,11 +100,14 @@ class AgentLife(RuleBasedStateMachine):
     running = precondition(lambda self: not self.done)
 
     @running
-    @rule(ticket=st.sampled_from("abc"), rank=st.integers(0, 2), is_command=st.booleans())
-    def start_actor(self, ticket: str, rank: int, is_command: bool) -> None:
+    @rule(ticket=st.sampled_from("abc"), rank=st.integers(0, 2), is_command=st.booleans(), care=CARE)
+    def start_actor(self, ticket: str, rank: int, is_command: bool, care: Supervision) -> None:
         self.launches += 1
         launch_id = f"{self.launches}-0"
-        spec = ActorSpec(argv=("x",)) if is_command else ActorSpec(type_name="T")
+        if care.health is not None and not is_command:
+            care = replace(care, health=replace(care.health, argv=()))
+        what: dict[str, Any] = {"argv": ("x",)} if is_command else {"type_name": "T"}
+        spec = ActorSpec(**what, supervision=care)
         order = a_start(launch_id, ticket_id=ticket, rank=rank, spec=spec, master_port=20_000 + "abc".index(ticket))
         if self.machine.phase in ("joining", "confirming", "up"):
             self.ordered[launch_id] = self.machine.incarnation
@@ -132,13 +153,16 @@ class AgentLife(RuleBasedStateMachine):
         if not self.alive:
             return
         launch_id = data.draw(st.sampled_from(sorted(self.alive)))
+        if "+" in launch_id:
+            what = "ended"
+        code = data.draw(st.sampled_from([0, 1]))
         if what == "started":
             self.do(self.machine.started(launch_id, 7, "", self.now_s))
         elif what == "failed":
             self.do(self.machine.failed(launch_id, "so it is", self.now_s))
         else:
             self.alive.discard(launch_id)
-            self.do(self.machine.ended(launch_id, 0, 0, "", self.now_s))
+            self.do(self.machine.ended(launch_id, code, 0, "", self.now_s))
 
     @running
     @rule()
@@ -178,14 +202,15 @@ class AgentLife(RuleBasedStateMachine):
 
     @invariant()
     def the_machine_knows_what_is_alive(self) -> None:
-        assert set(self.machine.actors_alive) == self.alive
+        assert {main_of(process)[0] for process in self.alive} <= set(self.machine.actors_alive)
 
     @invariant()
     def at_most_one_terminal_report_and_one_for_whoever_ended_in_its_incarnation(self) -> None:
         assert all(count == 1 for count in self.ended.values())
         if self.machine.phase == "up":
             mine = {key for key, incarnation in self.ordered.items() if incarnation == self.machine.incarnation}
-            assert mine == {key for key in mine if key in self.alive or key in self.ended}
+            held = set(self.machine.actors_alive)
+            assert mine == {key for key in mine if (key in held) != (key in self.ended)}
 
     @invariant()
     def nothing_is_meant_to_live_beyond_the_lease(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spoke.agent import machine as agent_machine
-from spoke.allocator import nodes, outbox, tickets
+from spoke.allocator import nodes, outbox, restarts, tickets
 from spoke.client import machine as client_machine
 from spoke.events import fold as fold_module
 from spoke.events import state as state_module
@@ -108,6 +108,24 @@ def reports_not_repeated(patch: Patch) -> None:
     patch.setattr(agent_machine.AgentMachine, "_report_again", report_again)
 
 
+def gang_resumed_before_all_have_ended(patch: Patch) -> None:
+    """A gang is started again when the first of its members has ended."""
+    real = restarts.resumed
+
+    def resumed(ticket, rank, *, gone=False):  # type: ignore[no-untyped-def]
+        kept, ticket.halting = ticket.halting, {rank}
+        try:
+            return real(ticket, rank, gone=gone)
+        finally:
+            ticket.halting = kept
+
+    def restarted(state, event_id, event):  # type: ignore[no-untyped-def]
+        state.tickets[event.ticket_id].halting = set()
+
+    patch.setattr(restarts, "resumed", resumed)
+    patch.setitem(fold_module._HANDLERS, e.GangRestarted, restarted)
+
+
 ALL = (
     no_fencing,
     no_duplicate_check,
@@ -118,4 +136,5 @@ ALL = (
     answered_twice,
     lost_grants_kept,
     reports_not_repeated,
+    gang_resumed_before_all_have_ended,
 )

@@ -9,7 +9,7 @@ import pytest
 
 from spoke.allocator.placement.general import never_fits
 from spoke.client.asking import gang_spec
-from spoke.client.launching import gang_plan
+from spoke.client.launching import Way, gang_plan
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.model import ActorSpec, GangSpec, Member, Nic, Resources, Slot
@@ -341,7 +341,7 @@ def test_an_exclusive_mixed_gang_may_share_its_own_nodes() -> None:
 def test_each_group_is_launched_as_its_own_type() -> None:
     pool = pool_of(4, 4)
     answer = granted(pool, asking(gpus=0, groups=CONTROLLED))
-    plan = gang_plan({"controller": "Controller", "worker": "Worker"}, None, None, None)
+    plan = gang_plan({"controller": "Controller", "worker": "Worker"}, None, None, Way())
     members, blobs = plan(answer.slots, b"secret")
     assert [m.actor_id for m in members[:2]] == ["Controller-0", "Worker-1"]
     pool.request("c", r.LaunchActors(answer.ticket_id, plan.spec, members, plan.by_group), blobs)
@@ -357,10 +357,10 @@ def test_each_group_is_launched_as_its_own_type() -> None:
 
 def test_one_group_can_be_launched_before_the_others() -> None:
     answer = granted(pool_of(4, 4), asking(gpus=0, groups=CONTROLLED))
-    members, _ = gang_plan({"controller": "Controller"}, None, None, None)(answer.slots, b"s")
+    members, _ = gang_plan({"controller": "Controller"}, None, None, Way())(answer.slots, b"s")
     assert [member.rank for member in members] == [0]
     with pytest.raises(InvalidRequest, match="controller, worker"):
-        gang_plan({"boss": "Controller"}, None, None, None)(answer.slots, b"s")
+        gang_plan({"boss": "Controller"}, None, None, Way())(answer.slots, b"s")
 
 
 def test_a_launch_that_says_nothing_for_a_rank_is_refused() -> None:
