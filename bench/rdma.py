@@ -20,8 +20,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -94,15 +95,13 @@ def write_mib_s(connection: Connection, nbytes: int) -> float:
     source = np.ones(nbytes, "u1")
     handle.write_from(source).result(60)  # registers both sides' memory
     total, posted = max(4, 32 * MIB // nbytes), 0
-    outstanding: set[Future[None]] = set()
+    outstanding: deque[Future[None]] = deque()
     start = time.perf_counter()
     while posted < total or outstanding:
         while posted < total and len(outstanding) < 4:
-            outstanding.add(handle.write_from(source))
+            outstanding.append(handle.write_from(source))
             posted += 1
-        done, outstanding = wait(outstanding, timeout=60, return_when="FIRST_COMPLETED")
-        for transfer in done:
-            transfer.result()
+        outstanding.popleft().result(60)
     return total * nbytes / MIB / (time.perf_counter() - start)
 
 

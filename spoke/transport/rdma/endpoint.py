@@ -255,8 +255,9 @@ class RdmaEndpoint(Progress, Endpoint):
         with self._lock:
             self._check_open()
             with self._guard:
+                if not self._queue.send_queue.armed:  # a reader that sleeps is woken by the end of it
+                    self._queue.send_queue.arm()
                 self._one_sided.add(call_id, copy, remote, rkey)
-            self._ring_readable()  # the reader has something new to wait for
 
     def forget_copy(self, call_id: int) -> None:
         """Post no more of a transfer."""

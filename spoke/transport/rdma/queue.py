@@ -23,6 +23,7 @@ from spoke.transport.rdma.wire import CHUNKS_MAX, SLOT_BYTES, SLOTS, VERSION
 READ: Final = 1 << 32
 ONE_SIDED: Final = 2 << 32
 ONE_SIDED_MAX: Final = 8  # under way at once
+ONE_SIDED_KEPT: Final = 256  # work requests, since the same memory is most often written or read again and again
 SENDS_MAX: Final = SLOTS + CHUNKS_MAX + ONE_SIDED_MAX + 8
 SIGNAL_EVERY: Final = 8
 _POLL_MAX: Final = 2 * SENDS_MAX  # all there can be
@@ -126,6 +127,7 @@ class QueuePair:
         self.recv_slots, self.send_slots = slots[:SLOTS], slots[SLOTS:]
         self._send_address = self.block.address + half
         self._sends: dict[tuple[int, int, bool], Any] = {}
+        self._one_sided: dict[tuple[int, ...], Any] = {}
         self._recvs = [
             verbs.RecvWR(
                 wr_id=slot, num_sge=1,
@@ -194,11 +196,16 @@ class QueuePair:
         self._post_rdma(self._verbs.e.IBV_WR_RDMA_WRITE, wr_id, address, lkey, nbytes, remote, rkey)
 
     def _post_rdma(self, opcode: int, wr_id: int, address: int, lkey: int, nbytes: int, remote: int, rkey: int) -> None:
-        verbs = self._verbs
-        request = verbs.SendWR(
-            wr_id=wr_id, opcode=opcode, num_sge=1, sg=[verbs.SGE(address, nbytes, lkey)], send_flags=self._flags[True]
-        )
-        request.set_wr_rdma(rkey, remote)
+        key = (opcode, wr_id, address, lkey, nbytes, remote, rkey)
+        request = self._one_sided.get(key)
+        if request is None:
+            verbs = self._verbs
+            where = verbs.SGE(address, nbytes, lkey)
+            request = verbs.SendWR(wr_id=wr_id, opcode=opcode, num_sge=1, sg=[where], send_flags=self._flags[True])
+            request.set_wr_rdma(rkey, remote)
+            if len(self._one_sided) >= ONE_SIDED_KEPT:
+                self._one_sided.clear()
+            self._one_sided[key] = request
         self.qp.post_send(request)
 
     def close(self) -> None:
@@ -207,6 +214,7 @@ class QueuePair:
         self.block.deregister()
         self._sends.clear()
         self._recvs.clear()
+        self._one_sided.clear()
         self.send_queue.close()
         self.recv_queue.close()
 
