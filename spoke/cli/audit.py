@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,10 @@ CHECKED = (
 @app.command("verify")
 def verify(
     anchor: Anchor = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="So many processes work at an archive; without it, one for each core."),
+    ] = None,
     archive: ArchiveDir = None,
     offline: Offline = False,
     url: Url = None,
@@ -62,7 +67,7 @@ def verify(
     from spoke.events.audit import verify as check
 
     with past(archive, offline, url, pool) as found:
-        report = check(found.log, anchor=anchor or "")
+        report = check(found.log, anchor=anchor or "", jobs=jobs or len(os.sched_getaffinity(0)))
     if json:
         write_json(report_document(report, found.pool))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ def restore(
     from spoke.protocol.url import resolve_pool
 
     stored = StoredLog(Archive(directory, pool_from or resolve_pool(pool)))
-    report = verify(stored)
+    report = verify(stored, jobs=len(os.sched_getaffinity(0)))
     if not report.ok:
         raise LogError(
             f"the archive in {directory} was to be restored, but it does not verify: {report.problems[0]} "

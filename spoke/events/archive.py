@@ -1,7 +1,8 @@
 """The archive of a pool's log: segments in a folder, which can be verified, replayed and restored.
 
 Files are called ``<first id>_<last id>.jsonl.gz`` (``segment.py``); one that is there is whole, since it gets its name
-when it is on disk. They follow each other without a gap, which the hash chain proves.
+when it is on disk. They follow each other without a gap, which the hash chain proves. Each begins with the pool's
+state, folded while the archive is written: a replay to some moment begins with the segment that holds it.
 """
 
 from __future__ import annotations
@@ -11,51 +12,71 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-import orjson
-
+from spoke.errors import LogError
 from spoke.events import segment, snapshot
-from spoke.events.chain import BEGIN
-from spoke.events.columns import Columns, entries_of, events_of
+from spoke.events.chain import BEGIN, hash_of
+from spoke.events.columns import HASH_DIGITS, Columns, entries_of, events_of, links_of
+from spoke.events.fold import fold_all
 from spoke.events.ids import order_of
-from spoke.events.log import Batch, EventLog, RawEntry, end_of
-from spoke.events.segment import BadSegment
+from spoke.events.log import Batch, EventLog, Link, RawEntry, end_of
+from spoke.events.segment import BadSegment, Before
 from spoke.events.state import PoolState
 
 SEGMENT_EVENTS = 250_000
 SUFFIX = ".jsonl.gz"
-BASE = "base.json"
 
 
 class Archive:
     """The segments of one pool in a folder."""
 
     def __init__(self, folder: Path, pool: str) -> None:
-        self.folder, self._pool = folder, pool
+        self.folder, self.pool = folder, pool
 
     def segments(self) -> list[Path]:
         """The segment files in their order."""
         found = [path for path in self.folder.glob(f"*{SUFFIX}") if "_" in path.name]
-        return sorted(found, key=lambda path: [_order_in(path, part) for part in _ends(path)])
+        return sorted(found, key=lambda path: [_order_in(path, part) for part in ends_of(path)])
 
-    def base(self) -> tuple[PoolState, str]:
-        """The state and the hash before the first archived event; empty, unless archiving began on a trimmed log."""
-        try:
-            found = orjson.loads((self.folder / BASE).read_bytes())
-            return snapshot.decode(found["state"].encode("latin-1")), str(found["h"])
-        except FileNotFoundError:
-            return PoolState(), BEGIN
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise BadSegment(f"{self.folder / BASE} cannot be read: {error}") from error
+    def before(self, path: Path) -> Before:
+        """What comes before a segment; raises BadSegment."""
+        return segment.before(path, self.pool)
+
+    def base(self) -> PoolState:
+        """The state before the first archived event: empty, unless archiving began on a trimmed log. BadSegment."""
+        found = self.segments()
+        state = self._state_before(found[0]) if found else PoolState()
+        if state is None:
+            raise BadSegment(f"{found[0]} does not say in what state the pool was before it")
+        return state
+
+    def base_hash(self) -> str:
+        """The hash of the event before the first archived one."""
+        found = self.segments()
+        return self.before(found[0]).h if found else BEGIN
+
+    def start(self, until: str) -> PoolState:
+        """The state before the last segment that begins up to ``until``: a replay to there begins with it."""
+        end = end_of(until)
+        for path in reversed(self.segments()[1:]):
+            if order_of(ends_of(path)[0]) <= end:
+                state = self._state_before(path)
+                if state is not None:
+                    return state
+        return self.base()
+
+    def _state_before(self, path: Path) -> PoolState | None:
+        found = self.before(path).state
+        return snapshot.decode(found) if found is not None else None
 
     def last_id(self) -> str:
         """The id of the last archived event; ``0-0`` for an empty archive."""
         found = self.segments()
-        return _ends(found[-1])[1] if found else "0-0"
+        return ends_of(found[-1])[1] if found else "0-0"
 
     def first_id(self) -> str:
         """The id of the first archived event; ``0-0`` for an empty archive."""
         found = self.segments()
-        return _ends(found[0])[0] if found else "0-0"
+        return ends_of(found[0])[0] if found else "0-0"
 
     def write(self, log: EventLog) -> list[Path]:
         """Archive what the log holds and the archive does not; the new files. BadSegment where there is a gap."""
@@ -71,34 +92,50 @@ class Archive:
                 f"the archive ends at event {after}, but the log ends at {log.last_id()}: is it another log?"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        if after == "0-0" and base.last_id != "0-0":
-            state = snapshot.encode(base).decode("latin-1")
-            _write_whole(self.folder / BASE, [orjson.dumps({"h": log.base_hash(), "state": state})])
+        course = self._end() if after != "0-0" else _Course(base, log.base_hash())
         entries = log.raw(after)
         while first := next(entries, None):
-            written.append(self._write(first, islice(entries, SEGMENT_EVENTS - 1)))
+            written.append(self._write(course, chain([first], islice(entries, SEGMENT_EVENTS - 1))))
         return written
 
-    def _write(self, first: RawEntry, more: Iterator[RawEntry]) -> Path:
+    def _write(self, course: _Course, entries: Iterator[RawEntry]) -> Path:
         part = self.folder / "next.part"
-        done = segment.write(part, self._pool, chain([first], more))
+        first = next(entries)
+        done = segment.write(part, self.pool, chain([first], entries), course.before(), course.take)
+        course.h = done.last_hash
         path = self.folder / f"{first[0]}_{done.last_id}{SUFFIX}"
         part.rename(path)
         _sync(self.folder)
         return path
 
-    def lines(self, after: str = "0-0") -> Iterator[Columns]:
-        """The archived entries as columns; the first line may begin before the id. BadSegment for a broken file."""
+    def _end(self) -> _Course:
+        """Where the archive ends; without a state, if what it holds cannot be folded: then `verify` says why."""
+        path = self.segments()[-1]
+        before = self.before(path)
+        course = _Course(None, before.h)
+        try:
+            state = self.start("+")
+            course = _Course(state, before.h)
+            for line in self.lines(state.last_id):
+                course.take(line)
+        except LogError:
+            course.state = None
+        return course
+
+    def lines(self, after: str = "0-0", until: str = "+") -> Iterator[Columns]:
+        """The archived entries as columns; the lines at both ends may hold more. BadSegment for a broken file."""
+        begin, end = order_of(after), end_of(until)
         for path in self.segments():
-            if order_of(_ends(path)[1]) > order_of(after):
-                for line in segment.read(path, self._pool):
-                    if order_of(line.ids[-1]) > order_of(after):
+            first, last = map(order_of, ends_of(path))
+            if last > begin and first <= end:
+                for line in segment.read(path, self.pool):
+                    if order_of(line.ids[-1]) > begin:
                         yield line
 
     def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
         """The archived entries after an id; raises BadSegment for a file that is not as it was written."""
         begin, end = order_of(after), end_of(until)
-        for line in self.lines(after):
+        for line in self.lines(after, until):
             try:
                 found = entries_of(line)
             except ValueError as error:
@@ -113,7 +150,7 @@ class Archive:
     def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
         """The archived events after an id, many at once; raises BadSegment."""
         begin, end = order_of(after), end_of(until)
-        for line in self.lines(after):
+        for line in self.lines(after, until):
             if order_of(line.ids[0]) > end:
                 return
             try:
@@ -123,8 +160,58 @@ class Archive:
             inside = order_of(line.ids[0]) > begin and order_of(line.ids[-1]) <= end
             yield batch if inside else batch.between(begin, end)
 
+    def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
+        """The archived entries after an id, with what proves and what tells them; raises BadSegment."""
+        begin, end = order_of(after), end_of(until)
+        for line in self.lines(after, until):
+            try:
+                found = zip(line.ids, links_of(line), events_of(line), strict=True)
+            except ValueError as error:
+                raise BadSegment(f"the archive in {self.folder} cannot be read: {error}") from error
+            inside = order_of(line.ids[0]) > begin and order_of(line.ids[-1]) <= end
+            for event_id, (link, args), event in found:
+                if not inside:
+                    place = order_of(event_id)
+                    if place > end:
+                        return
+                    if place <= begin:
+                        continue
+                yield Link(event_id, link, args, event)
 
-def _ends(path: Path) -> tuple[str, str]:
+
+class _Course:
+    """Follows what is archived: the state and the hash at its end. ``state`` is None from where it is not known."""
+
+    def __init__(self, state: PoolState | None, h: str) -> None:
+        self.state, self.h = state, h
+        if state is not None:
+            state.capacity.suspended = True  # nobody asks it, and a snapshot does not hold it
+
+    def before(self) -> Before:
+        """What comes before the next segment."""
+        return Before(self.h, snapshot.encode(self.state) if self.state is not None else None)
+
+    def take(self, line: Columns) -> None:
+        """The next entries."""
+        self.h = _last_hash(line) or self.h
+        if self.state is None:
+            return
+        try:
+            batch = Batch.of(line.ids, events_of(line))
+            fold_all(self.state, batch.ids, batch.events)
+            if batch.problem is not None:
+                raise batch.problem
+        except (LogError, ValueError):  # archived all the same: a later release may read it
+            self.state = None
+
+
+def _last_hash(line: Columns) -> str:
+    if not line.odd:
+        return line.h[-HASH_DIGITS:]
+    return next((found for _, fields in reversed(entries_of(line)) if (found := hash_of(fields))), "")
+
+
+def ends_of(path: Path) -> tuple[str, str]:
     """The first and the last id that a segment's name names."""
     first, _, last = path.name.removesuffix(SUFFIX).partition("_")
     return first, last
@@ -135,17 +222,6 @@ def _order_in(path: Path, event_id: str) -> tuple[int, int]:
         return order_of(event_id)
     except ValueError as error:
         raise BadSegment(f"{path} is no segment: {event_id[:100]!r} is no event's id") from error
-
-
-def _write_whole(path: Path, chunks: list[bytes]) -> None:
-    """Write a file that is there whole or not at all, also after a power failure."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.writelines(chunks)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
-    _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
@@ -163,6 +239,7 @@ class ArchivedLog(EventLog):
     def __init__(self, log: EventLog, archive: Archive) -> None:
         super().__init__(log.client, log.key, log.snapshot_key)
         self._live, self._archive = log, archive
+        self.has_snapshot = log.has_snapshot
 
     def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
         """The entries after an id, archived ones first."""
@@ -177,6 +254,13 @@ class ArchivedLog(EventLog):
         after = self._end_of_archive(after, until)
         if after:
             yield from self._live.batches(after, until)
+
+    def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
+        """The entries after an id, with what proves and what tells them, archived ones first."""
+        yield from self._archive.links(after, until)
+        after = self._end_of_archive(after, until)
+        if after:
+            yield from self._live.links(after, until)
 
     def _end_of_archive(self, after: str, until: str) -> str:
         """Where the live log goes on; empty if it is not needed."""
@@ -196,11 +280,19 @@ class ArchivedLog(EventLog):
 
     def base(self) -> PoolState:
         """The state before the first archived event."""
-        return self._archive.base()[0] if self._archive.segments() else self._live.base()
+        return self._archive.base() if self._archive.segments() else self._live.base()
 
     def base_hash(self) -> str:
         """The hash before the first archived event."""
-        return self._archive.base()[1] if self._archive.segments() else self._live.base_hash()
+        return self._archive.base_hash() if self._archive.segments() else self._live.base_hash()
+
+    def start(self, until: str) -> PoolState:
+        """The state at the beginning of the segment that holds ``until``."""
+        return self._archive.start(until) if self._archive.segments() else self._live.base()
+
+    def archive(self) -> Archive | None:
+        """The segments before the live log."""
+        return self._archive
 
 
 class StoredLog(EventLog):
@@ -222,13 +314,25 @@ class StoredLog(EventLog):
         """The events after an id, up to and including ``until``, many at once."""
         yield from self._archive.batches(after, until)
 
+    def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
+        """The entries after an id, with what proves and what tells them."""
+        yield from self._archive.links(after, until)
+
     def base(self) -> PoolState:
         """The state before the first archived event."""
-        return self._archive.base()[0]
+        return self._archive.base()
 
     def base_hash(self) -> str:
         """The hash before the first archived event."""
-        return self._archive.base()[1]
+        return self._archive.base_hash()
+
+    def start(self, until: str) -> PoolState:
+        """The state at the beginning of the segment that holds ``until``."""
+        return self._archive.start(until)
+
+    def archive(self) -> Archive | None:
+        """The segments."""
+        return self._archive
 
     def first_id(self) -> str:
         """The id of the first archived event."""
@@ -239,5 +343,5 @@ class StoredLog(EventLog):
         return self._archive.last_id()
 
     def recover(self, until: str = "+") -> PoolState:
-        """The state at the end; an archive has no snapshots, so all of it is folded."""
+        """The state at the end."""
         return self.replay(until)

@@ -26,17 +26,15 @@ class Chain:
 
     def link(self, event_id: str, args: Sequence[str | bytes | int]) -> str:
         """The hash of the next event, whose fields are name, value, name, value …"""
-        flat = [str(value) if type(value) is int else value for value in args]
-        # in msgpack's old format text and bytes look the same, as they do in the stream
-        packed = msgpack.packb([self.last, event_id, *flat], use_bin_type=False)
-        self.last = blake2b(packed, digest_size=16).hexdigest()
+        self.last = link_of(self.last, event_id, [str(value) if type(value) is int else value for value in args])
         return self.last
 
 
-def link_of(before: str, event_id: str, raw: Mapping[bytes, bytes]) -> str:
-    """The hash that an event of the log should have after the hash ``before``."""
-    args = [item for name, value in raw.items() if name != FIELD for item in (name, value)]
-    return Chain(before).link(event_id, args)
+def link_of(before: str, event_id: str, args: Sequence[str | bytes | int]) -> str:
+    """The hash of an event that comes after the hash ``before``; its fields are texts."""
+    # in msgpack's old format text and bytes look the same, as they do in the stream
+    packed = msgpack.packb([before, event_id, *args], use_bin_type=False)
+    return blake2b(packed, digest_size=16).hexdigest()
 
 
 def hash_of(raw: Mapping[bytes, bytes]) -> str:
@@ -50,13 +48,18 @@ class Checker:
     def __init__(self, last: str = BEGIN) -> None:
         self._last = last
 
-    def problem(self, event_id: str, raw: Mapping[bytes, bytes]) -> str:
-        """What is wrong with the next event; empty if it follows."""
-        before, found = self._last, hash_of(raw)
+    @property
+    def last(self) -> str:
+        """The last hash that an event carried."""
+        return self._last
+
+    def problem(self, event_id: str, found: str, args: Sequence[str | bytes]) -> str:
+        """What is wrong with the next event, its hash and its other fields; empty if it follows."""
+        before = self._last
         if not found:
             return f"event {event_id} carries no hash, although those before it do" if before else ""
         self._last = found
-        if found == link_of(before, event_id, raw):
+        if found == link_of(before, event_id, args):
             return ""
         return (
             f"chain: the hash of event {event_id} does not follow from the events before it: it was changed or put "

@@ -7,7 +7,7 @@ from columns is to call their classes on the columns; what does not fit in that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from itertools import repeat
@@ -16,6 +16,7 @@ from typing import Any, Final, get_type_hints
 import msgspec
 
 from spoke.errors import LogError, SpokeError
+from spoke.events.chain import hash_of
 from spoke.events.codec import Fields, decode_event
 from spoke.events.model import ActorSpec, GangSpec
 from spoke.events.types import EVENT_TYPES, Event
@@ -121,6 +122,32 @@ def _raw_rows(block: Block) -> list[dict[bytes, bytes]]:
     names = [name.encode() for name in block.names]
     columns = [[str(value).encode() for value in column] for column in block.columns]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def links_of(found: Columns) -> Iterator[tuple[str, list[str | bytes]]]:
+    """The hash and the fields (name, value, name …) of each entry, as the chain takes them; raises ValueError."""
+    if found.odd:
+        yield from (link_parts(raw) for _, raw in entries_of(found))
+        return
+    nexts = [_arguments(block).__next__ for block in found.blocks]
+    try:
+        for at, place in enumerate(found.order):
+            yield found.h[at * HASH_DIGITS : (at + 1) * HASH_DIGITS], nexts[place]()
+    except (StopIteration, IndexError):
+        raise ValueError("there are more places than entries") from None
+
+
+def _arguments(block: Block) -> Iterator[list[str | bytes]]:
+    template: list[str | bytes] = [item for name in block.names for item in (name, "")]
+    for row in zip(*(list(_texts(column)) for column in block.columns), strict=True):
+        args = template.copy()
+        args[1::2] = row
+        yield args
+
+
+def link_parts(raw: Fields) -> tuple[str, list[str | bytes]]:
+    """The hash and the fields of an entry, as the chain takes them."""
+    return hash_of(raw), [item for name, value in raw.items() if name != HASH for item in (name, value)]
 
 
 Read = Event | LogError

@@ -1,17 +1,19 @@
 """The invariants of the design that a state alone can show: I1, I2, I3, I10, I11, and that the records agree.
 
-``violations`` looks at everything: the property tests and ``spoke audit verify`` call it. What an event could break
-by itself is refused by ``fold`` already.
+``violations`` looks at everything: the property tests call it after every event, ``spoke audit verify`` now and then
+(in between it looks at what each event touched: ``inspection.py``). What an event could break by itself is refused by
+``fold`` already.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from spoke.events.lifecycle import TICKET_HOLDS_GPUS
 from spoke.events.model import GPU_MILLI, Slot
 from spoke.events.queueing import NOTHING, Amounts, amounts_of, plus
+from spoke.events.resources import Resources
 from spoke.events.state import NodeState, PoolState, TicketState, indices_of, mask_of
 
 
@@ -28,25 +30,43 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
     """What is wrong with one ticket."""
     ticket_id = ticket.ticket_id
     holds = ticket.phase in TICKET_HOLDS_GPUS
-    if holds and not ticket.spec.has_size(Counter(slot.group for slot in ticket.slots)):
+    groups = _by_group(ticket)
+    if holds and not ticket.spec.has_size({name: len(slots) for name, slots in groups.items()}):
         yield f"I2: ticket {ticket_id} is {ticket.phase} with {len(ticket.slots)} slots of {ticket.spec.shape}"
     if not holds and (ticket.slots or ticket.held):
         yield f"I2: ticket {ticket_id} is {ticket.phase} and has slots"
     if [slot.global_rank for slot in ticket.slots] != list(range(len(ticket.slots))):
         yield f"I2: ticket {ticket_id} has ranks that are not 0..{len(ticket.slots) - 1}"
-    for slot in ticket.slots:
-        yield from _slot_violations(ticket, slot)
+    for group, slots in groups.items():
+        yield from _slot_violations(ticket, ticket.spec.resources_of(group), slots)
     for node_id in ticket.held:
         if ticket_id not in state.nodes[node_id].tickets:
             yield f"I3: ticket {ticket_id} holds node {node_id}, which does not know it"
+    if ticket.members or ticket.alive or ticket.launches:
+        yield from _actor_violations(ticket)
+
+
+def _by_group(ticket: TicketState) -> dict[str, Sequence[Slot]]:
+    if not ticket.spec.groups and not any(slot.group for slot in ticket.slots):
+        return {"": ticket.slots} if ticket.slots else {}
+    groups: dict[str, list[Slot]] = {}
+    for slot in ticket.slots:
+        groups.setdefault(slot.group, []).append(slot)
+    return dict(groups)
+
+
+def _actor_violations(ticket: TicketState) -> Iterator[str]:
+    ticket_id = ticket.ticket_id
     places = {slot.global_rank: slot.node_id for slot in ticket.slots}
+    alive, launching = Counter[str](), 0
     for actor in ticket.actors:
-        if actor.alive and places.get(actor.rank) not in ticket.held:
-            yield f"I4: actor {actor.actor_id} of {ticket_id} is {actor.phase} where the ticket holds nothing"
-    alive = Counter(actor.node_id for actor in ticket.actors if actor.alive)
+        launching += actor.phase == "launching"
+        if actor.alive:
+            alive[actor.node_id] += 1
+            if places.get(actor.rank) not in ticket.held:
+                yield f"I4: actor {actor.actor_id} of {ticket_id} is {actor.phase} where the ticket holds nothing"
     if alive != ticket.alive:
         yield f"I4: ticket {ticket_id} counts {ticket.alive} live actors, but has {dict(alive)}"
-    launching = sum(actor.phase == "launching" for actor in ticket.actors)
     if launching != sum(ticket.launches.values()):
         yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
     yield from _restart_violations(ticket)
@@ -63,60 +83,74 @@ def _restart_violations(ticket: TicketState) -> Iterator[str]:
             yield f"I11: actor {actor.actor_id} of {ticket.ticket_id} was started again, and has no restart policy"
 
 
-def _slot_violations(ticket: TicketState, slot: Slot) -> Iterator[str]:
-    resources, whose = ticket.spec.resources_of(slot.group), f"rank {slot.global_rank} of ticket {ticket.ticket_id}"
-    if len(slot.gpu_ids) != (1 if resources.is_share else resources.gpu_count):
-        yield f"I2: {whose} has {len(slot.gpu_ids)} GPUs"
-    if resources.is_share:
-        if not max(1, resources.gpu_milli) <= slot.gpu_milli <= GPU_MILLI:
-            yield f"I2: {whose} has {slot.gpu_milli} thousandths of a GPU, and asked for {resources.gpu_milli}"
-    elif slot.gpu_milli:
-        yield f"I2: {whose} has a share of {slot.gpu_milli} thousandths, and asked for none"
-    if len(slot.nics) != resources.nics:
-        yield f"I2: {whose} has the NICs {slot.nics}, and asked for {resources.nics}"
+def _slot_violations(ticket: TicketState, resources: Resources, slots: Iterable[Slot]) -> Iterator[str]:
+    share, asked, nics = resources.is_share, resources.gpu_milli, resources.nics
+    gpus = 1 if share else resources.gpu_count
+    for slot in slots:
+        whose = f"rank {slot.global_rank} of ticket {ticket.ticket_id}"
+        if len(slot.gpu_ids) != gpus:
+            yield f"I2: {whose} has {len(slot.gpu_ids)} GPUs"
+        if share:
+            if not max(1, asked) <= slot.gpu_milli <= GPU_MILLI:
+                yield f"I2: {whose} has {slot.gpu_milli} thousandths of a GPU, and asked for {asked}"
+        elif slot.gpu_milli:
+            yield f"I2: {whose} has a share of {slot.gpu_milli} thousandths, and asked for none"
+        if len(slot.nics) != nics:
+            yield f"I2: {whose} has the NICs {slot.nics}, and asked for {nics}"
 
 
-def node_violations(state: PoolState, node: NodeState) -> Iterator[str]:
-    """What is wrong with one node."""
+def slots_on(ticket: TicketState, node_id: str) -> Iterable[Slot]:
+    """The slots of a ticket on one node."""
+    return [slot for slot in ticket.slots if slot.node_id == node_id]
+
+
+def node_violations(
+    state: PoolState, node: NodeState, slots_on: Callable[[TicketState, str], Iterable[Slot]] = slots_on
+) -> Iterator[str]:
+    """What is wrong with one node. ``slots_on``: for those who know a ticket's slots by their nodes."""
     node_id, need_cpu, need_memory, held, nics = node.spec.node_id, 0, 0, 0, 0
     if node.exclusive and node.tickets != {node.exclusive}:
         yield f"I1: node {node_id} is {node.exclusive}'s alone, and books {', '.join(sorted(node.tickets))}"
-    shares: Counter[int] = Counter()
+    shares: dict[int, int] = {}
     for ticket_id in node.tickets:
         ticket = state.tickets.get(ticket_id)
         if ticket is None or node_id not in ticket.held:
             yield f"I3: node {node_id} books ticket {ticket_id}, which holds nothing there"
             continue
-        for slot in ticket.slots:
-            if slot.node_id == node_id:
-                gpus = 0 if slot.gpu_milli else mask_of(slot.gpu_ids)
-                if slot.gpu_milli:
-                    shares[slot.gpu_ids[0]] += slot.gpu_milli
-                if held & gpus:
-                    yield f"I1: GPUs {indices_of(held & gpus)} of node {node_id} belong to {ticket_id} and another"
-                held |= gpus
+        for slot in slots_on(ticket, node_id):
+            if slot.gpu_milli:
+                shares[slot.gpu_ids[0]] = shares.get(slot.gpu_ids[0], 0) + slot.gpu_milli
+            else:
+                for index in slot.gpu_ids:
+                    if held >> index & 1:
+                        yield f"I1: GPU {index} of node {node_id} belongs to {ticket_id} and another"
+                    held |= 1 << index
+            if slot.nics:
                 mine = node.nics_of(slot.nics) or 0
                 if nics & mine:
                     yield f"I1: NICs {slot.nics} of node {node_id} belong to {ticket_id} and another"
                 nics |= mine
-                need = ticket.need_of(slot)
-                need_cpu += need.cpu_milli
-                need_memory += need.memory
-    total = mask_of(tuple(gpu.index for gpu in node.spec.gpus))
+            need = ticket.need_of(slot) if ticket.spec.groups else ticket.need
+            need_cpu += need.cpu_milli
+            need_memory += need.memory
+    total = 0
+    for gpu in node.spec.gpus:
+        total |= 1 << gpu.index
     for index, milli in shares.items():
         if milli > GPU_MILLI or held >> index & 1:
             yield f"I1: GPU {index} of node {node_id} is shared out to {milli} thousandths" + " and held" * (
                 held >> index & 1
             )
-    if node.shared | node.unhealthy_shared != shares:
-        counted = node.shared | node.unhealthy_shared
-        yield f"I3: node {node_id} counts shares {counted}, but its tickets have {dict(shares)}"
-    held |= mask_of(tuple(shares))
+    counted = node.shared | node.unhealthy_shared if node.unhealthy_shared else node.shared
+    if counted != shares:
+        yield f"I3: node {node_id} counts shares {counted}, but its tickets have {shares}"
+    for index in shares:
+        held |= 1 << index
     sick = node.unhealthy
     if held & node.free_gpus or held | node.free_gpus | sick != total:
         yield f"I3: node {node_id}: GPUs used {held:b} + free {node.free_gpus:b} + unhealthy {sick:b} is not {total:b}"
-    known = state.faults.get(node_id, {})
-    faulty = mask_of(tuple(gpu.index for gpu in node.spec.gpus if gpu.uuid in known))
+    known = state.faults.get(node_id)
+    faulty = mask_of(tuple(gpu.index for gpu in node.spec.gpus if gpu.uuid in known)) if known else 0
     if sick != faulty or node.free_gpus & sick or any(sick >> index & 1 for index in node.shared):
         yield (
             f"I10: node {node_id}: GPUs {indices_of(faulty)} are unhealthy, but {indices_of(sick)} are kept back, and "

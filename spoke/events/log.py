@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoke.errors import LogError
 from spoke.events import snapshot
 from spoke.events.chain import BEGIN, hash_of
 from spoke.events.codec import Fields
-from spoke.events.columns import Read, read_event
+from spoke.events.columns import Read, link_parts, read_event
 from spoke.events.fold import fold_all
 from spoke.events.ids import order_of
 from spoke.events.state import PoolState
 from spoke.events.types import Event, Recorded
+
+if TYPE_CHECKING:
+    from spoke.events.archive import Archive
 
 READ_COUNT = 1_000
 FOLLOW_BLOCK_MS = 1_000
@@ -38,6 +41,15 @@ def end_of(until: str) -> tuple[int, int]:
     if until == "+":
         return 2**63, 0
     return order_of(until) if "-" in until else (int(until), 2**64 - 1)
+
+
+class Link(NamedTuple):
+    """An entry of the log as an auditor sees it: its hash, its fields (name, value, name …), and the event it tells."""
+
+    id: str
+    h: str
+    args: list[str | bytes]
+    event: Read
 
 
 @dataclass(slots=True)
@@ -103,6 +115,11 @@ class EventLog:
         while some := list(islice(entries, READ_COUNT)):
             yield Batch.of([entry_id for entry_id, _ in some], [read_event(*entry) for entry in some])
 
+    def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
+        """The entries after an id, with what proves and what tells them."""
+        for event_id, raw in self.raw(after, until):
+            yield Link(event_id, *link_parts(raw), read_event(event_id, raw))
+
     def follow(self, after: str = "$") -> Iterator[RawEntry | None]:
         """Entries as they come, from an id on (``$``: from now on). Yields None about once a second while idle.
 
@@ -156,6 +173,14 @@ class EventLog:
         raw = self.client.hget(self.snapshot_key, "base")
         return snapshot.decode(raw) if raw else PoolState()
 
+    def start(self, until: str) -> PoolState:
+        """A state from which ``until`` is reached: the nearest that is kept with the log."""
+        return self.base()
+
+    def archive(self) -> Archive | None:
+        """The archive that the log begins with, if it has one."""
+        return None
+
     def recover(self, until: str = "+") -> PoolState:
         """The present state, from the newest snapshot and the events after it."""
         raw = self.client.hget(self.snapshot_key, "state")
@@ -167,13 +192,14 @@ class EventLog:
                 f"the snapshot stands at event {state.last_id}, but the log is empty: the server lost its data; "
                 f"restore its append-only file, or delete the pool's keys to start anew"
             )
-        return self._folded(state, until)
+        return self.folded(state, until)
 
     def replay(self, until: str = "+") -> PoolState:
-        """The state at a moment of the past, folded from the oldest event that is still there."""
-        return self._folded(self.base(), until)
+        """The state at a moment of the past, folded from the nearest state that is kept with the log."""
+        return self.folded(self.start(until), until)
 
-    def _folded(self, state: PoolState, until: str) -> PoolState:
+    def folded(self, state: PoolState, until: str = "+") -> PoolState:
+        """A state and the events after it; the state is used up."""
         with state.unindexed():
             for batch in self.batches(state.last_id, until):
                 fold_all(state, batch.ids, batch.events)
@@ -207,6 +233,20 @@ class WatchedLog(EventLog):
             if batch.ids:
                 self._tell(len(batch.ids), batch.ids[-1])
 
+    def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
+        """The entries after an id, with what proves and what tells them."""
+        seen = 0
+        for link in self._log.links(after, until):
+            yield link
+            seen += 1
+            if seen == READ_COUNT:
+                self._tell(seen, link.id)
+                seen = 0
+
+    def tell(self, events: int, last_id: str) -> None:
+        """Tell of events that somebody else has read for us."""
+        self._tell(events, last_id)
+
     def first_id(self) -> str:
         """The id of the oldest event that is still there."""
         return self._log.first_id()
@@ -222,6 +262,14 @@ class WatchedLog(EventLog):
     def base_hash(self) -> str:
         """The hash of the event before the oldest."""
         return self._log.base_hash()
+
+    def start(self, until: str) -> PoolState:
+        """A state from which ``until`` is reached."""
+        return self._log.start(until)
+
+    def archive(self) -> Archive | None:
+        """The archive that the log begins with, if it has one."""
+        return self._log.archive()
 
     def recover(self, until: str = "+") -> PoolState:
         """The present state, as the log itself finds it."""

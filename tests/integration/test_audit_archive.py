@@ -12,7 +12,7 @@ import pytest
 from spoke.cli.audit_restore import write_back
 from spoke.cli.embedded import EmbeddedServer
 from spoke.events import segment
-from spoke.events.archive import BASE, SUFFIX, Archive, ArchivedLog, BadSegment, StoredLog
+from spoke.events.archive import SUFFIX, Archive, ArchivedLog, BadSegment, StoredLog
 from spoke.events.audit import verify
 from spoke.events.ids import order_of
 from spoke.events.log import EventLog
@@ -163,7 +163,8 @@ def test_an_archive_may_begin_on_a_log_that_was_trimmed(made: Pool, tmp_path: Pa
     made.live(150, snapshot_every=40, keep_events=80)
     archive = Archive(tmp_path, made.name)
     archive.write(made.log)
-    assert (tmp_path / BASE).exists()
+    assert archive.base() == made.log.base()
+    assert archive.base().last_id != "0-0"
     assert verify(ArchivedLog(made.log, archive)).problems == []
 
 
@@ -182,7 +183,7 @@ def test_a_segment_that_was_changed_cut_or_lost_is_named(made: Pool, tmp_path: P
         b"no gzip",
         b"",
         gzip.compress(plain + b"{}\n"),
-        gzip.compress(plain.replace(b'"version":2', b'"version":9')),
+        gzip.compress(plain.replace(b'"version":3', b'"version":9')),
         gzip.compress(b"[]\n" * 3),
     ):
         second.write_bytes(bad)
@@ -210,7 +211,7 @@ def test_an_event_that_was_changed_in_the_archive_together_with_its_checksum_is_
     entries = [entry for entry in archive.raw() if order_of(first_id) <= order_of(entry[0]) <= order_of(last_id)]
     at = next(at for at, (_, fields) in enumerate(entries) if at > 2 and b"client_id" in fields)
     entries[at] = (entries[at][0], {**entries[at][1], b"client_id": b"somebody-else"})
-    segment.write(second, made.name, entries)
+    segment.write(second, made.name, entries, archive.before(second))
     report = verify(whole)
     assert report.first_bad == entries[at][0]
     assert "chain" in report.problems[0]
@@ -232,7 +233,7 @@ def test_a_restored_pool_goes_on_where_its_archive_ended(made: Pool, tmp_path: P
         made.live(60, snapshot_every=40, keep_events=80)
     archive = Archive(tmp_path, made.name)
     archive.write(made.log)
-    assert (tmp_path / BASE).exists(), "the archive does not begin with the log"
+    assert archive.base().last_id != "0-0", "the archive does not begin with the log"
     stored = StoredLog(archive)
     report = verify(stored)
     assert report.problems == []

@@ -240,6 +240,9 @@ def test_a_hostile_launch_blob_is_read_or_named(raw: bytes) -> None:
         launch.decode_blob(raw)
 
 
+HEAD = {"spoke": "segment", "version": 3, "pool": "p", "h": "00", "state": STATES[0].decode("latin-1")}
+
+
 def segment() -> bytes:
     blocks = [
         {"names": ["type"], "columns": [["x"]]},
@@ -247,7 +250,7 @@ def segment() -> bytes:
     ]
     odd = [[["type", "z"]]]
     columns = {"ids": ["1-0", "2-0", "2-1"], "order": [0, 1, -1], "blocks": blocks, "h": "0" * 64, "odd": odd}
-    lines = [{"spoke": "segment", "version": 2, "pool": "p"}, columns, {"events": 3, "checksum": "0" * 64}]
+    lines = [HEAD, columns, {"events": 3, "checksum": "0" * 64}]
     return b"".join(write_json(line) + b"\n" for line in lines)
 
 
@@ -274,13 +277,15 @@ def test_a_hostile_segment_is_named(raw: bytes) -> None:
             list(archive.raw())
         with little_memory(), pytest.raises(BadSegment):
             list(archive.batches())
+        with little_memory(), pytest.raises(BadSegment):
+            list(archive.links())
 
 
 @fuzzed
-@given(hostile([write_json({"state": STATES[0].decode("latin-1"), "h": "00"})], read_json, write_json))
-def test_a_hostile_base_of_an_archive_is_read_or_named(raw: bytes) -> None:
+@given(hostile([write_json(HEAD)], read_json, write_json))
+def test_a_hostile_state_before_a_segment_is_read_or_named(raw: bytes) -> None:
     with TemporaryDirectory() as folder:
-        (Path(folder) / "base.json").write_bytes(raw)
+        (Path(folder) / "1-0_2-0.jsonl.gz").write_bytes(zipped(raw + b"\n"))
         with little_memory(), contextlib.suppress(LogError):
             Archive(Path(folder), "p").base()
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from spoke.events import snapshot
 from spoke.events import types as e
-from spoke.events.audit import _decided_twice
 from spoke.events.codec import decode_event
 from spoke.events.fold import fold
 from spoke.events.invariants import violations
 from spoke.events.log import EventLog
 from spoke.events.state import PoolState
+from spoke.events.walk import decided_twice
 from tests.sim.node import Running, SimNode
 from tests.sim.server import Direct, Server, raw
 from tests.sim.world import SimulationFailed, World
@@ -56,7 +56,7 @@ class Oracle:
         event = recorded.event
         self.events += 1
         self.world.say("log", f"{event_id} {event}"[:230])
-        twice = list(_decided_twice(self.state, recorded, self._previous))
+        twice = list(decided_twice(self.state, recorded.event, self._previous))
         if twice:
             raise SimulationFailed(twice[0])
         if isinstance(event, (e.GangAllocated, e.GangRepaired)):

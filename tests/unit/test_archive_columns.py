@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bench.synthetic import chained, events
 from spoke.errors import LogError
-from spoke.events import segment
+from spoke.events import segment, snapshot
 from spoke.events.archive import Archive, StoredLog
 from spoke.events.audit import verify
 from spoke.events.columns import entries_of, events_of, read_event, to_columns
@@ -18,6 +18,8 @@ from spoke.events.log import RawEntry
 from spoke.events.state import PoolState
 from spoke.events.types import Recorded
 from tests.golden import golden_pool
+
+BEFORE = segment.Before(state=snapshot.encode(PoolState()))
 
 
 def entries(log: list[Recorded]) -> list[RawEntry]:
@@ -68,7 +70,7 @@ def test_a_synthetic_log_verifies_and_an_archive_folds_to_the_same_state(tmp_pat
     for recorded in log:
         fold(state, recorded)
     first, last = log[0].id, log[-1].id
-    segment.write(tmp_path / f"{first}_{last}.jsonl.gz", "p", entries(log))
+    segment.write(tmp_path / f"{first}_{last}.jsonl.gz", "p", entries(log), BEFORE)
     stored = StoredLog(Archive(tmp_path, "p"))
     assert list(stored.read()) == log
     assert stored.replay() == state
@@ -78,7 +80,7 @@ def test_a_synthetic_log_verifies_and_an_archive_folds_to_the_same_state(tmp_pat
 
 def test_replay_leaves_the_capacity_index_as_fold_does(tmp_path: Path) -> None:
     log = golden_pool().log
-    segment.write(tmp_path / f"{log[0].id}_{log[-1].id}.jsonl.gz", "p", entries(log))
+    segment.write(tmp_path / f"{log[0].id}_{log[-1].id}.jsonl.gz", "p", entries(log), BEFORE)
     state = StoredLog(Archive(tmp_path, "p")).replay()
     for node in state.nodes.values():
         assert state.capacity.free(node.spec.node_id) == node.free

@@ -107,7 +107,7 @@ def test_a_file_whose_name_names_no_events_is_named(tmp_path: Path, name: str) -
 
 def test_an_archived_line_without_an_events_id_is_named(tmp_path: Path) -> None:
     line = {"ids": ["1-x"], "order": [0], "blocks": [{"names": ["type"], "columns": [["x"]]}], "h": "0" * 32, "odd": []}
-    lines = [{"spoke": "segment", "version": 2, "pool": "p"}, line]
+    lines = [{"spoke": "segment", "version": 3, "pool": "p", "h": "", "state": None}, line]
     raw = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
     (tmp_path / "1-0_1-0.jsonl.gz").write_bytes(gzip.compress(raw))
     with pytest.raises(BadSegment, match="ids that are none"):
