@@ -129,7 +129,7 @@ def _joined(log: EventLog, parts: Iterator[Checked], count: int) -> Iterator[Rep
         joints = list(_joint(end, part)) if end is not None else []
         if joints:
             report.problems, report.first_bad = joints + report.problems, first
-        report.broken_off = report.broken_off or bool(joints)
+            report.broken_off = True
         if report.broken_off or at == count:
             report.state = snapshot.decode(part.after)
         if isinstance(log, WatchedLog) and report.events:

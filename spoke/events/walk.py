@@ -26,6 +26,10 @@ LOOK_EVERY = 20_000
 """After so many events everything is looked at."""
 
 
+Launch = tuple[str, int]
+"""The client and the seq of a launch request: its members are events of their own."""
+
+
 @dataclass(slots=True)
 class Report:
     """What ``verify`` found. ``problems`` name the event after which something did not hold; empty is good.
@@ -45,6 +49,10 @@ class Report:
     broken_off: bool = False
     anchored: bool = False
     """Whether an event carried the hash that was asked for."""
+    goes_on: Launch | None = None
+    """The launch that the first event goes on with, if it does: the event before must belong to it, too."""
+    ends_in: Launch | None = None
+    """The launch that the last event belongs to."""
 
     @property
     def ok(self) -> bool:
@@ -58,6 +66,10 @@ class Report:
 
     def go_on(self, part: Report) -> None:
         """Add what was found of the part of the log that follows."""
+        if self.events and part.goes_on is not None and part.goes_on != self.ends_in:
+            self.add(
+                part.first_id, f"after event {part.first_id} ({e.ActorLaunchRequested.TYPE}): {_twice(*part.goes_on)}"
+            )
         self.events += part.events
         self.first_id = self.first_id or part.first_id
         self.last_id, self.last_hash = part.last_id or self.last_id, part.last_hash or self.last_hash
@@ -65,13 +77,14 @@ class Report:
         self.counts += part.counts
         self.problems += part.problems
         self.state, self.anchored = part.state, self.anchored or part.anchored
+        self.ends_in = part.ends_in
         self.broken_off = part.broken_off or len(self.problems) >= PROBLEMS_MAX
 
 
 def walk(log: EventLog, state: PoolState, last_hash: str, until: str, anchor: str = "") -> Report:
     """Check the events after a state, which is used up."""
     report, chain, inspector = Report(state=state), Checker(last_hash), Inspector(state)
-    good, previous, unseen = snapshot.encode(state), None, 0
+    good, launch, unseen = snapshot.encode(state), None, 0
     for link in log.links(state.last_id, until):
         broken = chain.problem(link.id, link.h, link.args)
         if broken:
@@ -80,7 +93,10 @@ def walk(log: EventLog, state: PoolState, last_hash: str, until: str, anchor: st
         try:
             if isinstance(event, LogError):
                 raise event
-            problems = list(decided_twice(state, event, previous))
+            before, launch = launch, launch_of(event)
+            problems = list(decided_twice(state, event, before))
+            if problems and launch and not report.events:
+                report.goes_on, problems = launch, []
             fold(state, e.Recorded(link.id, event))
         except LogError as error:
             _search(log, good, report, report.last_id)
@@ -97,7 +113,7 @@ def walk(log: EventLog, state: PoolState, last_hash: str, until: str, anchor: st
         report.events += 1
         report.counts[event.TYPE] += 1
         report.anchored = report.anchored or (bool(anchor) and link.h == anchor)
-        previous, unseen = event, unseen + 1
+        report.ends_in, unseen = launch, unseen + 1
         if len(report.problems) >= PROBLEMS_MAX:
             report.broken_off = True
             return report
@@ -150,15 +166,26 @@ def _first_broken(log: EventLog, good: bytes, bad_id: str) -> tuple[str, str, li
     return events[high - 1].id, events[high - 1].event.TYPE, found
 
 
-def decided_twice(state: PoolState, event: e.Event, previous: e.Event | None) -> Iterator[str]:
-    """I5: a request leads to one decision. A grant from the line, and the members of one launch, are not a second."""
+def launch_of(event: e.Event) -> Launch | None:
+    """The launch that an event belongs to."""
+    return (event.client_id, event.seq) if isinstance(event, e.ActorLaunchRequested) else None
+
+
+def decided_twice(state: PoolState, event: e.Event, before: Launch | None) -> Iterator[str]:
+    """I5: a request leads to one decision. A grant from the line, and the members of one launch, are not a second.
+
+    ``before``: the launch that the event before belongs to.
+    """
     client_id, seq = getattr(event, "client_id", ""), getattr(event, "seq", 0)
     client = state.client(client_id) if seq else None
     if client is None or not client.has_decided(seq):
         return
     if isinstance(event, (e.GangAllocated, e.GangRefused)) and event.ticket_id in state.tickets:
         return
-    same_launch = isinstance(event, e.ActorLaunchRequested) and isinstance(previous, e.ActorLaunchRequested)
-    if same_launch and (previous.client_id, previous.seq) == (client_id, seq):  # type: ignore[union-attr]
+    if isinstance(event, e.ActorLaunchRequested) and before == (client_id, seq):
         return
-    yield f"I5: request {seq} of client {client_id} was decided before"
+    yield _twice(client_id, seq)
+
+
+def _twice(client_id: str, seq: int) -> str:
+    return f"I5: request {seq} of client {client_id} was decided before"

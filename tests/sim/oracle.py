@@ -12,7 +12,7 @@ from spoke.events.fold import fold
 from spoke.events.invariants import violations
 from spoke.events.log import EventLog
 from spoke.events.state import PoolState
-from spoke.events.walk import decided_twice
+from spoke.events.walk import Launch, decided_twice, launch_of
 from tests.sim.node import Running, SimNode
 from tests.sim.server import Direct, Server, raw
 from tests.sim.world import SimulationFailed, World
@@ -27,7 +27,7 @@ class Oracle:
         self.answers: set[tuple[str, int]] = set()
         self.events = 0
         self.on_launch: Callable[[], None] | None = None
-        self._previous: e.Event | None = None
+        self._previous: Launch | None = None
         self._generations: dict[tuple[str, int], set[str]] = {}  # ticket and generation -> the launches it restarts
         server.on_commit = self._committed
 
@@ -74,7 +74,7 @@ class Oracle:
             self._generations[event.ticket_id, event.generation] = {one.launch_id for one in actors if one is not None}
             self.world.count("gang restarts")
         fold(self.state, recorded)
-        self._previous = event
+        self._previous = launch_of(event)
         if isinstance(event, e.ActorLaunchRequested) and self.on_launch is not None:
             act, self.on_launch = self.on_launch, None
             act()

@@ -65,9 +65,9 @@ def log() -> list[e.Recorded]:
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
     """A synthetic log in six segments."""
-    monkeypatch.setattr(archives, "SEGMENT_EVENTS", 500)
+    monkeypatch.setattr(archives, "SEGMENT_EVENTS", 150)
     found = Archive(tmp_path, "p")
-    found.write(made(events(3_000, nodes=5)))
+    found.write(made(events(900, nodes=5)))
     assert len(found.segments()) == 6
     return found
 
@@ -161,16 +161,16 @@ FAULTS = [_spoil_an_idle_node, _flip_a_gpu, _forget_memory, _miscount_a_project,
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("look_every", [100, 20_000])
+@pytest.mark.parametrize("look_every", [50, 20_000])
 def test_a_fold_that_does_wrong_where_nobody_looks_is_found_and_its_event_named(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[PoolState], None], look_every: int
 ) -> None:
     """The event touches nothing: a later one that does shows it, or the look at everything."""
     monkeypatch.setattr(walk, "LOOK_EVERY", look_every)
-    log = list(events(700, nodes=20))
+    log = list(events(400, nodes=10))
     quiet = replace(log[1].event.spec, node_id="idle")  # type: ignore[attr-defined]
-    log.insert(21, e.Recorded(f"{log[20].ms}-1", e.NodeRegistered("idle", "i9", 1, quiet)))
-    at = next(at for at, one in enumerate(log) if at > 500 and isinstance(one.event, e.GangReleased))
+    log.insert(11, e.Recorded(f"{log[10].ms}-1", e.NodeRegistered("idle", "i9", 1, quiet)))
+    at = next(at for at, one in enumerate(log) if at > 250 and isinstance(one.event, e.GangReleased))
     bad = e.Recorded(f"{log[at].ms}-1", e.GangExplained("t-1", "c-0", 0))
     log.insert(at + 1, bad)
     monkeypatch.setitem(folding._HANDLERS, e.GangExplained, lambda state, event_id, event: fault(state))
@@ -218,7 +218,7 @@ def test_every_segment_begins_with_the_state_before_it(archive: Archive) -> None
     for at, path in enumerate(archive.segments()):
         before = archive.before(path)
         assert before.state == snapshot.encode(state)
-        for recorded in log[at * 500 : (at + 1) * 500]:
+        for recorded in log[at * 150 : (at + 1) * 150]:
             fold(state, recorded)
     assert archive.before(archive.segments()[0]).h == ""
 
@@ -242,13 +242,13 @@ def test_a_replay_begins_with_the_segment_that_holds_its_end(archive: Archive, m
         return true_read(path, pool)
 
     monkeypatch.setattr(segment, "read", reading)
-    for at in (0, 3, 499, 500, 1_234, 2_999):
+    for at in (0, 3, 149, 150, 434, 899):
         state = PoolState()
         for recorded in log[: at + 1]:
             fold(state, recorded)
         read.clear()
         assert stored.replay(log[at].id) == state
-        assert read == [archive.segments()[at // 500]]
+        assert read == [archive.segments()[at // 150]]
     assert stored.replay() == stored.folded(stored.base())
 
 
@@ -259,11 +259,11 @@ def test_segments_are_verified_side_by_side(archive: Archive, monkeypatch: pytes
     whole, report = verify(made(log)), verify(StoredLog(archive), jobs=jobs)
     assert report == replace_state(whole, report)
     assert report.state == whole.state
-    noted = next(fields for at, (_, fields) in enumerate(archive.raw()) if at == 1_700)[b"h"].decode()
+    noted = next(fields for at, (_, fields) in enumerate(archive.raw()) if at == 470)[b"h"].decode()
     assert verify(StoredLog(archive), jobs=jobs, anchor=noted).ok
     assert "no event has the hash" in verify(StoredLog(archive), jobs=jobs, anchor="0" * 32).problems[0]
-    until = verify(StoredLog(archive), log[1_234].id, jobs=jobs)
-    assert (until.events, until.last_id, until.state.last_id) == (1_235, log[1_234].id, log[1_234].id)
+    until = verify(StoredLog(archive), log[434].id, jobs=jobs)
+    assert (until.events, until.last_id, until.state.last_id) == (435, log[434].id, log[434].id)
 
 
 def replace_state(report: walk.Report, other: walk.Report) -> walk.Report:
@@ -273,11 +273,35 @@ def replace_state(report: walk.Report, other: walk.Report) -> walk.Report:
     )
 
 
+@pytest.mark.parametrize("size", [7, 10, 13])
+def test_a_launch_that_goes_on_in_the_next_segment_is_one_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(archives, "SEGMENT_EVENTS", size)
+    log, archive = list(events(120, nodes=5)), Archive(tmp_path, "p")
+    entries = list(chained(log))
+    archive.write(MadeLog(entries))
+    launches = [walk.launch_of(recorded.event) for recorded in log]
+    ends = range(size, len(log), size)
+    assert any(launches[end] is not None and launches[end - 1] == launches[end] for end in ends)
+    assert verify(StoredLog(archive)).problems == []
+    assert verify(ArchivedLog(MadeLog(entries), archive)).problems == []
+
+
+def test_a_launch_that_comes_again_in_the_next_segment_is_a_second_decision() -> None:
+    report = walk.Report(events=7, last_id="7-0", ends_in=("c", 3))
+    report.go_on(walk.Report(events=1, first_id="8-0", last_id="8-0", goes_on=("c", 3), ends_in=("c", 3)))
+    assert report.ok
+    report.go_on(walk.Report(events=1, first_id="9-0", last_id="9-0", goes_on=("c", 2)))
+    assert report.first_bad == "9-0"
+    assert "I5: request 2 of client c" in report.problems[0]
+
+
 def test_a_live_log_goes_on_where_its_archive_ends(archive: Archive) -> None:
-    live = MadeLog(list(chained(events(3_300, nodes=5)))[2_900:])
+    live = MadeLog(list(chained(events(990, nodes=5)))[870:])
     report = verify(ArchivedLog(live, archive))
     assert report.problems == []
-    assert report.events == 3_300
+    assert report.events == 990
     assert ArchivedLog(live, archive).replay() == report.state
 
 
