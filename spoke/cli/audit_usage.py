@@ -62,7 +62,7 @@ def usage(
     begin_ms = ms_of(last_id_at(since)) if since else 0
     _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
-        base = found.log.base()
+        base = found.log.start(str(max(0, begin_ms - 1)))  # what was held before counts from there on
         base_ms = ms_of(base.last_id)
         end_ms = found.end_ms(end)
         if base_ms > begin_ms:

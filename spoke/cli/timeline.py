@@ -44,7 +44,7 @@ def timeline(
     begin_ms = ms_of(last_id_at(since)) if since else 0
     _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
-        base = found.log.base()
+        base = found.log.start(str(max(0, begin_ms - 1)))
         chart = chart_of(found.pool, base, found.log.read(base.last_id, end), begin_ms, found.end_ms(end))
     with whole(output) as part, needs_extra():
         if kind == "png":

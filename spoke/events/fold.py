@@ -178,7 +178,8 @@ def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -
     node = NodeState.empty(event.spec, phase, event.incarnation, event.lease_ms, not state.changed)
     if known is not None:  # what live tickets hold on the node stays theirs
         for ticket_id in sorted(known.tickets):
-            _book(node, state.tickets[ticket_id], event_id)
+            ticket = state.tickets[ticket_id]
+            _book(node, ticket, (slot for slot in ticket.slots if slot.node_id == event.node_id), event_id)
     state.apply_faults(node)
     state.nodes[event.node_id] = node
     state.index(node)
@@ -315,6 +316,7 @@ def _new_ticket(state: PoolState, event: e.GangQueued | e.GangAllocated, event_i
         ticket.project = named or event.client_id
     else:
         client.tickets.add(event.ticket_id)
+        ticket.user = client.user
         ticket.project = project_of(named, client.project, client.user, event.client_id)
     return ticket
 
@@ -347,13 +349,16 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
     ticket.phase, ticket.since, ticket.reason, ticket.slots = phase, event_id, "", event.slots
     ticket.master_addr, ticket.master_port, ticket.policy = event.master_addr, event.master_port, event.policy
     ticket.group_sizes = _group_sizes(event.slots)
-    for node_id in {slot.node_id for slot in event.slots}:
+    on: dict[str, list[Slot]] = {}
+    for slot in event.slots:
+        on.setdefault(slot.node_id, []).append(slot)
+    for node_id, slots in on.items():
         node = state.nodes.get(node_id)
         if node is None:
             raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {node_id}, which is not there")
         if node.phase != "up":
             raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {node_id}, which is {node.phase}")
-        _book(node, ticket, event_id)
+        _book(node, ticket, slots, event_id)
         ticket.held.add(node_id)
         state.index(node)
     if ticket.spec.groups:
@@ -452,9 +457,9 @@ def _gang_restarted(state: PoolState, event_id: str, event: e.GangRestarted) -> 
     ticket.restarted_ms = ms_of(event_id)
 
 
-def _book(node: NodeState, ticket: TicketState, event_id: str) -> None:
-    for slot in ticket.slots:
-        if slot.node_id == node.spec.node_id and not node.take(ticket, slot):
+def _book(node: NodeState, ticket: TicketState, slots: Iterable[Slot], event_id: str) -> None:
+    for slot in slots:
+        if not node.take(ticket, slot):
             raise _double(ticket, slot, node, event_id)
 
 
@@ -531,13 +536,12 @@ def _gang_released(state: PoolState, event_id: str, event: e.GangReleased) -> No
         raise InvalidTransition(
             f"event {event_id} frees {sorted(busy)} of ticket {event.ticket_id}, whose actors may still run there"
         )
-    for slot in ticket.slots:
-        if slot.node_id in freed:
-            state.nodes[slot.node_id].give_back(ticket, slot)
+    gone = [slot for slot in ticket.slots if slot.node_id in freed]
+    for slot in gone:
+        state.nodes[slot.node_id].give_back(ticket, slot)
     for node_id in freed:
         state.index(state.nodes[node_id])
     ticket.held -= freed
-    gone = [slot for slot in ticket.slots if slot.node_id in freed]
     state.queueing.charge(ticket.project, amounts_of(ticket.spec, gone), -1, ms_of(event_id))
     if event.final:
         _forget_ticket(state, ticket)

@@ -62,15 +62,13 @@ class Holdings:
     """Takes events in their order and gives the holdings that each one ends; ``base`` is the state before them."""
 
     def __init__(self, base: PoolState) -> None:
-        self._users = {client.client_id: client.user for client in (*base.gone.values(), *base.clients.values())}
+        self._users = {client_id: client.user for client_id, client in base.clients.items()}
         self._tickets: dict[str, _Ticket] = {}
         ms = ms_of(base.last_id)
         for ticket in base.tickets.values():
-            user = self._users.get(ticket.client_id, "")
-            known = _Ticket(ticket.client_id, user, ticket.spec.name, {}, ticket.reason, project_of(ticket.spec))
+            known = _Ticket(ticket.client_id, ticket.user, ticket.spec.name, {}, ticket.reason, project_of(ticket.spec))
             self._tickets[ticket.ticket_id] = known
             self._hold(ticket.ticket_id, known, (s for s in ticket.slots if s.node_id in ticket.held), ms, "")
-        self._users = {client_id: client.user for client_id, client in base.clients.items()}
 
     def take(self, recorded: e.Recorded) -> list[Holding]:
         """The holdings that end with this event, in the order of nodes and ranks."""

@@ -202,14 +202,18 @@ class Account:
 
 def amounts_of(spec: GangSpec, slots: Iterable[Slot]) -> Amounts:
     """What these slots of a gang are."""
-    gpus = cpu_milli = memory = 0
+    gpus = cpu_milli = memory = members = 0
     nodes: set[str] = set()
     for slot in slots:
-        need = spec.resources_of(slot.group) if spec.groups else spec.resources
         gpus += slot.gpu_milli or GPU_MILLI * len(slot.gpu_ids)
-        cpu_milli += need.cpu_milli
-        memory += need.memory_bytes
         nodes.add(slot.node_id)
+        members += 1
+        if spec.groups:
+            need = spec.resources_of(slot.group)
+            cpu_milli += need.cpu_milli
+            memory += need.memory_bytes
+    if not spec.groups:
+        cpu_milli, memory = spec.resources.cpu_milli * members, spec.resources.memory_bytes * members
     return gpus, cpu_milli, memory, len(nodes)
 
 

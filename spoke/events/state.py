@@ -257,6 +257,8 @@ class TicketState:
     release_requests: list[tuple[str, int]] = field(default_factory=list)
     project: str = ""
     """Whom it counts for in quotas and fair shares."""
+    user: str = ""
+    """The user of its client, who may be gone when somebody asks."""
     at_head: bool = False
     """Whether an operator moved it before all others."""
     borrowed: bool = False
