@@ -39,7 +39,7 @@ def golden_pool() -> MemoryPool:
     4  node n1 is lost, t-3 with it, but t-2 (nothing was launched) stays
     5  node n1 is back; bob is lost, so that t-2 is given back
     6  alice gets t-4, one GPU (0), and keeps it
-    7  node n2 with 4 GPUs; carol (project vision) asks for 1 to 3 nodes with 2 ranks each: t-5 gets n1 (1, 2) and n2 (0, 1)
+    7  node n2 with 4 GPUs; carol (project vision) gets t-5, 2 of 1 to 3 nodes with 2 ranks each: n1 (1, 2), n2 (0, 1)
     8  dave gets t-6, preemptible, for project speech: a head without GPUs on n1, two workers on n2 (2, 3)
     9  GPU 3 of n1 falls ill, so that a gang of carol's is refused
     10 rank 0 of t-5 is killed; GPU 3 is well again; the rank gets that in place of GPU 1, and is launched anew

@@ -93,7 +93,7 @@ def usage_document(usage: Usage, by: str) -> dict[str, Any]:
         else {"tickets": usage.tickets}
     )
     return {
-        by: usage.key or ("-" if by == "project" else ""),
+        by: usage.key,
         **extra,
         "gpu_hours": round(usage.gpu_hours, 6),
         "gpu_seconds": usage.gpu_seconds,

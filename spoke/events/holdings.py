@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from spoke.events import types as e
 from spoke.events.ids import ms_of
-from spoke.events.model import GPU_MILLI, GangSpec, Slot
+from spoke.events.model import GPU_MILLI, Slot
+from spoke.events.queueing import project_of
 from spoke.events.state import PoolState
 
 
@@ -53,20 +54,15 @@ class _Ticket:
     project: str = ""
 
 
-def project_of(spec: GangSpec) -> str:
-    """The project that a gang is accounted to; empty for a request that names none."""
-    return str(getattr(spec, "project", "") or getattr(getattr(spec, "terms", None), "project", ""))
-
-
 class Holdings:
     """Takes events in their order and gives the holdings that each one ends; ``base`` is the state before them."""
 
     def __init__(self, base: PoolState) -> None:
-        self._users = {client_id: client.user for client_id, client in base.clients.items()}
+        self._clients = {client_id: (client.user, client.project) for client_id, client in base.clients.items()}
         self._tickets: dict[str, _Ticket] = {}
         ms = ms_of(base.last_id)
         for ticket in base.tickets.values():
-            known = _Ticket(ticket.client_id, ticket.user, ticket.spec.name, {}, ticket.reason, project_of(ticket.spec))
+            known = _Ticket(ticket.client_id, ticket.user, ticket.spec.name, {}, ticket.reason, ticket.project)
             self._tickets[ticket.ticket_id] = known
             self._hold(ticket.ticket_id, known, (s for s in ticket.slots if s.node_id in ticket.held), ms, "")
 
@@ -75,9 +71,9 @@ class Holdings:
         event = recorded.event
         match event:
             case e.ClientConnected():
-                self._users[event.client_id] = event.user
+                self._clients[event.client_id] = (event.user, event.project)
             case e.ClientLost() | e.ClientClosed():
-                self._users.pop(event.client_id, None)
+                self._clients.pop(event.client_id, None)
             case e.GangQueued():
                 self._tickets[event.ticket_id] = self._known(event)
             case e.GangAllocated():
@@ -102,8 +98,9 @@ class Holdings:
                 yield from held
 
     def _known(self, event: e.GangQueued | e.GangAllocated) -> _Ticket:
-        user = self._users.get(event.client_id, "")
-        return _Ticket(event.client_id, user, event.spec.name, {}, project=project_of(event.spec))
+        user, project = self._clients.get(event.client_id, ("", ""))
+        project = project_of(event.spec.terms.project, project, user, event.client_id)
+        return _Ticket(event.client_id, user, event.spec.name, {}, project=project)
 
     @staticmethod
     def _hold(ticket_id: str, known: _Ticket, slots: Iterable[Slot], ms: int, event_id: str) -> None:

@@ -78,22 +78,25 @@ def test_an_archive_alone_is_verified(golden: Golden) -> None:
 @pytest.mark.parametrize("offline", [False, True])
 def test_the_log_is_asked_in_sql(golden: Golden, log: list[e.Recorded], offline: bool) -> None:
     counts = golden.lines("query", "SELECT type, count(*) AS n FROM events GROUP BY type", offline=offline)
-    assert {line["type"]: line["n"] for line in counts}["gang.allocated"] == 4
+    assert {line["type"]: line["n"] for line in counts}["gang.allocated"] == 7
     assert sum(line["n"] for line in counts) == len(log)
     joined = (
         "SELECT a.ticket_id, r.ms - a.ms AS held FROM events a JOIN events r USING (ticket_id) "
-        "WHERE a.type = 'gang.allocated' AND r.type = 'gang.released' ORDER BY a.ms"
+        "WHERE a.type = 'gang.allocated' AND r.type = 'gang.released' ORDER BY r.ms"
     )
     found = golden.lines("query", joined, offline=offline)
     assert [(line["ticket_id"], line["held"]) for line in found] == [
         ("t-1", 3 * HOUR - 1),
-        ("t-2", 4 * HOUR + 3),
         ("t-3", HOUR + 1),
+        ("t-2", 4 * HOUR + 3),
+        ("t-6", 3 * HOUR + 30_003),
+        ("t-5", 6 * HOUR + 2),
+        ("t-5", 6 * HOUR + 5),
     ]
     fields = "SELECT fields->>'$.spec.name' AS name FROM events WHERE ticket_id = 't-1' AND type = 'gang.allocated'"
     assert golden.spoke("query", fields, "--csv", offline=offline).stdout.splitlines() == ["name", "train"]
     table = golden.spoke("query", "SELECT max(time), 1 FROM events", offline=offline).stdout
-    assert "2023-11-15T04:13:20" in table
+    assert "2023-11-15T11:13:20" in table
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_events_are_exported_as_parquet(golden: Golden, log: list[e.Recorded], t
     assert result.exit_code == 0, result.output
     rows = pq.read_table(file).to_pylist()
     assert [(row["id"], row["type"], row["ms"]) for row in rows] == [(x.id, x.event.TYPE, x.ms) for x in log]
-    assert json.loads(rows[-1]["fields"])["ticket_id"] == rows[-1]["ticket_id"] == "t-4"
+    assert json.loads(rows[-1]["fields"])["ticket_id"] == rows[-1]["ticket_id"] == "t-5"
     assert all(len(row["h"]) == 32 for row in rows)
     late = duckdb.execute(f"SELECT count(*) FROM '{file}' WHERE time > '2023-11-15'").fetchall()
     assert late[0][0] > 0
@@ -183,13 +186,13 @@ def run(log: Iterable[e.Recorded], policy: Policy = "recorded", end_ms: int = EN
 
 
 def test_the_same_policy_makes_the_recorded_decisions_again(log: list[e.Recorded]) -> None:
-    result = run(log)
+    result = run(recorded for recorded in log if recorded.ms < START + 7 * HOUR)
     assert (result.differences, result.first_difference, result.passed_over) == (0, "", 0)
     assert result.decisions == 6, "four grants, one of which waited first, and a refusal"
     assert result.happened == result.would
     assert sorted(result.happened.waits) == [0, 0, 0, HOUR + 2]
     assert result.happened.refused == 1
-    held = 2000 * (3 * HOUR - 1) + 750 * (4 * HOUR + 3) + 2000 * (HOUR + 1) + 1000 * 2 * HOUR
+    held = 2000 * (3 * HOUR - 1) + 750 * (4 * HOUR + 3) + 2000 * (HOUR + 1) + 1000 * 9 * HOUR
     assert result.would.milli_ms == held
 
 
@@ -256,14 +259,15 @@ def test_a_what_if_is_shown(golden: Golden, offline: bool) -> None:
 
 def test_a_timeline_has_every_holding(log: list[e.Recorded]) -> None:
     chart = chart_of("p", PoolState(), log, 0, END)
-    assert chart.rows == ["n1:0", "n1:1", "n1:2", "n1:3"]
+    assert chart.rows == [f"{node}:{gpu}" for node in ("n1", "n2") for gpu in range(4)]
     bars = [(chart.rows[row], begin, end, chart.tickets[ticket][0]) for row, begin, end, ticket, *_ in chart.bars]
     assert ("n1:0", START + 3, START + 3 * HOUR + 2, "t-1") in bars
     assert ("n1:0", START + 6 * HOUR, END, "t-4") in bars
-    assert [bar[4:] for bar in chart.bars if bar[0] == 2] == [(250, 0), (250, 250), (250, 500)], "one on another"
-    assert len(bars) == 2 + 3 + 2 + 1
-    cut = chart_of("p", PoolState(), log, START + 7 * HOUR, END)
-    assert [(bar[1], bar[2]) for bar in cut.bars] == [(START + 7 * HOUR, END)]
+    shares = [bar[4:] for bar in chart.bars if bar[0] == 2]
+    assert shares == [(250, 0), (250, 250), (250, 500), (1000, 0)], "one on another"
+    assert len(bars) == 2 + 3 + 2 + 1 + 5 + 2 + 2
+    cut = chart_of("p", PoolState(), log, START + 14 * HOUR, END)
+    assert [(bar[1], bar[2]) for bar in cut.bars] == [(START + 14 * HOUR, END)] * 3
 
 
 def test_names_in_the_log_do_not_become_markup() -> None:

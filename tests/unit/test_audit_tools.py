@@ -29,13 +29,16 @@ from spoke.protocol.keys import Keys
 from spoke.protocol.server import connect
 from tests.golden import END, HOUR, START, golden_pool, write_log
 
-T1, T2, T3, T4 = 2000 * (3 * HOUR - 1), 750 * (4 * HOUR + 3), 2000 * (HOUR + 1), 1000 * 2 * HOUR
+T1, T2, T3, T4 = 2000 * (3 * HOUR - 1), 750 * (4 * HOUR + 3), 2000 * (HOUR + 1), 1000 * 9 * HOUR
+T5_N1, T5_N2 = 2000 * (6 * HOUR + 2), 2000 * (6 * HOUR + 5)
+T5, T6, T7 = T5_N1 + T5_N2, 2000 * (3 * HOUR + 30_003), 2000 * (4 * HOUR - 30_005)
 USED = {
-    "user": {"alice": T1 + T4, "bob": T2 + T3},
-    "project": {"": T1 + T2 + T3 + T4},
-    "node": {"n1": T1 + T2 + T3 + T4},
-    "ticket": {"t-1": T1, "t-2": T2, "t-3": T3, "t-4": T4},
+    "user": {"alice": T1 + T4, "bob": T2 + T3, "carol": T5, "dave": T6, "erin": T7},
+    "project": {"alice": T1 + T4, "bob": T2 + T3, "vision": T5, "speech": T6, "erin": T7},
+    "node": {"n1": T1 + T2 + T3 + T4 + T5_N1, "n2": T5_N2 + T6 + T7},
+    "ticket": {"t-1": T1, "t-2": T2, "t-3": T3, "t-4": T4, "t-5": T5, "t-6": T6, "t-7": T7},
 }
+ALL = T1 + T2 + T3 + T4 + T5 + T6 + T7
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +72,37 @@ def test_who_had_this_gpu_and_when(log: list[e.Recorded], name: str) -> None:
 
 def test_a_shared_gpu_had_every_rank_with_its_share(log: list[e.Recorded]) -> None:
     found = held(log, "gpu", "n1:2")
-    assert [(h.ticket_id, h.rank, h.milli) for h in found] == [("t-2", rank, 250) for rank in range(3)]
-    assert held(log, "gpu", "n1:3") == held(log, "gpu", "n2:0") == held(log, "gpu", "nonsense") == []
+    assert [(h.ticket_id, h.rank, h.milli) for h in found] == [
+        *[("t-2", rank, 250) for rank in range(3)],
+        ("t-5", 1, 1000),
+    ]
+    assert held(log, "gpu", "n3:0") == held(log, "gpu", "n1:4") == held(log, "gpu", "nonsense") == []
+
+
+def test_a_rank_that_was_repaired_held_one_gpu_after_another(log: list[e.Recorded]) -> None:
+    ranks = [h for h in held(log, "ticket", "t-5") if h.rank == 0]
+    assert [(h.gpu, h.begin_ms - START, h.end_ms - START) for h in ranks] == [
+        (1, 7 * HOUR + 2, 10 * HOUR + 2),
+        (3, 10 * HOUR + 2, 13 * HOUR + 4),
+    ]
+    assert [h.reason for h in ranks] == ["rank 0 was given another place", "its client closed"]
+
+
+def test_a_mixed_gang_that_was_preempted_says_so(log: list[e.Recorded]) -> None:
+    assert [(h.node_id, h.gpu, h.rank, h.project, h.reason) for h in held(log, "ticket", "t-6")] == [
+        ("n2", gpu, rank, "speech", "makes room for t-7: priority 10 goes before 0") for gpu, rank in ((2, 1), (3, 2))
+    ]
+    assert told(log, "ticket", "t-6") == ["gang.allocated", "ticket.preempting", "gang.releasing", "gang.released"]
+    assert told(log, "ticket", "t-8") == ["gang.queued", "gang.refused"]
+    assert told(log, "ticket", "t-9") == ["gang.queued", "gang.prioritized", "gang.cancelled"]
+    assert "gpu.marked_unhealthy" in told(log, "node", "n1")
 
 
 def test_a_node_a_ticket_an_actor_and_a_client_have_their_events(log: list[e.Recorded]) -> None:
     node = told(log, "node", "n1")
     assert node.count("node.registered") == 2
-    assert node.count("gang.allocated") == node.count("gang.released") + 1 == 4
-    assert told(log, "node", "n2") == []
+    assert node.count("gang.allocated") == node.count("gang.released") + 1 == 6
+    assert told(log, "node", "n3") == []
     assert told(log, "ticket", "t-3")[:2] == ["gang.queued", "gang.allocated"]
     assert told(log, "ticket", "t-3")[-4:] == ["actor.lost", "actor.lost", "gang.releasing", "gang.released"]
     assert told(log, "actor", "actor-1")[:3] == ["actor.launch_requested", "actor.started", "actor.exited"]
@@ -92,7 +117,7 @@ def test_a_node_a_ticket_an_actor_and_a_client_have_their_events(log: list[e.Rec
 def test_gpu_time_is_exact(log: list[e.Recorded], by: By) -> None:
     ledger = Ledger(by, 0, END)
     assert {row.key: row.milli_ms for row in ledger.rows(PoolState(), log)} == USED[by]
-    assert (ledger.total.milli_ms, ledger.total.tickets) == (T1 + T2 + T3 + T4, 4)
+    assert (ledger.total.milli_ms, ledger.total.tickets) == (ALL, 7)
 
 
 def test_a_window_cuts_what_reaches_over_it(log: list[e.Recorded]) -> None:
@@ -104,11 +129,11 @@ def test_a_window_cuts_what_reaches_over_it(log: list[e.Recorded]) -> None:
 
 def test_windows_side_by_side_add_up(log: list[e.Recorded]) -> None:
     total = 0
-    for hour in range(8):
+    for hour in range(15):
         ledger = Ledger("user", START + hour * HOUR, START + (hour + 1) * HOUR)
         list(ledger.rows(PoolState(), log))
         total += ledger.total.milli_ms
-    assert total == T1 + T2 + T3 + T4
+    assert total == ALL
 
 
 @pytest.mark.parametrize("by", BY)
@@ -127,8 +152,8 @@ def test_nothing_older_than_the_live_tickets_is_remembered(log: list[e.Recorded]
     holdings = Holdings(PoolState())
     for recorded in log:
         holdings.take(recorded)
-    assert [h.ticket_id for h in holdings.open()] == ["t-4"]
-    assert len(holdings._tickets) == 1
+    assert [h.ticket_id for h in holdings.open()] == ["t-4", "t-7", "t-7"]
+    assert len(holdings._tickets) == 2
 
 
 def test_thousandths_and_milliseconds_are_not_rounded() -> None:
@@ -214,6 +239,7 @@ def test_history_is_shown(golden: Golden, offline: bool) -> None:
     assert [(line["is"], line["ticket_id"], line["ms"]) for line in found] == [
         ("holding", "t-1", 3 * HOUR - 1),
         ("holding", "t-3", HOUR + 1),
+        ("holding", "t-5", 3 * HOUR),
     ]
     text = golden.spoke("history", "gpu", "n1:1", offline=offline).stdout
     for words in ("t-1", "train", "alice", "2:59:59.999", "t-3", "node n1 was lost", "1:00:00.001"):
@@ -222,7 +248,7 @@ def test_history_is_shown(golden: Golden, offline: bool) -> None:
     assert "gang.allocated" in both
     assert "0.25" in both
     since = golden.lines("history", "gpu", "n1:1", "--since", f"{START + 3 * HOUR + 2}-0", offline=offline)
-    assert [line["ticket_id"] for line in since] == ["t-3"]
+    assert [line["ticket_id"] for line in since] == ["t-3", "t-5"]
     until = golden.lines("history", "gpu", "n1:1", "--until", f"{START + 4 * HOUR}", offline=offline)
     assert [(line["ticket_id"], line["end"]) for line in until] == [("t-1", until[0]["end"]), ("t-3", "")]
     assert until[1]["ms"] == HOUR - 3
@@ -242,8 +268,9 @@ def test_usage_is_shown(golden: Golden, by: str, offline: bool) -> None:
 
 def test_what_goes_on_counts_to_now_or_to_the_end_of_an_archive(golden: Golden) -> None:
     (live,) = (line for line in golden.lines("usage", "--by", "ticket") if line["ticket"] == "t-4")
-    assert live["gpu_hours"] > 2
-    assert "t-4" not in [line["ticket"] for line in golden.lines("usage", "--by", "ticket", offline=True)]
+    assert live["gpu_hours"] > 9
+    (stored,) = (line for line in golden.lines("usage", "--by", "ticket", offline=True) if line["ticket"] == "t-4")
+    assert stored["gpu_milli_ms"] == 1000 * (7 * HOUR + 7)
 
 
 def test_what_cannot_be_answered_is_said(golden: Golden) -> None:
@@ -287,6 +314,41 @@ def test_an_archive_alone_is_replayed(golden: Golden) -> None:
     live, stored = (json.loads(golden.spoke(*words, offline=offline).stdout) for offline in (False, True))
     assert live == stored
     assert live["last_id"] == f"{START + HOUR}-0"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_every_hour_is_as_it_was(golden: Golden, offline: bool) -> None:
+    """GPUs free, live tickets, waiting tickets, half past each hour."""
+
+    def at(hour: int) -> tuple[int, list[str], list[str]]:
+        words = ("replay", "--until", str(START + hour * HOUR + HOUR // 2), "--json")
+        document = json.loads(golden.spoke(*words, offline=offline).stdout)
+        free = sum(len(node["gpus_free"]) for node in document["nodes"] if node["state"] == "up")
+        live = [ticket["ticket_id"] for ticket in document["tickets"] if ticket["state"] != "queued"]
+        return free, live, document["queue"]
+
+    assert at(2) == (1, ["t-1", "t-2"], ["t-3"])
+    assert at(4) == (0, ["t-2"], [])
+    assert at(7) == (3, ["t-4", "t-5"], [])
+    assert at(8) == (1, ["t-4", "t-5", "t-6"], [])
+    assert at(9) == (0, ["t-4", "t-5", "t-6"], []), "a GPU is ill"
+    assert at(11) == (1, ["t-4", "t-5", "t-7"], [])
+    assert at(12) == (1, ["t-4", "t-5", "t-7"], [])
+    assert at(13) == (5, ["t-4", "t-7"], [])
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_whole_log_is_verified(golden: Golden, log: list[e.Recorded], offline: bool) -> None:
+    document = json.loads(golden.spoke("verify", "--json", offline=offline).stdout)
+    assert (document["ok"], document["events"], document["last_id"]) == (True, 70, log[-1].id)
+    expected = {
+        "gang.refused": 3,
+        "ticket.preempting": 1,
+        "gang.repaired": 1,
+        "gpu.marked_unhealthy": 1,
+        "node.lost": 1,
+    }
+    assert expected.items() <= document["counts"].items()
 
 
 @pytest.mark.parametrize("offline", [False, True])

@@ -24,6 +24,7 @@ from spoke.events.inspection import Inspector
 from spoke.events.invariants import violations
 from spoke.events.log import EventLog, RawEntry, end_of
 from spoke.events.state import PoolState
+from spoke.events.usage import BY, By, Ledger
 from tests.golden import golden_pool
 from tests.unit.test_audit_more import busy_pool
 
@@ -221,6 +222,18 @@ def test_every_segment_begins_with_the_state_before_it(archive: Archive) -> None
         for recorded in log[at * 150 : (at + 1) * 150]:
             fold(state, recorded)
     assert archive.before(archive.segments()[0]).h == ""
+
+
+@pytest.mark.parametrize("by", BY)
+def test_usage_from_the_nearest_segment_on_is_what_it_is_from_the_beginning(archive: Archive, by: By) -> None:
+    stored, log = StoredLog(archive), list(StoredLog(archive).read())
+    for at in (0, 149, 150, 400, 899):
+        begin_ms, end_ms = log[at].ms, log[-1].ms + 1_000
+        near, whole = Ledger(by, begin_ms, end_ms), Ledger(by, begin_ms, end_ms)
+        base = stored.start(str(begin_ms - 1))
+        rows = near.rows(base, stored.read(base.last_id))
+        assert sorted(rows, key=str) == sorted(whole.rows(PoolState(), log), key=str)
+        assert near.total == whole.total
 
 
 def test_an_archive_that_is_continued_knows_the_state_between(tmp_path: Path) -> None:
