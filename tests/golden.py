@@ -26,8 +26,8 @@ END = START + 15 * HOUR
 """Two hours after the last hour with events."""
 
 
-def golden_pool() -> MemoryPool:
-    """The pool after all of it.
+def first_hours() -> MemoryPool:
+    """The pool after the hours up to 6 of these:
 
     == ======================================================================================================
     h
@@ -74,11 +74,17 @@ def golden_pool() -> MemoryPool:
     pool.expire_client("bob-1")
     _at(pool, 6)
     pool.allocate("alice-1", gang())
-    _second_half(pool, pool.agents["n1"])
     return pool
 
 
-def _second_half(pool: MemoryPool, n1: FakeAgent) -> None:
+def golden_pool() -> MemoryPool:
+    """The pool after all of it."""
+    pool = first_hours()
+    _later_hours(pool, pool.agents["n1"])
+    return pool
+
+
+def _later_hours(pool: MemoryPool, n1: FakeAgent) -> None:
     _at(pool, 7)
     pool.register(node_spec("n2", 4))
     pool.ask("carol-1", r.ConnectClient(10_000, user="carol", project="vision"))

@@ -10,7 +10,7 @@ from spoke.cli.sight.board import Board, GpuCell, board_of
 from spoke.cli.sight.lines import cell_part, listing, mark_of, summary
 from spoke.protocol import requests as r
 from tests.builders import MemoryPool, gang, node_spec
-from tests.golden import golden_pool
+from tests.golden import first_hours
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_every_gpu_shows_who_holds_it(pool: MemoryPool) -> None:
 
 
 def test_the_cells_add_up_to_what_the_state_counts() -> None:
-    state = golden_pool().state
+    state = first_hours().state
     for row in board_of(state, "p").nodes:
         assert sum(cell.kind == "free" for cell in row.gpus) == state.nodes[row.key].free_gpus.bit_count()
 

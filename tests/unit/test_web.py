@@ -21,7 +21,7 @@ from spoke.cli.sight.site import HEADERS, STATIC, Site
 from spoke.cli.web import read_token
 from spoke.errors import InvalidRequest, ServerUnreachable, UnknownTicket
 from spoke.protocol.explanation import Explanation
-from tests.golden import golden_pool
+from tests.golden import first_hours
 
 TOKEN = "0123456789-abcdef-0123456789"
 GOOD = {"Authorization": f"Bearer {TOKEN}"}
@@ -29,7 +29,7 @@ GOOD = {"Authorization": f"Bearer {TOKEN}"}
 
 class Shown:
     def __init__(self) -> None:
-        self.board = board_of(golden_pool().state, "p")
+        self.board = board_of(first_hours().state, "p")
 
 
 class Remembered:
@@ -218,5 +218,5 @@ def test_changes_one_after_the_other_give_the_whole_board(boards: list[Board]) -
 
 
 def test_what_stays_is_not_sent_again() -> None:
-    board = board_of(golden_pool().state, "p")
+    board = board_of(first_hours().state, "p")
     assert list(changes(board, replace(board, now_ms=1))) == ["head"]
