@@ -26,6 +26,8 @@ class Oracle:
         self.state = PoolState()
         self.answers: set[tuple[str, int]] = set()
         self.events = 0
+        self.log: list[e.Recorded] | None = None
+        """All events, for who sets a list."""
         self.on_launch: Callable[[], None] | None = None
         self._previous: Launch | None = None
         self._generations: dict[tuple[str, int], set[str]] = {}  # ticket and generation -> the launches it restarts
@@ -55,6 +57,8 @@ class Oracle:
         recorded = decode_event(event_id, fields)
         event = recorded.event
         self.events += 1
+        if self.log is not None:
+            self.log.append(recorded)
         self.world.say("log", f"{event_id} {event}"[:230])
         twice = list(decided_twice(self.state, recorded.event, self._previous))
         if twice:

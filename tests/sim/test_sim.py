@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from spoke.allocator.what_if.compare import what_if
+from spoke.allocator.what_if.policy import Trial
+from spoke.events.state import PoolState
 from tests.sim import bugs
-from tests.sim.run import simulate
+from tests.sim.run import Simulation, simulate
 from tests.sim.world import SimulationFailed
 
 SEEDS_PER_TEST = 20
@@ -24,6 +27,18 @@ def test_a_pool_stays_whole_under_faults(first: int) -> None:
 def test_a_pool_stays_whole_while_operators_work_on_it(first: int) -> None:
     for seed in range(first, first + 10):
         simulate(seed, operators=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_if_makes_the_decisions_of_an_allocator_again(seed: int) -> None:
+    """Requests are decided many at a time there, the queue moves in between, and allocators come and go."""
+    simulation = Simulation(seed, 1_500, lose_tails=False, operators=True)
+    log = simulation.oracle.log = []
+    simulation.run()
+    result = what_if(lambda: log, PoolState(), Trial(), log[-1].ms)
+    assert result.first_difference == ""
+    assert result.happened == result.would
+    assert result.decisions > 3
 
 
 @pytest.mark.parametrize("seed", [79, 128])

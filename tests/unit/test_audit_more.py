@@ -1,4 +1,4 @@
-"""Restore, SQL, Parquet, what-if and the timeline on the golden log, live and archived."""
+"""Restore, SQL, Parquet and the timeline on the golden log, live and archived."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import builtins
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.synthetic import events
-from spoke.allocator.what_if import Policy, what_if
 from spoke.cli.progress import shown
 from spoke.cli.timeline_chart import Chart, chart_of, html, svg
 from spoke.events import types as e
@@ -23,14 +22,12 @@ from spoke.events.archive import Archive, StoredLog
 from spoke.events.audit import verify
 from spoke.events.log import EventLog, WatchedLog
 from spoke.events.state import PoolState
-from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import connect
-from tests.builders import MemoryPool, gang, node_spec
 from tests.golden import END, HOUR, START, golden_pool
 from tests.unit.test_audit_tools import Golden, golden, log
 
-__all__ = ["busy_pool", "golden", "log", "run"]
+__all__ = ["golden", "log"]
 
 # --- restore -----------------------------------------------------------------------------------------------------
 
@@ -175,83 +172,6 @@ def test_what_is_missing_is_named(golden: Golden, tmp_path: Path, monkeypatch: p
         assert result.exit_code == 1
         assert 'pip install "spoke-scheduler[audit]"' in result.stderr
     assert not list(tmp_path.glob("x.*"))
-
-
-# --- what-if -----------------------------------------------------------------------------------------------------
-
-
-def run(log: Iterable[e.Recorded], policy: Policy = "recorded", end_ms: int = END) -> Any:
-    found = list(log)
-    return what_if(lambda: found, PoolState(), policy, end_ms)
-
-
-def test_the_same_policy_makes_the_recorded_decisions_again(log: list[e.Recorded]) -> None:
-    result = run(recorded for recorded in log if recorded.ms < START + 7 * HOUR)
-    assert (result.differences, result.first_difference, result.passed_over) == (0, "", 0)
-    assert result.decisions == 6, "four grants, one of which waited first, and a refusal"
-    assert result.happened == result.would
-    assert sorted(result.happened.waits) == [0, 0, 0, HOUR + 2]
-    assert result.happened.refused == 1
-    held = 2000 * (3 * HOUR - 1) + 750 * (4 * HOUR + 3) + 2000 * (HOUR + 1) + 1000 * 9 * HOUR
-    assert result.would.milli_ms == held
-
-
-def busy_pool(seed: int, shares: bool) -> MemoryPool:
-    """Gangs that wait, are withdrawn, time out; a node that is lost and comes back."""
-    import random
-
-    rng, pool, live = random.Random(seed), MemoryPool(), list[str]()
-    for n in range(4):
-        pool.register(node_spec(f"n{n}", 4))
-    pool.connect("c")
-    for step in range(300):
-        pool.now_ms += rng.randrange(1, 500)
-        roll = rng.random()
-        if roll < 0.5:
-            gpus = rng.choice([1, 2, 0.5, 0.25] if shares else [1, 2, 3, 4])
-            pool.allocate("c", gang(rng.choice([1, 1, 2]), 1, gpus), rng.choice([None, 0, 2_000]))
-            live = list(pool.state.tickets)
-        elif roll < 0.9 and live:
-            ticket_id = rng.choice(live)
-            if ticket_id in pool.state.tickets:
-                pool.ask("c", r.ReleaseGang(ticket_id))
-        elif roll < 0.93:
-            pool.expire_node("n3")
-            pool.register(node_spec("n3", 4))
-        pool.advance_line()
-        if step % 50 == 0:
-            pool.check()
-    return pool
-
-
-@pytest.mark.parametrize("shares", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_random_histories_are_decided_again_as_they_were(seed: int, shares: bool) -> None:
-    pool = busy_pool(seed, shares)
-    result = run(pool.log, end_ms=pool.now_ms)
-    assert (result.differences, result.first_difference) == (0, "")
-    assert result.happened == result.would
-    assert len(result.happened.waits) > 50
-
-
-@pytest.mark.parametrize("policy", ["pack", "stranding"])
-@pytest.mark.parametrize("seed", range(3))
-def test_another_policy_is_carried_through(seed: int, policy: Policy) -> None:
-    pool = busy_pool(seed, True)
-    result = run(pool.log, policy, end_ms=pool.now_ms)
-    assert result.happened == run(pool.log, end_ms=pool.now_ms).happened
-    assert len(result.would.waits) > 50
-    assert 0 < result.utilisation(result.would) <= 1
-
-
-@pytest.mark.parametrize("offline", [False, True])
-def test_a_what_if_is_shown(golden: Golden, offline: bool) -> None:
-    document = json.loads(golden.spoke("what-if", "--policy", "recorded", "--json", offline=offline).stdout)
-    assert document["differences"] == 0
-    assert document["happened"] == document["would"]
-    shown = golden.spoke("what-if", "--policy", "stranding", offline=offline).stdout
-    assert "utilisation" in shown
-    assert golden.spoke("what-if", "--policy", "luck").exit_code == 2
 
 
 # --- the timeline ------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from spoke.events.log import EventLog, RawEntry, end_of
 from spoke.events.state import PoolState
 from spoke.events.usage import BY, By, Ledger
 from tests.golden import golden_pool
-from tests.unit.test_audit_more import busy_pool
+from tests.histories import busy_pool
 
 
 class MadeLog(EventLog):
