@@ -16,7 +16,7 @@ from spoke.cli.audit_restore import restore
 from spoke.cli.audit_usage import usage
 from spoke.cli.audit_what_if import what_if
 from spoke.cli.options import Json, Pool, Url, opened
-from spoke.cli.output import clean, count, iso_time, local_time, say, table, write_json
+from spoke.cli.output import clean, complain, count, iso_time, local_time, say, table, write_json
 from spoke.cli.past import ArchiveDir, Offline, Until, past, state_at
 from spoke.cli.progress import shown
 from spoke.events.ids import ms_of
@@ -86,8 +86,11 @@ def archive(
 
     From then on the log is trimmed behind them only.
 
-    Run it from time to time (a systemd timer, cron) with the allocator's user of the server.
+    Run it from time to time (a systemd timer, cron) with the allocator's user of the server. From a replica, too; but
+    its primary is not told, and keeps its log for another archive.
     """
+    from redis.exceptions import ReadOnlyError
+
     from spoke.events.archive import Archive
 
     with opened(url, pool) as place:
@@ -95,7 +98,12 @@ def archive(
         with shown(place.log, prints=False) as log:
             written = segments.write(log)
         if segments.segments():
-            place.log.mark_archived(segments.last_id())
+            try:
+                place.log.mark_archived(segments.last_id())
+            except ReadOnlyError:
+                complain(
+                    "the server is a replica: its primary does not know of this archive, and keeps its log for another"
+                )
     size = sum(path.stat().st_size for path in written)
     new = f"{count(len(written), 'new segment')} of {size:,} bytes"
     say(f"pool {place.keys.pool}: {new}; archived up to event {segments.last_id()}")

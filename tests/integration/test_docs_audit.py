@@ -1,11 +1,10 @@
-"""The commands of "Ask the log" run as they stand on the golden log; and a replica answers as its primary does."""
+"""The commands of "Ask the log" run as they stand on the golden log."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -16,7 +15,6 @@ from spoke.events.archive import Archive
 from spoke.events.log import EventLog
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import connect
-from tests.fakes import eventually
 from tests.golden import golden_pool, write_log
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/audit.md"
@@ -53,24 +51,3 @@ def test_the_page(place: str, pool: str, tmp_path: Path) -> None:
         assert result.exit_code == 0, f"{command}: {result.output}"
     assert (tmp_path / "week.html").stat().st_size > 5_000
     assert (tmp_path / "november.csv").read_text().startswith("ticket,name,user,project")
-
-
-def test_a_replica_answers_as_its_primary_does(place: str, pool: str, tmp_path: Path) -> None:
-    primary = urlsplit(place)
-    with EmbeddedServer(tmp_path / "replica") as replica, connect(replica.url) as redis:
-        redis.replicaof(str(primary.hostname), str(primary.port))
-        eventually(lambda: redis.info("replication")["master_link_status"] == "up", "the replica follows", 30)
-        sql = "SELECT count(*) FROM events"
-        for words in (
-            ["audit", "verify", "--json"],
-            ["audit", "replay", "--json"],
-            ["audit", "history", "gpu", "n1:0", "--until", "1700020000000", "--json"],
-            ["audit", "usage", "--until", "1700020000000", "--json"],
-            ["audit", "export"],
-            ["audit", "query", sql, "--json"],
-            ["audit", "what-if", "--policy", "recorded", "--until", "1700020000000", "--json"],
-        ):
-            there, here = run(place, pool, words), run(replica.url, pool, words)
-            assert (here.exit_code, here.stdout) == (there.exit_code, there.stdout), words
-            assert here.exit_code == 0, here.output
-        redis.replicaof("NO", "ONE")
