@@ -37,7 +37,7 @@ def history(
     """
     from typing import cast
 
-    from spoke.events.history import KINDS, Kind
+    from spoke.events.history import KINDS, Kind, asked_of
     from spoke.events.history import history as history_of
 
     if kind not in KINDS:
@@ -45,7 +45,8 @@ def history(
     after, end = bounds(since, until)
     with past(archive, offline, url, pool, prints=True) as found:
         base = found.log.base()
-        entries = history_of(base, found.log.read(base.last_id, end), cast(Kind, kind), name)
+        events = found.log.read(base.last_id, end, asked_of(cast(Kind, kind)))
+        entries = history_of(base, events, cast(Kind, kind), name)
         now_ms = found.end_ms(end)
         shown = _show((entry for entry in entries if _is_after(entry, after)), now_ms, json)
         if base.last_id != "0-0":

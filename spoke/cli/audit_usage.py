@@ -47,6 +47,7 @@ def usage(
     from typing import cast
 
     from spoke.cli.moments import last_id_at
+    from spoke.events.holdings import TELLING
     from spoke.events.usage import BY, By, Ledger
 
     if by not in BY:
@@ -68,7 +69,7 @@ def usage(
         if base_ms > begin_ms:
             complain(f"the log reaches back to {iso_time(base_ms)} only: what was used before is missing (--archive)")
         ledger = Ledger(cast(By, by), begin_ms, end_ms)
-        rows = ledger.rows(base, found.log.read(base.last_id, end))
+        rows = ledger.rows(base, found.log.read(base.last_id, end, TELLING))
         if json:
             for row in rows:
                 write_json(usage_document(row, by), indent=False)

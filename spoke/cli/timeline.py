@@ -35,6 +35,8 @@ def timeline(
     """
     from spoke.cli.moments import last_id_at
     from spoke.cli.timeline_chart import chart_of, html, png, svg
+    from spoke.events.holdings import TELLING
+    from spoke.events.types import NodeRegistered
 
     kind = output.suffix.lower().lstrip(".")
     if kind not in FORMATS:
@@ -45,7 +47,8 @@ def timeline(
     _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
         base = found.log.start(str(max(0, begin_ms - 1)))
-        chart = chart_of(found.pool, base, found.log.read(base.last_id, end), begin_ms, found.end_ms(end))
+        events = found.log.read(base.last_id, end, TELLING | {NodeRegistered})
+        chart = chart_of(found.pool, base, events, begin_ms, found.end_ms(end))
     with whole(output) as part, needs_extra():
         if kind == "png":
             png(chart, part)

@@ -15,7 +15,7 @@ from pathlib import Path
 from spoke.errors import LogError
 from spoke.events import segment, snapshot
 from spoke.events.chain import BEGIN, hash_of
-from spoke.events.columns import HASH_DIGITS, Columns, entries_of, events_of, links_of
+from spoke.events.columns import HASH_DIGITS, Columns, Only, entries_of, events_of, links_of, some_events_of
 from spoke.events.fold import fold_all
 from spoke.events.ids import order_of
 from spoke.events.log import Batch, EventLog, Link, RawEntry, end_of
@@ -147,14 +147,14 @@ class Archive:
                 if place > begin:
                     yield entry
 
-    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+    def batches(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Batch]:
         """The archived events after an id, many at once; raises BadSegment."""
         begin, end = order_of(after), end_of(until)
         for line in self.lines(after, until):
             if order_of(line.ids[0]) > end:
                 return
             try:
-                batch = Batch.of(line.ids, events_of(line))
+                batch = Batch.of(line.ids, some_events_of(line, only))
             except ValueError as error:
                 raise BadSegment(f"the archive in {self.folder} cannot be read: {error}") from error
             inside = order_of(line.ids[0]) > begin and order_of(line.ids[-1]) <= end
@@ -248,12 +248,12 @@ class ArchivedLog(EventLog):
         if after:
             yield from self._live.raw(after, until)
 
-    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+    def batches(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Batch]:
         """The events after an id, archived ones first."""
-        yield from self._archive.batches(after, until)
+        yield from self._archive.batches(after, until, only)
         after = self._end_of_archive(after, until)
         if after:
-            yield from self._live.batches(after, until)
+            yield from self._live.batches(after, until, only)
 
     def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
         """The entries after an id, with what proves and what tells them, archived ones first."""
@@ -310,9 +310,9 @@ class StoredLog(EventLog):
         """The entries after an id, up to and including ``until``."""
         yield from self._archive.raw(after, until)
 
-    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+    def batches(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Batch]:
         """The events after an id, up to and including ``until``, many at once."""
-        yield from self._archive.batches(after, until)
+        yield from self._archive.batches(after, until, only)
 
     def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
         """The entries after an id, with what proves and what tells them."""

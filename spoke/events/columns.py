@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from itertools import repeat
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, cast, get_type_hints
 
 import msgspec
 
@@ -150,20 +150,36 @@ def link_parts(raw: Fields) -> tuple[str, list[str | bytes]]:
     return hash_of(raw), [item for name, value in raw.items() if name != HASH for item in (name, value)]
 
 
+Only = frozenset[type[Event]] | None
+"""The types of events that are asked for; None: all. Others are not even decoded."""
 Read = Event | LogError
 """An event, or why it cannot be read: to be raised when its turn comes."""
 
 
 def events_of(found: Columns) -> list[Read]:
     """The events in their order; raises ValueError for columns that are none."""
-    blocks = [_events(block) for block in found.blocks]
+    return cast(list[Read], some_events_of(found, None))
+
+
+def some_events_of(found: Columns, only: Only) -> list[Read | None]:
+    """The same with None for events of known types that are not asked for: those are not decoded."""
+    blocks = [_events(block, only) for block in found.blocks]
     if found.odd or None in blocks:
-        return [read_event(*entry) for entry in entries_of(found)]
+        return [read_event_of(only, *entry) for entry in entries_of(found)]
     nexts = [iter(block or ()).__next__ for block in blocks]
     try:
         return [nexts[place]() for place in found.order]
     except (StopIteration, IndexError):
         raise ValueError("there are more places than entries") from None
+
+
+def read_event_of(only: Only, event_id: str, raw: Fields) -> Read | None:
+    """An event of the log, or why it cannot be read; None for one of a known type that is not asked for."""
+    if only is not None:
+        cls = EVENT_TYPES.get(raw.get(b"type", b"").decode(errors="replace"))
+        if cls is not None and cls not in only:
+            return None
+    return read_event(event_id, raw)
 
 
 def read_event(event_id: str, raw: Fields) -> Read:
@@ -219,7 +235,7 @@ def _nested(hint: Any) -> Callable[[list[Any]], Iterable[Any]]:
     return read
 
 
-def _events(block: Block) -> list[Event] | None:
+def _events(block: Block, only: Only) -> Sequence[Event | None] | None:
     """The events of a block; None where one of them may not be as its class says: decoding it tells what is wrong."""
     try:
         named = dict(zip(block.names, block.columns, strict=True))
@@ -227,6 +243,8 @@ def _events(block: Block) -> list[Event] | None:
         if set(named["v"]) != {cls.VERSION} or set(named["type"]) != {cls.TYPE}:
             return None
         size = len(named["type"])
+        if only is not None and cls not in only:
+            return [None] * size
         columns: list[Iterable[Any]] = []
         for known in _fields(cls):
             column = named.get(known.name)

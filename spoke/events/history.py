@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
-from spoke.events.holdings import Holding, Holdings
+from spoke.events.columns import Only
+from spoke.events.holdings import TELLING, Holding, Holdings
 from spoke.events.state import PoolState
 
 Kind = Literal["gpu", "node", "ticket", "actor", "client"]
@@ -26,8 +27,14 @@ def history(base: PoolState, events: Iterable[e.Recorded], kind: Kind, name: str
     for recorded in events:
         if about(recorded.event):
             yield recorded
-        yield from filter(held, holdings.take(recorded))
+        if type(recorded.event) in TELLING:
+            yield from filter(held, holdings.take(recorded))
     yield from filter(held, holdings.open())
+
+
+def asked_of(kind: Kind) -> Only:
+    """The types of events that must be read."""
+    return TELLING if kind == "gpu" else None
 
 
 def _event_test(kind: Kind, name: str) -> Callable[[e.Event], bool]:

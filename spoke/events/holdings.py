@@ -54,6 +54,15 @@ class _Ticket:
     project: str = ""
 
 
+TELLING = frozenset(
+    {
+        *(e.ClientConnected, e.ClientLost, e.ClientClosed, e.GangQueued, e.GangAllocated, e.GangRefused),
+        *(e.GangCancelled, e.GangReleasing, e.GangRepaired, e.GangReleased),
+    }
+)
+"""The events that tell of holdings: most are others, and need not be read."""
+
+
 class Holdings:
     """Takes events in their order and gives the holdings that each one ends; ``base`` is the state before them."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +11,7 @@ from spoke.errors import LogError
 from spoke.events import snapshot
 from spoke.events.chain import BEGIN, hash_of
 from spoke.events.codec import Fields
-from spoke.events.columns import Read, link_parts, read_event
+from spoke.events.columns import Only, Read, link_parts, read_event, read_event_of
 from spoke.events.fold import fold_all
 from spoke.events.ids import order_of
 from spoke.events.state import PoolState
@@ -61,8 +61,11 @@ class Batch:
     problem: LogError | None = None
 
     @classmethod
-    def of(cls, ids: list[str], found: list[Read]) -> Batch:
-        """The events before the first that cannot be read."""
+    def of(cls, ids: list[str], found: Sequence[Read | None]) -> Batch:
+        """The events before the first that cannot be read, without those that were not asked for."""
+        if None in found:
+            kept = [(i, event) for i, event in zip(ids, found, strict=True) if event is not None]
+            ids, found = [i for i, _ in kept], [event for _, event in kept]
         problem = next((event for event in found if isinstance(event, LogError)), None)
         if problem is not None:
             end = found.index(problem)
@@ -102,18 +105,18 @@ class EventLog:
         found = self.client.xrevrange(self.key, count=count)
         return [(entry_id.decode(), fields) for entry_id, fields in reversed(found)]
 
-    def read(self, after: str = "0-0", until: str = "+") -> Iterator[Recorded]:
-        """The events after an id; raises UnknownEvent or DecodeError where one cannot be read."""
-        for batch in self.batches(after, until):
+    def read(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Recorded]:
+        """The events after an id (all, or of some types); raises UnknownEvent or DecodeError where one is not readable."""
+        for batch in self.batches(after, until, only):
             yield from map(Recorded, batch.ids, batch.events)
             if batch.problem is not None:
                 raise batch.problem
 
-    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+    def batches(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Batch]:
         """The events after an id, many at once: the way to read most of a log."""
         entries = self.raw(after, until)
         while some := list(islice(entries, READ_COUNT)):
-            yield Batch.of([entry_id for entry_id, _ in some], [read_event(*entry) for entry in some])
+            yield Batch.of([entry_id for entry_id, _ in some], [read_event_of(only, *entry) for entry in some])
 
     def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
         """The entries after an id, with what proves and what tells them."""
@@ -226,9 +229,9 @@ class WatchedLog(EventLog):
                 self._tell(seen, entry[0])
                 seen = 0
 
-    def batches(self, after: str = "0-0", until: str = "+") -> Iterator[Batch]:
+    def batches(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Batch]:
         """The events after an id, many at once."""
-        for batch in self._log.batches(after, until):
+        for batch in self._log.batches(after, until, only):
             yield batch
             if batch.ids:
                 self._tell(len(batch.ids), batch.ids[-1])

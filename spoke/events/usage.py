@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from spoke.events import types as e
-from spoke.events.holdings import Holding, Holdings
+from spoke.events.holdings import TELLING, Holding, Holdings
 from spoke.events.state import PoolState
 
 By = Literal["user", "project", "node", "ticket"]
@@ -62,8 +62,10 @@ class Ledger:
         holdings, sums, live = Holdings(base), dict[str, Usage](), dict[str, Usage]()
         parts: dict[str, set[str]] = {}  # a live ticket -> the keys it was counted under
         for recorded in events:
-            self._add(holdings.take(recorded), sums, live, parts)
             event = recorded.event
+            if type(event) not in TELLING:
+                continue
+            self._add(holdings.take(recorded), sums, live, parts)
             if isinstance(event, e.GangReleased) and event.final:
                 parts.pop(event.ticket_id, None)
                 if event.ticket_id in live:

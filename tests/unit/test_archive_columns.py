@@ -12,11 +12,11 @@ from spoke.errors import LogError
 from spoke.events import segment, snapshot
 from spoke.events.archive import Archive, StoredLog
 from spoke.events.audit import verify
-from spoke.events.columns import entries_of, events_of, read_event, to_columns
+from spoke.events.columns import entries_of, events_of, read_event, read_event_of, some_events_of, to_columns
 from spoke.events.fold import fold
 from spoke.events.log import RawEntry
 from spoke.events.state import PoolState
-from spoke.events.types import Recorded
+from spoke.events.types import GangAllocated, NodeLost, Recorded
 from tests.golden import golden_pool
 
 BEFORE = segment.Before(state=snapshot.encode(PoolState()))
@@ -32,6 +32,20 @@ def test_the_golden_log_comes_back_from_columns() -> None:
     assert entries_of(columns) == entries(log)
     assert events_of(columns) == [recorded.event for recorded in log]
     assert [type(event) for event in events_of(columns)] == [type(recorded.event) for recorded in log]
+
+
+def test_only_the_events_that_are_asked_for_are_read() -> None:
+    log = golden_pool().log
+    only = frozenset({GangAllocated, NodeLost})
+    columns = to_columns(entries(log))
+    asked = [recorded.event if type(recorded.event) in only else None for recorded in log]
+    assert some_events_of(columns, only) == asked
+    raw = [read_event_of(only, *entry) for entry in entries(log)]
+    assert raw == asked
+    columns.odd.append([["type", "gang.teleported"], ["v", "1"]])
+    columns.order.append(-1)
+    columns.ids.append("9999999999999-0")
+    assert isinstance(some_events_of(columns, only)[-1], LogError), "it may matter, whatever it is"
 
 
 names = st.sampled_from([b"type", b"v", b"h", b"seq", b"ticket_id", b"client_id", b"\xff"])
