@@ -106,7 +106,7 @@ class EventLog:
         return [(entry_id.decode(), fields) for entry_id, fields in reversed(found)]
 
     def read(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Recorded]:
-        """The events after an id (all, or of some types); raises UnknownEvent or DecodeError where one is not readable."""
+        """The events after an id (all, or of some types); raises UnknownEvent, DecodeError where one cannot be read."""
         for batch in self.batches(after, until, only):
             yield from map(Recorded, batch.ids, batch.events)
             if batch.problem is not None:
