@@ -2,14 +2,16 @@
 
     python bench/replay.py [--json] [--events 300000]
 
-The log is made up (``synthetic.py``): 100 nodes of 8 GPUs, gangs of 1 to 16 actors. Each figure is the best of
-``ROUNDS``, figure and floor in turn.
+The log is made up (``synthetic.py``): 100 nodes of 8 GPUs, gangs of 1 to 16 actors. The archive has four segments.
+Each figure is the best of ``ROUNDS``, figure and floor in turn. "Every event folded" begins with the first segment;
+a replay begins with the one that holds its end, so its figure counts events that it did not read.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import tempfile
 import time
 from collections import deque
@@ -21,6 +23,7 @@ from allocate import figure
 from synthetic import chained, events
 
 from spoke.cli.embedded import EmbeddedServer
+from spoke.events import archive as archives
 from spoke.events.archive import Archive, StoredLog
 from spoke.events.audit import verify
 from spoke.events.log import EventLog
@@ -28,6 +31,7 @@ from spoke.protocol.keys import Keys
 from spoke.protocol.server import connect
 
 ROUNDS = 5
+SEGMENTS = 4
 POOL = "bench"
 
 
@@ -46,17 +50,25 @@ def main() -> None:
                     pipe.execute()
             pipe.execute()
             live = EventLog(redis, keys.events, keys.snapshot)
+            archives.SEGMENT_EVENTS = -(-options.events // SEGMENTS)
             archive = Archive(Path(folder) / "archive", POOL)
             archive.write(live)
             stored = StoredLog(archive)
             gc.collect()
-            for name, log in (("a server's stream", live), ("an archive", stored)):
-                value, floor = _best([log.replay, partial(_decode, log)], options.events)
-                figure(f"replay from {name}", value, "events/s", floor, options.json)
-            value, floor = _best([stored.replay, partial(_decode, live)], options.events)
-            figure("replay from an archive, floor: the stream decoded", value, "events/s", floor, options.json)
-            (verified,) = _best([partial(verify, stored)], options.events, rounds=1)
-            figure("verify an archive", verified, "events/s", floor, options.json)
+            value, floor = _best([live.replay, partial(_decode, live)], options.events)
+            figure("replay from a server's stream", value, "events/s", floor, options.json)
+            runs: list[Callable[[], object]] = [partial(_fold, stored), stored.replay, partial(_decode, stored)]
+            folded, replayed, floor = _best(runs, options.events)
+            figure("every event of an archive folded", folded, "events/s", floor, options.json)
+            figure("replay to the end of an archive", replayed, "events/s", floor, options.json)
+            for jobs in sorted({1, len(os.sched_getaffinity(0))}):
+                (verified,) = _best([partial(verify, stored, jobs=jobs)], options.events, rounds=2)
+                figure(f"verify an archive, processes: {jobs}", verified, "events/s", floor, options.json)
+
+
+def _fold(log: EventLog) -> None:
+    """Fold all of it, whatever states are kept in between."""
+    log.folded(log.base())
 
 
 def _decode(log: EventLog) -> None:

@@ -53,7 +53,7 @@ def what_if(
     _, end = bounds(None, until)
     with past(archive, offline, url, pool) as found:
         log = found.log
-        result = run(lambda: log.read("0-0", end), log.base(), tried, found.end_ms(end))
+        result = run(lambda only: log.read("0-0", end, only), log.base(), tried, found.end_ms(end))
     if json:
         write_json({"pool": found.pool, "policy": tried.name, **document(result)})
     else:

@@ -35,7 +35,7 @@ def test_what_if_makes_the_decisions_of_an_allocator_again(seed: int) -> None:
     simulation = Simulation(seed, 1_500, lose_tails=False, operators=True)
     log = simulation.oracle.log = []
     simulation.run()
-    result = what_if(lambda: log, PoolState(), Trial(), log[-1].ms)
+    result = what_if(lambda only: log, PoolState(), Trial(), log[-1].ms)
     assert result.first_difference == ""
     assert result.happened == result.would
     assert result.decisions > 3

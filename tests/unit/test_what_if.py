@@ -27,7 +27,7 @@ __all__ = ["golden", "log"]
 
 def run(log: Iterable[e.Recorded], names: str = RECORDED, end_ms: int = END, **flags: bool) -> Comparison:
     found = list(log)
-    return what_if(lambda: found, PoolState(), trial(names, **flags), end_ms)
+    return what_if(lambda only: found, PoolState(), trial(names, **flags), end_ms)
 
 
 def same(result: Comparison) -> bool:

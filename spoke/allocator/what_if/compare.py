@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from spoke.allocator.what_if.free import Free
 from spoke.allocator.what_if.guided import Difference, Guided
-from spoke.allocator.what_if.lifetimes import Lifetimes
+from spoke.allocator.what_if.lifetimes import LASTING, Lifetimes
 from spoke.allocator.what_if.policy import Trial
 from spoke.allocator.what_if.tally import Tally
 from spoke.allocator.what_if.world import World
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
+from spoke.events.columns import Only
 from spoke.events.state import PoolState
 
 
@@ -38,19 +39,19 @@ class Comparison:
         return tally.milli_ms / self.capacity_milli_ms if self.capacity_milli_ms else 0.0
 
 
-def what_if(read: Callable[[], Iterable[e.Recorded]], base: PoolState, trial: Trial, end_ms: int) -> Comparison:
-    """Run a log (read twice) through a policy. Raises InvalidRequest for a log that was trimmed."""
+def what_if(read: Callable[[Only], Iterable[e.Recorded]], base: PoolState, trial: Trial, end_ms: int) -> Comparison:
+    """Run a log through a policy; ``read`` gives its events of some types, or all. InvalidRequest if it was trimmed."""
     if base.last_id != "0-0":
         raise InvalidRequest(
             f"what-if needs the log from its beginning, and it reaches back to {base.last_id} only: give --archive"
         )
     lifetimes = Lifetimes()
-    for recorded in read():
+    for recorded in read(LASTING):
         lifetimes.take(recorded)
-        end_ms = max(end_ms, recorded.ms)
     world, result = World(trial), Comparison()
     guided, free = Guided(world), None
-    for recorded in read():
+    for recorded in read(None):
+        end_ms = max(end_ms, recorded.ms)
         result.happened.take(recorded.event, recorded.ms)
         if free is None:
             try:

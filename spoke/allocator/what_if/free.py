@@ -24,6 +24,12 @@ _HAPPENS = (
 )
 """What happens to the pool whatever the policy. That a drain or a reservation ends follows from the rest."""
 
+_MATTERS = frozenset(
+    {
+        *_HAPPENS,
+        *(e.GangQueued, e.GangAllocated, e.GangRefused, e.GangCancelled, e.GangMoved, e.GangPrioritized),
+    }
+)
 FOR_EVER_MS = 1 << 62
 
 
@@ -56,6 +62,8 @@ class Free:
     def take(self, recorded: e.Recorded) -> None:
         """The next recorded event."""
         event, ms = recorded.event, recorded.ms
+        if type(event) not in _MATTERS:
+            return
         if ms > self._world.now_ms:  # whatever is recorded in one moment comes before the queue moves on
             self._advance()
             self._until(ms)

@@ -15,6 +15,13 @@ from spoke.events.queueing import demand_of
 SIZES: tuple[tuple[str, int], ...] = (("up to 1", 1), ("2 to 8", 8), ("9 to 64", 64), ("more", 1 << 40))
 """The classes of gangs, by the GPUs that they ask for at most."""
 
+COUNTED = frozenset(
+    {
+        *(e.GangQueued, e.GangAllocated, e.GangRefused, e.GangCancelled, e.GangReleasing, e.GangRepaired),
+        *(e.GangReleased, e.TicketPreempting, e.TicketSpared),
+    }
+)
+
 
 @dataclass(slots=True)
 class Waits:
@@ -59,6 +66,8 @@ class Tally:
 
     def take(self, event: e.Event, ms: int) -> None:
         """The next event."""
+        if type(event) not in COUNTED:
+            return
         match event:
             case e.GangQueued():
                 self.waiting[event.ticket_id] = ms
