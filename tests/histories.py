@@ -1,13 +1,17 @@
-"""Random histories of a pool in memory, from a seed."""
+"""Histories of a pool in memory: random ones from a seed, and logs that were made up."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
+from spoke.events import snapshot
+from spoke.events.ids import order_of
+from spoke.events.log import EventLog, RawEntry, end_of
 from spoke.events.model import GangSpec, Resources
 from spoke.events.queueing import ORDERS, QueuePolicy, Quota
 from spoke.events.rules import Group
+from spoke.events.state import PoolState
 from spoke.events.terms import Terms
 from spoke.protocol import requests as r
 from tests.builders import MemoryPool, gang, node_spec
@@ -165,3 +169,28 @@ class Varied:
         if client_id in self.pool.state.clients:
             self.pool.expire_client(client_id)
             self.pool.settle()
+
+
+class MadeLog(EventLog):
+    """A log in memory."""
+
+    has_snapshot = False
+
+    def __init__(self, entries: Iterable[RawEntry], base: PoolState | None = None) -> None:
+        super().__init__(None, "", "")
+        self.entries, self._base = list(entries), snapshot.encode(base or PoolState())
+
+    def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
+        return (entry for entry in self.entries if order_of(after) < order_of(entry[0]) <= end_of(until))
+
+    def last_id(self) -> str:
+        return self.entries[-1][0]
+
+    def first_id(self) -> str:
+        return self.entries[0][0]
+
+    def base(self) -> PoolState:
+        return snapshot.decode(self._base)
+
+    def base_hash(self) -> str:
+        return ""

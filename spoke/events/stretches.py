@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ def _checked(stretches: list[Stretch], jobs: int) -> Iterator[Checked]:
         return
     rest = iter(stretches)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_be_a_worker)
     running: deque[Future[Checked]] = deque()
     try:
         while True:
@@ -110,7 +111,9 @@ def _checked(stretches: list[Stretch], jobs: int) -> Iterator[Checked]:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def _be_a_worker() -> None:
+    """End without a word on Ctrl-C, and when the process that asked is gone: nobody else would tell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

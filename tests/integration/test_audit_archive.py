@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.synthetic import chained, events
 from spoke.cli.audit_restore import write_back
 from spoke.cli.embedded import EmbeddedServer
+from spoke.events import archive as archives
 from spoke.events import segment
 from spoke.events.archive import SUFFIX, Archive, ArchivedLog, BadSegment, StoredLog
 from spoke.events.audit import verify
@@ -21,6 +28,8 @@ from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis, connect
 from tests.builders import gang
+from tests.fakes import eventually
+from tests.histories import MadeLog
 from tests.integration.test_allocator_log import Asker, allocator, register
 
 
@@ -245,3 +254,43 @@ def test_a_restored_pool_goes_on_where_its_archive_ended(made: Pool, tmp_path: P
     assert after.problems == []
     assert after.state.epoch == report.state.epoch + 1
     assert after.counts["server.changed"] == report.counts["server.changed"], "it is the same server"
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from spoke.events import stretches
+from spoke.events.archive import Archive, StoredLog
+from spoke.events.audit import verify
+stretches.BYTES_ALONE = 0
+print(verify(StoredLog(Archive(Path(sys.argv[1]), "p")), jobs=2).ok)
+"""
+
+
+def _children(pid: int) -> set[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(pid):
+                found.add(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("sign", [None, signal.SIGKILL, signal.SIGINT])
+def test_those_who_verify_segments_end_with_the_one_who_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals | None
+) -> None:
+    monkeypatch.setattr(archives, "SEGMENT_EVENTS", 2_000)
+    Archive(tmp_path, "p").write(MadeLog(chained(events(8_000))))
+    words = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    eventually(lambda: len(_children(process.pid)) >= 2, "it has workers", 30)
+    workers = _children(process.pid)
+    if sign == signal.SIGINT:
+        os.killpg(process.pid, sign)  # as Ctrl-C does
+    elif sign is not None:
+        process.send_signal(sign)
+    out, err = process.communicate(timeout=60)
+    assert ("True" in out) == (sign is None)
+    assert err.count("Traceback") <= 1, "the workers say nothing"
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers have ended", 30)

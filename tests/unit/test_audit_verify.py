@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,39 +19,12 @@ from spoke.events import types as e
 from spoke.events.archive import Archive, ArchivedLog, StoredLog
 from spoke.events.audit import verify
 from spoke.events.fold import fold
-from spoke.events.ids import order_of
 from spoke.events.inspection import Inspector
 from spoke.events.invariants import violations
-from spoke.events.log import EventLog, RawEntry, end_of
 from spoke.events.state import PoolState
 from spoke.events.usage import BY, By, Ledger
 from tests.golden import golden_pool
-from tests.histories import busy_pool
-
-
-class MadeLog(EventLog):
-    """A log in memory."""
-
-    has_snapshot = False
-
-    def __init__(self, entries: Iterable[RawEntry], base: PoolState | None = None) -> None:
-        super().__init__(None, "", "")
-        self.entries, self._base = list(entries), snapshot.encode(base or PoolState())
-
-    def raw(self, after: str = "0-0", until: str = "+") -> Iterator[RawEntry]:
-        return (entry for entry in self.entries if order_of(after) < order_of(entry[0]) <= end_of(until))
-
-    def last_id(self) -> str:
-        return self.entries[-1][0]
-
-    def first_id(self) -> str:
-        return self.entries[0][0]
-
-    def base(self) -> PoolState:
-        return snapshot.decode(self._base)
-
-    def base_hash(self) -> str:
-        return ""
+from tests.histories import MadeLog, busy_pool
 
 
 def made(log: Iterable[e.Recorded]) -> MadeLog:
