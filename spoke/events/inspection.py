@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from spoke.events import types as e
-from spoke.events.invariants import cordon_violations, node_violations, ticket_violations
+from spoke.events.invariants import cordon_violations, node_violations, restart_violations, ticket_violations
 from spoke.events.model import Slot
 from spoke.events.queueing import NOTHING, Amounts, amounts_of, plus
 from spoke.events.state import PoolState, TicketState
@@ -22,11 +22,11 @@ _TOUCHES: dict[type[e.Event], str] = {
     for kind, classes in {
         "actor": (
             *(e.ActorLaunchRequested, e.ActorStarted, e.ActorStartFailed),
-            *(e.ActorExited, e.ActorLost, e.ActorStopRequested),
+            *(e.ActorExited, e.ActorLost, e.ActorStopRequested, e.ActorRestarting, e.ActorHalted),
         ),
         "gang": (
             *(e.GangQueued, e.GangAllocated, e.GangRefused, e.GangCancelled, e.GangMoved, e.GangPrioritized),
-            *(e.GangAttached, e.GangRepaired, e.GangReleasing, e.GangReleased),
+            *(e.GangAttached, e.GangRepaired, e.GangRestarting, e.GangRestarted, e.GangReleasing, e.GangReleased),
             *(e.TicketPreempting, e.TicketSpared, e.TicketExpiring),
         ),
         "node": (
@@ -88,6 +88,7 @@ class Inspector:
         assert actor is not None
         if actor.alive and (node_id not in ticket.held or ticket.slots[rank].node_id != node_id):
             yield f"I4: actor {actor.actor_id} of {ticket_id} is {actor.phase} where the ticket holds nothing"
+        yield from restart_violations(ticket, (rank,))
         here = known.alive.get(actor.node_id, 0)
         if here != ticket.alive.get(actor.node_id, 0) or len(known.alive) != len(ticket.alive):
             yield f"I4: ticket {ticket_id} counts {ticket.alive} live actors, but has {known.alive}"
@@ -130,6 +131,9 @@ class Inspector:
             if ticket is not None:
                 yield from ticket_violations(self._state, ticket)
                 known = self._enter(ticket, was)
+                if isinstance(event, e.GangRestarting):
+                    for rank in event.ranks:
+                        self._note(known, ticket, rank)
                 touched ^= known.held.keys()  # where it held what it holds still, nothing has happened
                 if isinstance(event, e.GangRepaired) and was is not None:
                     touched |= {event.slot.node_id, was.slots[event.rank].node_id}

@@ -42,7 +42,7 @@ def ticket_violations(state: PoolState, ticket: TicketState) -> Iterator[str]:
     for node_id in ticket.held:
         if ticket_id not in state.nodes[node_id].tickets:
             yield f"I3: ticket {ticket_id} holds node {node_id}, which does not know it"
-    if ticket.members or ticket.alive or ticket.launches:
+    if ticket.members or ticket.alive or ticket.launches or ticket.halting:
         yield from _actor_violations(ticket)
 
 
@@ -69,17 +69,18 @@ def _actor_violations(ticket: TicketState) -> Iterator[str]:
         yield f"I4: ticket {ticket_id} counts {ticket.alive} live actors, but has {dict(alive)}"
     if launching != sum(ticket.launches.values()):
         yield f"I5: ticket {ticket_id} waits for {ticket.launches} but {launching} actors are launching"
-    yield from _restart_violations(ticket)
+    yield from restart_violations(ticket, {*range(len(ticket.members)), *ticket.halting})
 
 
-def _restart_violations(ticket: TicketState) -> Iterator[str]:
-    for rank in ticket.halting:
+def restart_violations(ticket: TicketState, ranks: Iterable[int]) -> Iterator[str]:
+    """What is wrong with the part that some ranks have in restarts."""
+    for rank in ranks:
         actor = ticket.actor(rank)
-        if actor is None or actor.phase not in ("launching", "restarting") or actor.restarts != ticket.generation:
+        restarts = actor is not None and actor.phase in ("launching", "restarting")
+        if rank in ticket.halting and (actor is None or not restarts or actor.restarts != ticket.generation):
             yield f"I11: ticket {ticket.ticket_id} waits for the end of rank {rank}, which is not being restarted"
-    for actor in ticket.actors:
-        again = actor.phase == "restarting" or (actor.restarts and actor.alive)
-        if again and actor.spec.restart is None:
+        again = actor is not None and (actor.phase == "restarting" or (actor.restarts and actor.alive))
+        if actor is not None and again and actor.spec.restart is None:
             yield f"I11: actor {actor.actor_id} of {ticket.ticket_id} was started again, and has no restart policy"
 
 
