@@ -23,8 +23,11 @@ from spoke.events.inspection import Inspector
 from spoke.events.invariants import violations
 from spoke.events.state import PoolState
 from spoke.events.usage import BY, By, Ledger
+from spoke.protocol import requests as r
+from tests.builders import MemoryPool
 from tests.golden import golden_pool
-from tests.histories import MadeLog, busy_pool
+from tests.histories import MadeLog, Varied, busy_pool
+from tests.unit.test_restarts import Play
 
 
 def made(log: Iterable[e.Recorded]) -> MadeLog:
@@ -153,14 +156,31 @@ def test_a_fold_that_does_wrong_where_nobody_looks_is_found_and_its_event_named(
     assert "gang.explained" in report.problems[0]
 
 
-@pytest.mark.parametrize("shares", [False, True])
-def test_what_each_event_touched_is_in_order_in_random_histories(shares: bool) -> None:
+@pytest.mark.parametrize("made", [lambda: busy_pool(7, False), lambda: busy_pool(7, True), lambda: Varied(7).pool])
+def test_what_each_event_touched_is_in_order_in_random_histories(made: Callable[[], MemoryPool]) -> None:
     state = PoolState()
     inspector = Inspector(state)
-    for recorded in busy_pool(7, shares).log:
+    for recorded in made().log:
         fold(state, recorded)
         assert inspector.after(recorded.event) == []
     assert violations(state) == []
+
+
+def test_a_gang_that_restarts_as_a_whole_is_in_order_at_every_event() -> None:
+    play = Play()
+    play.tell(0, r.ReportExited, code=3)
+    play.halt_all()
+    log = play.pool.log
+    assert {"gang.restarting", "actor.halted", "gang.restarted"} <= {recorded.event.TYPE for recorded in log}
+    state = PoolState()
+    inspector = Inspector(state)
+    for recorded in log:
+        fold(state, recorded)
+        assert inspector.after(recorded.event) == []
+    ticket = state.tickets["t-1"]
+    ticket.halting = {0}
+    ticket.generation += 1
+    assert "I11: ticket t-1 waits for the end of rank 0" in violations(state)[0]
 
 
 @pytest.mark.parametrize("at", [50, 500, 1_500])
