@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from spoke.cli.embedded import free_port
+from tests.marks import MARK, marked
 
 SPOKE = [sys.executable, "-m", "spoke.cli.main"]
-MARK = "SPOKE_TEST_MARK"
 START_S, COMMAND_S, STOP_S = 60.0, 60.0, 30.0
 
 
@@ -29,18 +29,6 @@ def wait_until(true: Callable[[], object], what: str, limit_s: float = 30.0) -> 
     while not true():
         assert time.monotonic() < deadline_s, f"not within {limit_s:g} s: {what}"
         time.sleep(0.05)
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """The processes that carry the mark in their environment, wherever they have gone."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @dataclass

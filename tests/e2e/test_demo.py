@@ -10,26 +10,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.marks import MARK, marked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_S = 110.0
-MARK = "SPOKE_TEST_MARK"
 
 pytest.importorskip("sklearn")
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """The processes that carry the mark in their environment, wherever they have gone."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture
