@@ -227,10 +227,10 @@ class Walk:
         """Wait for what must be printed, and for the end of a command that ends; then its code must be 0."""
         deadline_s = time.monotonic() + LIMIT_S
         while True:
+            code = terminal.code()  # before what was said is read, which is whole then
             said = terminal.said(begin)
             shown = self._shown(said)
             missing = [line for line in printed if not _is_in(line, shown)]
-            code = terminal.code()
             if ended and code is not None:
                 terminal.goes_on = ""
                 interrupted = command == "^C\n" and code in {0, 130}
