@@ -85,7 +85,7 @@ class Terminal:
         self.out = out
         with open(out, "wb") as file:
             self.shell = subprocess.Popen(
-                ["bash", "--noprofile", "--norc"],
+                ["env", "--default-signal=INT", "bash", "--noprofile", "--norc"],  # else ignored in a background job
                 cwd=directory,
                 env=dict(env),
                 stdin=subprocess.PIPE,
