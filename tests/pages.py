@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,9 @@ GOES_ON = re.compile(
     r"(^|\s)(spoke (up|allocator|agent|top|web)|redis-server|redis-sentinel)\b(?!.*--help)"
     r"|^(tail|spoke)\b.*\s(-f|--follow)\b|&\s*(#.*)?$"
 )
-LOOKS = re.compile(r"^spoke (log|nodes|tickets|status|explain|queue show|audit (verify|replay|history|usage))\b")
+LOOKS = re.compile(
+    r"^(kubectl .* -- )?spoke (log|nodes|tickets|status|explain|queue show|audit (verify|replay|history|usage))\b"
+)
 SHOWN_URL = "redis://127.0.0.1:6379"
 UP = re.compile(r"Spoke is up at (\S+),")
 LIMIT_S, STOP_S, LOOK_EVERY_S = 60.0, 20.0, 0.05
@@ -134,14 +136,26 @@ class Terminal:
 
 
 class Walk:
-    """Terminals in one directory. ``stand_ins`` says what is typed in place of something that only the reader has."""
+    """Terminals in one directory.
 
-    def __init__(self, directory: Path, stand_ins: Mapping[str, str] | None = None) -> None:
+    ``stand_ins`` says what is typed in place of something that only the reader has, ``variables`` what is in the
+    environment, and ``before`` what happens elsewhere before a command that begins so is typed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        stand_ins: Mapping[str, str] | None = None,
+        *,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory, self.home, self.programs = directory / "work", directory / "home", directory / "bin"
         self.work_out = directory / "terminals"
         for one in (self.directory, self.home, self.programs, self.work_out):
             one.mkdir(parents=True)
         self.stand_ins = dict(stand_ins or {})
+        self.variables = dict(variables or {})
+        self.before: dict[str, Callable[[], object]] = {}
         self.mark = uuid.uuid4().hex
         self.terminals: dict[str, Terminal] = {}
 
@@ -150,7 +164,7 @@ class Walk:
         """The environment of somebody who has nothing of Spoke yet, but for the programs."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SPOKE_", "XDG_", "VIRTUAL_"))}
         path = f"{self.programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**own, "PATH": path, "HOME": str(self.home), "COLUMNS": "200", MARK: self.mark}
+        return {**own, "PATH": path, "HOME": str(self.home), "COLUMNS": "200", **self.variables, MARK: self.mark}
 
     def __enter__(self) -> Walk:
         return self
@@ -175,6 +189,9 @@ class Walk:
             elif block.kind == "console":
                 for command, printed in block.commands():
                     if not (without and command.startswith(without)):
+                        for begin, happens in self.before.items():
+                            if command.startswith(begin):
+                                happens()
                         self.run(command, printed, block.title)
                         typed.append(command)
         return typed

@@ -37,7 +37,9 @@ def workload(name: str) -> Document:
 
 def test_there_is_what_there_should_be() -> None:
     versions = {"Namespace": "v1", "ConfigMap": "v1", "Service": "v1"}
-    assert sorted(one["kind"] for one in documents()) == sorted([*versions, "StatefulSet", "Deployment", "DaemonSet"])
+    assert sorted(one["kind"] for one in documents()) == sorted(
+        [*versions, "StatefulSet", "Deployment", "Deployment", "DaemonSet"]
+    )
     assert all(one["apiVersion"] == versions.get(one["kind"], "apps/v1") for one in documents())
     assert workload("spoke-allocator")["spec"]["replicas"] == 2
     assert workload("spoke-agent")["spec"]["updateStrategy"] == {"type": "OnDelete"}
@@ -59,7 +61,7 @@ def test_a_workload_is_whole(one: Document) -> None:
         assert mounted == {*volumes, *claims}
         variables = {entry["name"] for entry in container.get("env", [])}
         assert set(re.findall(r"\$\((\w+)\)", " ".join(container["command"]))) <= variables
-        ports = {port["name"] for port in container["ports"]}
+        ports = {port["name"] for port in container.get("ports", [])}
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             (how,) = [how for key, how in container.get(probe, {}).items() if isinstance(how, dict)] or [{"port": "?"}]
             assert how["port"] in {*ports, "?"}
@@ -103,4 +105,4 @@ def test_kustomize_builds_them() -> None:
     found = list(yaml.safe_load_all(built.stdout))
     assert len(found) == len(documents())
     assert {one["metadata"].get("namespace", one["metadata"]["name"]) for one in found} == {"spoke"}
-    assert json.dumps(found).count("spoke:latest") == 2
+    assert json.dumps(found).count("spoke:latest") == 3
