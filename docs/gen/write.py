@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import api_page
 import cli_page
 import events_page
 import house_map
@@ -14,6 +15,7 @@ import lifecycles_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/api.md": api_page.render,
     "docs/reference/cli.md": cli_page.render,
     "docs/reference/events.md": events_page.render,
     "docs/reference/keys.md": keys_page.render,

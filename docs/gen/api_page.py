@@ -1,0 +1,145 @@
+"""The reference of the Python interface, from its docstrings and signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from prose import NOTE, doc
+
+import spoke
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Clients": ("Client", "AsyncClient"),
+    "Gangs and handles": ("Gang", "AsyncGang", "ActorHandle", "AsyncActorHandle"),
+    "What a gang asks for and gets": ("Resources", "Group", "Slot", "ActorExit", "Notice"),
+    "Inside an actor": ("Actor", "ActorContext", "register_actor"),
+    "Data": ("Stream", "Mailbox", "Buffer", "BufferHandle", "Transport"),
+    "The pool": ("PoolStatus", "NodeStatus", "TicketStatus", "Explanation", "PendingReason"),
+}
+"""What is public, in the order of the page; errors and ``__version__`` follow by themselves."""
+WIDTH = 110
+
+
+def render() -> str:
+    """The page. Raises ValueError when a public name has no place in it."""
+    named = {name for names in SECTIONS.values() for name in names}
+    errors = {name for name in spoke.__all__ if _is_error(getattr(spoke, name))}
+    if forgotten := set(spoke.__all__) - named - errors - {"__version__"}:
+        raise ValueError(f"public, and in no section of docs/gen/api_page.py: {sorted(forgotten)}")
+    parts = [
+        NOTE.format(source="the docstrings of spoke"),
+        "# The Python interface\n",
+        "`import spoke` has all of it; nothing else is public. `spoke.__version__` is the version. Methods that return "
+        "a future start at once; `result(timeout)` waits. The clients, gangs and handles for asyncio have the same "
+        "methods as coroutines.\n",
+    ]
+    for section, names in SECTIONS.items():
+        parts.append(f"## {section}\n")
+        for name in names:
+            parts += _entry(name, getattr(spoke, name))
+    parts.append("## Errors\n")
+    parts.append("All are `spoke.SpokeError`s: catch at the level that you want.\n")
+    parts.append("\n".join(["| error | is a | when |", "|---|---|---|", *_errors(sorted(errors))]) + "\n")
+    return "\n".join(parts)
+
+
+def _entry(name: str, thing: Any) -> Iterator[str]:
+    yield f"### `{name}`\n"
+    if not inspect.isclass(thing):
+        yield _code(_signature(name, thing))
+        yield _text(thing)
+        return
+    yield _code(_signature(name, thing).removesuffix(" -> None"))
+    yield _text(thing)
+    known = {field.name for field in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+    for member, value in _members(thing):
+        if member in known:
+            continue
+        if isinstance(value, property):
+            kind = _type(inspect.signature(value.fget).return_annotation) if value.fget else "Any"
+            yield f"#### `{name}.{member}`\n"
+            yield _code(f"{member}: {kind}")
+            yield _text(value)
+        elif callable(value) or isinstance(value, (classmethod, staticmethod)):
+            told = getattr(thing, member)
+            prefix = "await " if inspect.iscoroutinefunction(told) else ""
+            yield f"#### `{name}.{member}`\n"
+            yield _code(_signature(member, told, prefix))
+            yield _text(value)
+
+
+def _members(thing: type) -> list[tuple[str, Any]]:
+    """Public members with a docstring, in the order in which they were written; those of bases of ours, too."""
+    found: dict[str, Any] = {}
+    for cls in thing.__mro__:
+        if cls.__module__.startswith("spoke."):
+            for name, value in vars(cls).items():
+                if not name.startswith("_") and inspect.getdoc(value):
+                    found.setdefault(name, value)
+    return list(found.items())
+
+
+def _signature(name: str, thing: Any, prefix: str = "") -> str:
+    """The signature as code, a parameter a line when it is long."""
+    signature = inspect.signature(thing)
+    shown, marked = [], False
+    for at, one in enumerate(signature.parameters.values()):
+        if (at == 0 and one.name in {"self", "cls"}) or one.name.startswith("_"):
+            continue
+        marked = marked or one.kind is one.VAR_POSITIONAL
+        if one.kind is one.KEYWORD_ONLY and not marked:
+            shown.append("*")
+            marked = True
+        shown.append(_parameter(one))
+    end = f" -> {_type(signature.return_annotation)}" if signature.return_annotation is not signature.empty else ""
+    line = f"{prefix}{name}({', '.join(shown)}){end}"
+    if len(line) <= WIDTH:
+        return line
+    return f"{prefix}{name}(\n" + "".join(f"    {one},\n" for one in shown) + f"){end}"
+
+
+def _parameter(one: inspect.Parameter) -> str:
+    """A parameter as it is written in code."""
+    stars = "*" if one.kind is one.VAR_POSITIONAL else "**" if one.kind is one.VAR_KEYWORD else ""
+    text = f"{stars}{one.name}" + ("" if one.annotation is one.empty else f": {_type(one.annotation)}")
+    if one.default is one.empty:
+        return text
+    default = "..." if re.search(r" at 0x|<factory>", repr(one.default)) else repr(one.default)
+    return f"{text} = {default}"
+
+
+def _type(annotation: Any) -> str:
+    """An annotation without the modules that its names come from."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b(?:[a-z_]\w*\.)+([A-Z]\w*)", r"\1", text)
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text}\n```\n"
+
+
+def _text(thing: Any) -> str:
+    """Its docstring; examples in it as code."""
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", doc(thing)):
+        if paragraph.lstrip().startswith(">>>"):
+            paragraphs.append(f"```pycon\n{inspect.cleandoc(paragraph)}\n```")
+        else:
+            paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _is_error(thing: Any) -> bool:
+    return inspect.isclass(thing) and issubclass(thing, spoke.SpokeError)
+
+
+def _errors(names: list[str]) -> Iterator[str]:
+    for name in names:
+        thing = getattr(spoke, name)
+        bases = ", ".join(f"`{base.__name__}`" for base in thing.__bases__ if base is not Exception) or "`Exception`"
+        told = " ".join(doc(thing).replace("|", "\\|").split())
+        yield f"| `{name}` | {bases} | {told} |"
