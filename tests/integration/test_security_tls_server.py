@@ -22,7 +22,7 @@ from tests.servers import Process
 
 
 @functools.cache
-def _tls_server() -> str:
+def tls_server() -> str:
     """A server program with TLS: SPOKE_TEST_TLS_SERVER, or one on the path; empty if there is none.
 
     Debian's redis-check-rdb is the server under another name, in the package of redis-cli: `make tests` installs it.
@@ -42,7 +42,7 @@ def _tls_server() -> str:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Authority, int]]:
     """A server that speaks TLS only to others, and asks for a client's certificate; the authority, and its TLS port."""
-    program = _tls_server()
+    program = tls_server()
     if not program:
         pytest.skip("no server with TLS: install redis-tools or valkey-server, or name one in SPOKE_TEST_TLS_SERVER")
     authority, port = Authority(tmp_path / "certificates"), free_port()
