@@ -44,3 +44,8 @@ def test_a_pool_on_several_machines(tmp_path: Path) -> None:
         (tmp_path / "reader/etc/redis.conf").write_text((ROOT / "deploy/redis.conf").read_text())
         walk.program("redis-server", server_binary())
         walk.walk(DOCS / "how-to/pool.md")
+
+
+def test_from_the_cpp_spoke(tmp_path: Path) -> None:
+    with Walk(tmp_path / "reader") as walk:
+        assert len(walk.walk(DOCS / "how-to/from-cpp-spoke.md")) == 3
