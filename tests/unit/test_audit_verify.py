@@ -265,11 +265,18 @@ def test_segments_are_verified_side_by_side(archive: Archive, monkeypatch: pytes
     whole, report = verify(made(log)), verify(StoredLog(archive), jobs=jobs)
     assert report == replace_state(whole, report)
     assert report.state == whole.state
+
+
+def test_a_hash_that_was_noted_is_looked_for_in_every_segment(archive: Archive) -> None:
     noted = next(fields for at, (_, fields) in enumerate(archive.raw()) if at == 470)[b"h"].decode()
-    assert verify(StoredLog(archive), jobs=jobs, anchor=noted).ok
-    assert "no event has the hash" in verify(StoredLog(archive), jobs=jobs, anchor="0" * 32).problems[0]
-    until = verify(StoredLog(archive), log[434].id, jobs=jobs)
-    assert (until.events, until.last_id, until.state.last_id) == (435, log[434].id, log[434].id)
+    assert verify(StoredLog(archive), anchor=noted).ok
+    assert "no event has the hash" in verify(StoredLog(archive), anchor="0" * 32).problems[0]
+
+
+def test_segments_are_verified_up_to_a_moment(archive: Archive) -> None:
+    moment = list(StoredLog(archive).read())[434].id
+    until = verify(StoredLog(archive), moment)
+    assert (until.events, until.last_id, until.state.last_id) == (435, moment, moment)
 
 
 def replace_state(report: walk.Report, other: walk.Report) -> walk.Report:
