@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spoke.client.aio import AsyncGang as AsyncGang
     from spoke.client.gang import Gang as Gang
     from spoke.client.handle import ActorHandle as ActorHandle
+    from spoke.client.lines import LogLine as LogLine
     from spoke.client.status import NodeStatus as NodeStatus
     from spoke.client.status import PoolStatus as PoolStatus
     from spoke.client.status import TicketStatus as TicketStatus
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from spoke.errors import InvalidRequest as InvalidRequest
     from spoke.errors import LeaseLost as LeaseLost
     from spoke.errors import LimitExceeded as LimitExceeded
+    from spoke.errors import LogsUnavailable as LogsUnavailable
     from spoke.errors import NoAllocator as NoAllocator
     from spoke.errors import NodeBusy as NodeBusy
     from spoke.errors import NotSerializable as NotSerializable
@@ -74,6 +76,7 @@ _HOMES = {
     "spoke.client.aio": ("AsyncActorHandle", "AsyncClient", "AsyncGang"),
     "spoke.client.gang": ("Gang",),
     "spoke.client.handle": ("ActorHandle",),
+    "spoke.client.lines": ("LogLine",),
     "spoke.client.status": ("NodeStatus", "PoolStatus", "TicketStatus"),
     "spoke.client.sync": ("Client",),
     "spoke.client.tracking": ("ActorExit",),
@@ -91,6 +94,7 @@ _HOMES = {
         "InvalidRequest",
         "LeaseLost",
         "LimitExceeded",
+        "LogsUnavailable",
         "NoAllocator",
         "NodeBusy",
         "NotSerializable",

@@ -13,6 +13,9 @@ from spoke.protocol.arrival import WAIT_S
 from spoke.protocol.identity import Key
 
 PORTS_DEFAULT = 64
+LOG_BYTES = 64 << 20
+LOG_FILES = 4
+LOG_KEEP_S = 7 * 86_400.0
 
 
 def default_log_dir() -> Path:
@@ -39,7 +42,9 @@ class AgentConfig:
     longer grace than ``leave_s_max``. ``key`` signs the node's requests, in pools that ask for it. ``topology`` is a
     YAML file that says how near GPUs and NICs are to each other; else NVML says it of real GPUs. ``health`` says
     where the health of the GPUs is found out: a JSON file, or ``module:function``; else NVML says it of real GPUs.
-    At its start the agent waits up to ``server_wait_s`` for a server that is not there.
+    At its start the agent waits up to ``server_wait_s`` for a server that is not there. An actor's log is put aside
+    when it has ``log_bytes``, and ``log_files`` such files are kept; the output of a ticket is removed ``log_keep_s``
+    seconds after its end.
     """
 
     url: str
@@ -62,3 +67,6 @@ class AgentConfig:
     topology: Path | None = None
     health: str = ""
     server_wait_s: float = WAIT_S
+    log_bytes: int = LOG_BYTES
+    log_files: int = LOG_FILES
+    log_keep_s: float = LOG_KEEP_S

@@ -10,7 +10,8 @@ What can die, and what follows:
 
 - the agent (also by SIGKILL): its socket closes; the keeper kills everything and exits;
 - the keeper: PR_SET_PDEATHSIG kills the roots, their orphans fall to the agent, a subreaper too, which kills them;
-- nobody, but the agent hangs: the keeper knows until when the node's lease is sure, and kills everything at that time.
+- nobody, but the agent hangs: the keeper knows until when the node's lease is sure, and kills everything at that time;
+- the scribe, which writes what actors print: the keeper starts another one; what the first was writing may be lost.
 
 Messages are JSON datagrams (SOCK_SEQPACKET). To the keeper: ``spawn`` (with two descriptors: its specification, JSON,
 and the launch document), ``stop``, ``ring``, ``kill_all``, ``lease``. From it: ``started``, ``status``, ``failed``,
@@ -34,6 +35,8 @@ from collections import deque
 from typing import Any, NoReturn
 
 from spoke.agent import procfs
+from spoke.agent.logs.files import DIRECTORY_MODE, FILE_MODE
+from spoke.agent.logs.link import ScribeLink
 
 DOCUMENT_FD = 3
 STATUS_FD = 4
@@ -41,7 +44,10 @@ RING = signal.SIGRTMIN + 7
 """Says to an actor that is up: there are notices for you at the agent. It has blocked this signal and waits for it."""
 DATAGRAM_BYTES_MAX = 64 * 1024
 STATUS_BYTES_MAX = 16 * 1024
-TAIL_BYTES = 2_000
+FINISH_S = 5.0
+"""How long an actor's end waits until its output is in its log; shorter where GPUs must be free soon."""
+FINISH_SOON_S = 0.2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _IDLE_S = 5.0
 _OVERDUE_S = 0.05
 _DEFAULTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE)
@@ -59,8 +65,6 @@ class Launch:
         self.id: str = spec["id"]
         self.mark: str = spec["env"][procfs.LAUNCH_MARK]
         self.is_command: bool = spec["is_command"]
-        self.log: str = spec["log"]
-        self.log_start = 0
         self.root = 0
         self.exit: tuple[int, int] | None = None
         self.status_fd = -1
@@ -68,6 +72,10 @@ class Launch:
         self.told = False
         self.kill_at_s: float | None = None
         self.terminated: set[int] = set()
+        self.finish_by_s: float | None = None
+        self.in_a_hurry = False
+        self.written = False
+        self.tail = ""
 
 
 class Keeper:
@@ -84,6 +92,7 @@ class Keeper:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # a handler, not SIG_IGN: exec must not pass it on
+        self._scribe = ScribeLink(os.environ.get(procfs.LAUNCH_MARK, "").removesuffix("keeper") + "scribe")
         sock.setblocking(False)
 
     def run(self) -> None:
@@ -92,14 +101,18 @@ class Keeper:
             pass
         self._sock.close()
         self._launches.clear()
-        while procfs.children():
-            for pid in procfs.children():
+        while left := self._children():
+            for pid in left:
                 procfs.send_signal(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
             select.select([self._wake], [], [], 0.05)
             self._drain_wake()
+        self._scribe.close()
+
+    def _children(self) -> list[int]:
+        """The children but for the scribe: actors, and what they left behind."""
+        return [pid for pid in procfs.children() if pid != self._scribe.pid]
 
     def _turn(self) -> bool:
         """Wait for something to happen and deal with it; False once the agent is gone."""
@@ -109,6 +122,8 @@ class Keeper:
         by_fd = {launch.status_fd: launch for launch in self._launches.values() if launch.status_fd >= 0}
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
+        if self._scribe.fd >= 0:
+            poll.register(self._scribe.fd, select.POLLIN | (select.POLLOUT if self._scribe.has_unsent else 0))
         ready = dict(poll.poll(self._wait_s() * 1000 + 1))
         if self._wake in ready:
             self._drain_wake()
@@ -119,6 +134,11 @@ class Keeper:
                 self._read_status(launch)
         if self._sock.fileno() in ready and not self._read_agent():
             return False
+        for launch_id, tail in self._scribe.hear():
+            if launch_id in self._launches:
+                self._launches[launch_id].written, self._launches[launch_id].tail = True, tail
+        self._scribe.flush()
+        self._scribe.revive()
         self._keep_time()
         self._settle()
         self._flush()
@@ -126,8 +146,11 @@ class Keeper:
 
     def _wait_s(self) -> float:
         times = [launch.kill_at_s for launch in self._launches.values() if launch.kill_at_s is not None]
+        times += [launch.finish_by_s for launch in self._launches.values() if launch.finish_by_s is not None]
         if self._lease_until_s is not None and self._launches:
             times.append(self._lease_until_s)
+        if self._scribe.fd < 0:
+            times.append(clock_s() + _OVERDUE_S)
         left_s = [at_s - clock_s() for at_s in times]
         return min([_IDLE_S, *(s if s > 0 else _OVERDUE_S for s in left_s)])
 
@@ -170,8 +193,7 @@ class Keeper:
                 if launch is not None and launch.told and launch.exit is None:
                     procfs.send_signal(launch.root, RING)
             case "kill_all":
-                for launch in self._launches.values():
-                    self._stop(launch, 0.0)
+                self._kill_all()
             case "lease":
                 self._lease_until_s = message["until_s"]
 
@@ -195,16 +217,20 @@ class Keeper:
             return
         opened: list[int] = []
         try:
-            os.makedirs(os.path.dirname(launch.log), exist_ok=True)
-            log = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            if spec["log"] == os.devnull:
+                log, launch.written = os.open(os.devnull, os.O_WRONLY), True
+            else:
+                _check_log(spec["log"])
+                log = self._scribe.open(launch.id, spec)
             opened.append(log)
-            launch.log_start = os.fstat(log).st_size
             status, child_status = os.pipe()
             opened += [status, child_status]
             launch.root = self._fork(spec, document_fd, log, child_status)
         except OSError as error:  # no process, no memory, no descriptor, no log file
             for fd in opened:
                 os.close(fd)
+            self._scribe.finish(launch.id)
+            self._scribe.forget(launch.id)
             self._tell("failed", id=launch.id, reason=f"its process cannot be started: {error}")
             self._tell("ended", id=launch.id, code=-1, signal=0, tail="")
             return
@@ -261,6 +287,11 @@ class Keeper:
             self._signal_group(launch, signal.SIGTERM)
             self._signal_group(launch, signal.SIGCONT)  # one that is stopped could not heed it
 
+    def _kill_all(self) -> None:
+        for launch in self._launches.values():
+            launch.in_a_hurry = True
+            self._stop(launch, 0.0)
+
     def _signal_group(self, launch: Launch, number: int) -> None:
         try:
             os.killpg(launch.root, number)
@@ -274,8 +305,7 @@ class Keeper:
         if self._lease_until_s is not None and now_s >= self._lease_until_s and self._launches:
             if any(launch.kill_at_s is None or launch.kill_at_s > now_s for launch in self._launches.values()):
                 self._tell("fenced")
-            for launch in self._launches.values():
-                self._stop(launch, 0.0)
+            self._kill_all()
         for launch in self._launches.values():
             if launch.kill_at_s is not None and now_s >= launch.kill_at_s and launch.exit is None:
                 self._signal_group(launch, signal.SIGKILL)
@@ -283,7 +313,7 @@ class Keeper:
     def _settle(self) -> None:
         """Reap, find out whose the orphans are, kill those that must go, and report the actors that have ended."""
         roots = {launch.root: launch for launch in self._launches.values()}
-        for pid in procfs.children():
+        for pid in self._children():
             root_of = roots.get(pid)
             if root_of is not None:
                 self._look_at_root(root_of)
@@ -298,7 +328,7 @@ class Keeper:
             left = [pid for pid, owners in self._orphans.items() if launch.id in owners]
             if left and (launch.exit is not None or launch.kill_at_s is not None):
                 self._end_leftovers(launch, left)
-            elif not left and launch.exit is not None:
+            elif not left and launch.exit is not None and self._is_written(launch):
                 self._ended(launch)
 
     def _look_at_root(self, launch: Launch) -> None:
@@ -339,11 +369,19 @@ class Keeper:
                 launch.terminated.add(pid)
                 procfs.send_signal(pid, signal.SIGTERM)
 
+    def _is_written(self, launch: Launch) -> bool:
+        """Whether the output of an actor that is dead is in its log; if that takes too long, it does not matter."""
+        if launch.finish_by_s is None:
+            launch.finish_by_s = clock_s() + (FINISH_SOON_S if launch.in_a_hurry else FINISH_S)
+            self._scribe.finish(launch.id)
+        return launch.written or clock_s() >= launch.finish_by_s
+
     def _ended(self, launch: Launch) -> None:
         os.waitpid(launch.root, 0)  # a zombie: returns at once
         del self._launches[launch.id]
         code, number = launch.exit or (-1, signal.SIGKILL)
-        tail = "" if launch.told else _tail(launch.log, launch.log_start)
+        self._scribe.forget(launch.id)
+        tail = "" if launch.told else launch.tail
         self._tell("ended", id=launch.id, code=code, signal=number, tail=tail)
 
 
@@ -390,15 +428,14 @@ def _become(spec: dict[str, Any], document_fd: int, log: int, status: int, keepe
         os._exit(127)
 
 
-def _tail(path: str, start: int) -> str:
-    """The last lines that this launch wrote to its log."""
+def _check_log(path: str) -> None:
+    """Raise the OSError that will keep a log from being written; a full disk is no reason not to run."""
     try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(start, size - TAIL_BYTES))
-            return file.read(TAIL_BYTES).decode(errors="replace").strip()
+        os.makedirs(os.path.dirname(path), DIRECTORY_MODE, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE))
     except OSError as error:
-        return f"(the log cannot be read: {os.strerror(error.errno or errno.EIO)})"
+        if error.errno not in _NO_ROOM:
+            raise
 
 
 def main(argv: list[str] | None = None) -> None:

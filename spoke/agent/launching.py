@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from spoke.agent.config import LOG_BYTES, LOG_FILES
 from spoke.agent.instructions import Spawn, SpawnHelper
 from spoke.agent.logs.files import log_path
 from spoke.agent.procfs import LAUNCH_MARK
@@ -33,7 +34,8 @@ REASON_CHARACTERS_MAX = 4_000
 class Site:
     """What all launches on a node have in common. ``mark`` is the launch mark's part before the launch id.
 
-    ``directory`` is where actors ask for the other members of their gang.
+    ``directory`` is where actors ask for the other members of their gang. A log is put aside at ``log_bytes``, and
+    ``log_files`` such files of an actor are kept.
     """
 
     pool: str
@@ -44,6 +46,8 @@ class Site:
     log_dir: Path
     cwd: str
     directory: str = ""
+    log_bytes: int = LOG_BYTES
+    log_files: int = LOG_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ def _spec(
         "env": dict(env),
         "cwd": os.path.join(site.cwd, order.spec.cwd),
         "log": str(log_path(site.log_dir, order.ticket_id, order.rank, order.actor_id)),
+        "log_bytes": site.log_bytes,
+        "log_files": site.log_files,
     }
 
 

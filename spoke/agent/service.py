@@ -32,6 +32,7 @@ from spoke.agent.launching import Site, prepare, prepare_helper
 from spoke.agent.link import KeeperLink
 from spoke.agent.liveness import Prober
 from spoke.agent.logs.access import admit
+from spoke.agent.logs.janitor import Janitor
 from spoke.agent.logs.server import LogServer, Shelf
 from spoke.agent.machine import AgentMachine, Settings
 from spoke.agent.nvml import NvmlSource
@@ -182,7 +183,18 @@ class Agent:
         self._directory = Directory(config.url, keys)
         self._closers.append(self._directory.stop)
         address, directory = spec.address, self._directory.name
-        self._site = Site(config.pool, config.node_id, mark, address, config.imports, log_dir, cwd, directory)
+        self._site = Site(
+            config.pool,
+            config.node_id,
+            mark,
+            address,
+            config.imports,
+            log_dir,
+            cwd,
+            directory,
+            config.log_bytes,
+            config.log_files,
+        )
         self._base_env = dict(os.environ)
         self._keeper = KeeperLink(self._heard, (claim.fd,), mark + "keeper")
         self._closers.append(self._keeper.close)
@@ -195,7 +207,8 @@ class Agent:
         self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]
         shelf = Shelf(log_dir, config.pool, config.node_id, locked=config.key is not None)
         self._logs = LogServer(config.url, keys, config.node_id, outage, shelf)
-        self._closers.append(self._logs.stop)
+        self._janitor = Janitor(config.url, keys, outage, log_dir, config.log_keep_s)
+        self._closers += [self._logs.stop, self._janitor.stop]
         self._monitor = _health_monitor(config, spec, self._found_health)
         if self._monitor is not None:
             self._closers.append(self._monitor.stop)
@@ -217,6 +230,7 @@ class Agent:
         self._sender.start()
         self._renewer.start()
         self._logs.start()
+        self._janitor.start()
         if self._monitor is not None:
             self._monitor.start()
         former = self._take_signals()

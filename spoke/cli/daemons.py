@@ -19,6 +19,9 @@ from spoke.errors import InvalidRequest
 
 log = logging.getLogger("spoke.cli")
 
+LOG_BYTES_MIN = 64 << 10
+LOG_KEEP_S_MIN = 10.0
+
 
 def log_to_stderr() -> None:
     """Log from INFO on, with times."""
@@ -112,6 +115,15 @@ def agent(
         Path | None,
         typer.Option(metavar="DIR", help="Where actors' output goes (default: ~/.local/state/spoke/logs/POOL)."),
     ] = None,
+    log_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="An actor's log is put aside at this size and a new one begun.")
+    ] = "64MiB",
+    log_files: Annotated[
+        int, typer.Option(min=1, max=1_000, metavar="N", help="How many logs of an actor that were put aside are kept.")
+    ] = 4,
+    log_keep: Annotated[
+        str, typer.Option(metavar="TIME", help="How long output is kept after its ticket's end, like 12h or 7d.")
+    ] = "7d",
     topology: Annotated[
         Path | None,
         typer.Option(
@@ -147,6 +159,7 @@ def agent(
     """
     from spoke.agent.config import AgentConfig, default_log_dir
     from spoke.agent.service import run_agent
+    from spoke.cli.node import parse_time
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
     from spoke.protocol.identity import find_key
@@ -160,6 +173,12 @@ def agent(
     logs = (default_log_dir() / name if log_dir is None else log_dir).expanduser().absolute()
     if not 0.5 <= lease <= 86_400:
         raise InvalidRequest(f"--lease must be from 0.5 to 86400 seconds, not {lease:g}")
+    keep_s = parse_time(log_keep)
+    if keep_s < LOG_KEEP_S_MIN:
+        raise InvalidRequest(f"--log-keep must be at least {LOG_KEEP_S_MIN:g} seconds, not {log_keep!r}")
+    log_bytes = parse_bytes(log_size)
+    if not LOG_BYTES_MIN <= log_bytes <= 1 << 40:
+        raise InvalidRequest(f"--log-size must be from 64KiB to 1TiB, not {log_size!r}")
     config = AgentConfig(
         url=resolve_url(url),
         pool=name,
@@ -177,6 +196,9 @@ def agent(
         key=find_key(),
         server_wait_s=wait_for_server,
         health=health_file,
+        log_bytes=log_bytes,
+        log_files=log_files,
+        log_keep_s=keep_s,
     )
     meters = None
     if metrics:

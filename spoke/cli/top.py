@@ -30,13 +30,15 @@ def top(
     from spoke.cli.sight.actions import perform
     from spoke.cli.sight.follower import Follower
     from spoke.cli.sight.screen import Hands, Top
+    from spoke.cli.sight.tails import follow_output
 
     with opened(url, pool) as place:
         place.redis.ping()
         name = place.keys.pool
-    given = {name: value for name, value in (("SPOKE_URL", url), ("SPOKE_POOL", pool)) if value}
     act = None if read_only else (lambda action: perform(action, url, pool))
-    hands = Hands(lambda ticket: explanation(ticket, url, pool), logs_command, given, act)
+    hands = Hands(
+        lambda ticket: explanation(ticket, url, pool), lambda ticket, rank: follow_output(url, pool, ticket, rank), act
+    )
     with Follower(url, pool, name) as follower:
         Top(follower, hands).run()
 
@@ -50,12 +52,6 @@ def explanation(ticket_id: str, url: str | None, pool: str | None) -> str:
         seconds, micros = place.redis.time()
         found = Past(place.log, place.keys.pool, int(seconds) * 1000 + int(micros) // 1000)
         return str(explained(found, ticket_id, "+"))
-
-
-def logs_command(ticket_id: str, rank: int | None) -> list[str]:
-    """The command line that follows the output of a ticket."""
-    which = [] if rank is None else ["--rank", str(rank)]
-    return [sys.executable, "-m", "spoke.cli.main", "logs", ticket_id, "--follow", *which]
 
 
 def missing(command: str, package: str, extra: str) -> InvalidRequest:

@@ -34,6 +34,10 @@ def web(
         Path | None,
         typer.Option(metavar="FILE", help="Allow drain, uncordon and release to whoever knows the token in this file."),
     ] = None,
+    logs: Annotated[
+        bool | None,
+        typer.Option("--logs/--no-logs", help="Show what actors print (default: only at an address of this machine)."),
+    ] = None,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
@@ -50,6 +54,7 @@ def web(
     from spoke.cli.sight.follower import Follower
     from spoke.cli.sight.rewind import Rewinder
     from spoke.cli.sight.site import Site
+    from spoke.cli.sight.tails import follow_output
 
     token = read_token(token_file) if token_file is not None else ""
     with opened(url, pool) as place:
@@ -60,8 +65,14 @@ def web(
         Follower(url, pool, name) as follower,
     ):
         hosts = ("127.0.0.1", "localhost", "[::1]") if host in LOOPBACK else ("*",)
+        shows_logs = host in LOOPBACK if logs is None else logs
         site = Site(
-            follower, LoggedPast(url, pool, Rewinder()), lambda action: perform(action, url, pool), token, hosts
+            follower,
+            LoggedPast(url, pool, Rewinder()),
+            lambda action: perform(action, url, pool),
+            token,
+            hosts,
+            (lambda ticket, rank: follow_output(url, pool, ticket, rank)) if shows_logs else None,
         )
         config = uvicorn.Config(
             site.app(), log_level="warning", lifespan="off", server_header=False, timeout_graceful_shutdown=1

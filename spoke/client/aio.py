@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Env, Gang, Ids, Types
 from spoke.client.handle import ActorHandle
+from spoke.client.lines import LogLine
 from spoke.client.operate import AsyncOperations
 from spoke.client.status import PoolStatus
 from spoke.client.sync import CLOSE_TIMEOUT_S, Client
@@ -267,6 +269,17 @@ class AsyncGang:
         """What the gang's actors push from now on: ``async for push in mailbox``; see ``Gang.mailbox``."""
         return await asyncio.to_thread(self.sync.mailbox, capacity)
 
+    def logs(
+        self,
+        rank: int | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | datetime | None = None,
+    ) -> AsyncIterator[LogLine]:
+        """What its actors print: ``async for line in gang.logs()``; see ``Client.logs``."""
+        return self.sync.client.logs_async(self.ticket_id, rank, follow=follow, tail=tail, since=since)
+
     async def repair(self, rank: int, *, elsewhere: bool = False) -> Slot:
         """Give the failed member at a rank another place; see ``Client.gang_repair``."""
         return await asyncio.wrap_future(self.sync.repair(rank, elsewhere=elsewhere))
@@ -385,6 +398,18 @@ class AsyncClient(AsyncOperations):
     async def gang_release(self, ticket_id: str, *, timeout: float | None = None) -> bool:
         """Give a ticket back; see ``Client.gang_release``."""
         return await asyncio.wrap_future(self.sync.gang_release(ticket_id, timeout=timeout))
+
+    def logs(
+        self,
+        ticket_id: str,
+        rank: int | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | datetime | None = None,
+    ) -> AsyncIterator[LogLine]:
+        """What the actors of a ticket print: ``async for line in client.logs("t-1")``; see ``Client.logs``."""
+        return self.sync.logs_async(ticket_id, rank, follow=follow, tail=tail, since=since)
 
     async def gang_repair(self, ticket_id: str, rank: int, *, elsewhere: bool = False) -> Slot:
         """Give a failed member another place; see ``Client.gang_repair``."""

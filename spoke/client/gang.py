@@ -6,10 +6,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from spoke.client.handle import ActorHandle, Line, open_mailbox
+from spoke.client.lines import LogLine
 from spoke.client.memory import MEMORY, GangMemory
 from spoke.client.tracking import ENDED, ActorExit, Ticket
 from spoke.errors import InvalidRequest, SpokeError
@@ -164,6 +166,17 @@ class Gang:
             return found[0]
 
         return self.client.wait_for_exits(self, [rank], end_of, timeout)
+
+    def logs(
+        self,
+        rank: int | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | datetime | None = None,
+    ) -> Iterator[LogLine]:
+        """What its actors print, line by line; see ``Client.logs``."""
+        return self.client.logs(self.ticket_id, rank, follow=follow, tail=tail, since=since)
 
     def repair(self, rank: int, *, elsewhere: bool = False) -> Future[Slot]:
         """Give the failed member at a rank another place; see ``Client.gang_repair``."""

@@ -176,6 +176,7 @@ class Begin:
 class Chunk:
     """The next bytes of an actor's output. ``lost``: so many before them were rotated away unread."""
 
+    node_id: str
     rank: int
     actor: str
     data: bytes
@@ -250,10 +251,10 @@ class Feed:
             chunks += self._take(answer)
         return chunks
 
-    def has_reached(self, ends: Mapping[tuple[int, str], int]) -> bool:
+    def has_reached(self, ends: Mapping[tuple[str, int, str], int]) -> bool:
         """Whether every file was read up to its end in ``ends``, those of silent nodes apart."""
         return all(
-            one.offset >= ends.get((one.rank, one.actor), 0)
+            one.offset >= ends.get((one.node_id, one.rank, one.actor), 0)
             for one in self._files.values()
             if one.node_id not in self.errors
         )
@@ -280,7 +281,7 @@ class Feed:
             lost = max(0, piece.offset - one.offset) if one.offset >= 0 else 0
             one.offset, one.end = piece.offset + piece.size, piece.end
             if data or lost:
-                yield Chunk(one.rank, one.actor, data, lost)
+                yield Chunk(one.node_id, one.rank, one.actor, data, lost)
 
 
 class Splitter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,18 +124,20 @@ class TicketOutput:
         self._warn = warn
         self._reader = reader
         self._feed = Feed(reader, ticket_id)
-        self._splitters: dict[tuple[int, str], Splitter] = {}
+        self._splitters: dict[tuple[str, int, str], Splitter] = {}
         self._told: set[str] = set()
         self._begin = begin or Begin()
-        self._ends: dict[tuple[int, str], int] = {}
+        self._ends: dict[tuple[str, int, str], int] = {}
         self.failed = False
         """Whether some output could not be read."""
+        self.problem = ""
+        """What was last told of."""
         self._now = self._find()
 
     @property
     def ranks(self) -> list[int]:
         """The ranks that have output, or will have."""
-        return sorted({rank for rank, _ in self._ends})
+        return sorted({rank for _, rank, _ in self._ends})
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -152,7 +154,8 @@ class TicketOutput:
             raise RankOutOfRange(f"rank {self._rank} of ticket {self._ticket_id} was asked for, which {has}")
         self._check_nodes(places, nodes)
         asked = tuple(node_id for node_id in places.nodes if node_id in nodes and nodes[node_id].state != "lost")
-        answered = self._list(asked)
+        homes = {(member.rank, member.actor): member.node_id for member in places.members}
+        answered = self._list(asked, homes)
         for member in places.members:
             if member.node_id in answered:
                 self._add(member.node_id, member.rank, member.actor, self._begin)
@@ -160,7 +163,7 @@ class TicketOutput:
 
     def _search(self, places: Places) -> None:
         """The views have forgotten the ticket: look whether a node has not."""
-        self._list(places.nodes)
+        self._list(places.nodes, {})
         if not self._ends:
             which = "this rank" if self._rank is not None else "it"
             raise UnknownTicket(
@@ -169,22 +172,27 @@ class TicketOutput:
                 f"`spoke tickets` lists the live ones, `spoke log` has all that happened"
             )
 
-    def _list(self, nodes: tuple[str, ...]) -> set[str]:
-        """Ask nodes which files they have; those that answered."""
+    def _list(self, nodes: tuple[str, ...], homes: Mapping[tuple[int, str], str]) -> set[str]:
+        """Ask nodes which files they have; those that answered. Of a file that several can read, its home is asked."""
         found, silent = self._reader.files(self._ticket_id, nodes)
         for answer in silent:
             assert answer.error is not None
             self._tell(str(answer.error))
             if answer.error.code != LogsUnavailable.code:
                 raise answer.error
-        for node_id, files in found.items():
-            for file in sorted(files, key=lambda file: (file.rank, file.changed_ms)):
+        seen: set[tuple[int, str, int]] = set()
+        every = [(node_id, file) for node_id, files in found.items() for file in files]
+        for node_id, file in sorted(
+            every, key=lambda one: (one[1].rank, homes.get((one[1].rank, one[1].actor)) != one[0], one[1].changed_ms)
+        ):
+            if (file.rank, file.actor, file.inode) not in seen:
+                seen.add((file.rank, file.actor, file.inode))
                 self._add(node_id, file.rank, file.actor, self._begin, file.end)
         return set(found)
 
     def _add(self, node_id: str, rank: int, actor: str, begin: Begin, end: int = 0) -> None:
         if self._rank is None or rank == self._rank:
-            self._ends.setdefault((rank, actor), end)
+            self._ends.setdefault((node_id, rank, actor), end)
             self._feed.add(node_id, rank, actor, begin)
 
     def _check_nodes(self, places: Places, nodes: dict[str, NodeNow]) -> None:
@@ -202,7 +210,7 @@ class TicketOutput:
                 self._tell(f"rank {member.rank} ran on node {member.node_id}, which {how}: its output is {where}")
 
     def _tell(self, text: str, *, failed: bool = True) -> None:
-        self.failed = self.failed or failed
+        self.failed, self.problem = self.failed or failed, text
         if text not in self._told:
             self._told.add(text)
             self._warn(text)
@@ -235,7 +243,7 @@ class TicketOutput:
             yield self._lines_of(chunks)
             if self._is_done(follow=follow):
                 break
-        rest = [Line(*name, line) for name, splitter in self._splitters.items() for line in splitter.rest()]
+        rest = [Line(*name[1:], line) for name, splitter in self._splitters.items() for line in splitter.rest()]
         if rest:
             yield rest
 
@@ -266,7 +274,7 @@ class TicketOutput:
     def _lines_of(self, chunks: list[Chunk]) -> list[Line]:
         lines = []
         for chunk in chunks:
-            splitter = self._splitters.setdefault((chunk.rank, chunk.actor), Splitter())
+            splitter = self._splitters.setdefault((chunk.node_id, chunk.rank, chunk.actor), Splitter())
             if chunk.lost:
                 self._tell(
                     f"{chunk.lost} bytes of rank {chunk.rank}'s output were rotated away before they could be read",

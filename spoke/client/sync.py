@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import secrets
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from spoke.client import launching
@@ -14,6 +15,7 @@ from spoke.client.asking import gang_spec
 from spoke.client.futures import Chain, failed
 from spoke.client.gang import Args, Env, Gang, Ids, Types, close_all
 from spoke.client.handle import ActorHandle, Line
+from spoke.client.lines import LogLine, batches_of, flat, flat_async
 from spoke.client.memory import GangMemory
 from spoke.client.operate import Operations
 from spoke.client.queue import QueueStatus, read_queue, terms_of
@@ -219,6 +221,26 @@ class Client(Operations, Closing):
             return failed(error)
         return self._request(r.RepairGang(ticket_id, rank, elsewhere), lambda message, ticket: message.slot)
 
+    def logs(
+        self,
+        ticket_id: str,
+        rank: int | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | datetime | None = None,
+    ) -> Iterator[LogLine]:
+        """What the actors of a ticket print, line by line, wherever they run; also after their end.
+
+        ``rank``: only that one's. ``follow``: go on until the actors have ended. ``tail``: only the last lines of each
+        rank; ``since``: only what was printed within so many seconds, or since a datetime. The iterator asks the
+        agents for more when its lines were taken, raises SpokeErrors (UnknownTicket, RankOutOfRange, Forbidden,
+        LogsUnavailable, ServerError), and gives up its connections when it is closed or dropped. What is missing
+        because a node is silent or lost is logged. Raises InvalidRequest.
+        """
+        self._session.check_open()
+        return flat(batches_of(self._session, ticket_id, rank, follow=follow, tail=tail, since=since))
+
     # --- actors --------------------------------------------------------------------------------------------------
 
     def launch_actor(
@@ -411,6 +433,13 @@ class Client(Operations, Closing):
         return f"<Client {self.client_id} of pool {self.pool!r} at {self.url}>"
 
     # --- for gangs and handles -----------------------------------------------------------------------------------
+
+    def logs_async(
+        self, ticket_id: str, rank: int | None, *, follow: bool, tail: int | None, since: float | datetime | None
+    ) -> AsyncIterator[LogLine]:
+        """``logs`` for asyncio; use ``AsyncClient.logs``."""
+        self._session.check_open()
+        return flat_async(batches_of(self._session, ticket_id, rank, follow=follow, tail=tail, since=since))
 
     def wait_for_exits(
         self, gang: Gang, ranks: list[int] | None, convert: Callable[[list[int]], T], timeout: float | None

@@ -87,13 +87,17 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """What there is of one actor's output: the bytes from ``start`` to ``end``, last written at ``changed_ms``."""
+    """What there is of one actor's output: the bytes from ``start`` to ``end``, last written at ``changed_ms``.
+
+    ``inode`` tells that two agents which share a directory speak of the same file.
+    """
 
     rank: int
     actor: str
     start: int
     end: int
     changed_ms: int
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 import spoke
+from spoke.agent import procfs
+from spoke.agent.logs import files
 from spoke.cli.embedded import EmbeddedServer
+from spoke.cli.main import app
 from spoke.client import logs as client_logs
 from spoke.client.logs import Begin, Feed, LogReader
 from spoke.client.output import TicketOutput
@@ -21,8 +30,8 @@ from spoke.protocol.identity import issue, new_master, read_masters
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis, connect
 from tests.daemons import Daemons
-from tests.fakes import eventually
-from tests.integration.agent_harness import Pool, pool_at, shell, wait_until
+from tests.fakes import eventually, real_allocator
+from tests.integration.agent_harness import Pool, command, kill, pool_at, shell, wait_until
 
 T_S = 40
 
@@ -122,6 +131,90 @@ def test_asks_that_make_no_sense_do_not_disturb_the_agent(allocator: Pool, reade
     assert (found, silent) == ({"n0": ()}, [])
 
 
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def scribe_of(allocator: Pool) -> int:
+    mine = f"{allocator.mark()}scribe"
+    return wait_until(lambda: next((pid for pid in procfs.marked(mine) if procfs.is_alive(pid)), 0), "a scribe")
+
+
+def test_a_log_is_rotated_while_it_is_written_and_followed(allocator: Pool, reader: LogReader) -> None:
+    allocator.join(log_bytes=100_000, log_files=2)
+    start = allocator.start(shell("for n in $(seq 40); do seq 3000; sleep 0.02; done"))
+    feed = Feed(reader, start.ticket_id)
+    feed.add("n0", start.rank, start.actor_id, Begin(), 0)
+    once = b"".join(b"%d\n" % number for number in range(1, 3001))
+    found, lost, until_s = b"", 0, time.monotonic() + T_S
+    while len(found) + lost < 40 * len(once):
+        for chunk in feed.read(2.0, 2.0):
+            found, lost = found + chunk.data, lost + chunk.lost
+        assert time.monotonic() < until_s
+    assert lost == 0, "a follower keeps up"
+    assert found == once * 40
+    allocator.report(start, r.ReportExited)
+    log = allocator.log_of(start)
+    parts = files.segments(str(log))
+    assert len(parts) == 3
+    assert sum(part.size for part in parts) < 3 * 200_000
+    assert sorted(log.parent.glob("*.log*")) == sorted(Path(part.path) for part in parts)
+    (listed,) = reader.files(start.ticket_id, ["n0"])[0]["n0"]
+    assert (listed.start, listed.end) == (parts[0].start, 40 * len(once))
+
+
+def test_a_scribe_that_dies_costs_no_actor_and_another_goes_on(allocator: Pool, tmp_path: Path) -> None:
+    allocator.join()
+    start = allocator.start(shell(f"echo one; until [ -e {tmp_path}/go ]; do sleep 0.01; done; seq 100000; echo end"))
+    log = allocator.log_of(start)
+    wait_until(lambda: log.exists() and log.read_bytes() == b"one\n", "the first line")
+    first = scribe_of(allocator)
+    kill(first)
+    (tmp_path / "go").touch()
+    assert allocator.report(start, r.ReportExited).code == 0
+    assert log.read_bytes() == b"one\n" + b"".join(b"%d\n" % n for n in range(1, 100_001)) + b"end\n"
+    assert scribe_of(allocator) != first
+
+
+def test_a_scribe_that_stands_still_keeps_no_end_from_being_told(allocator: Pool) -> None:
+    allocator.join()
+    start = allocator.start(shell("echo one; exit 3"))
+    allocator.report(start, r.ReportExited)
+    scribe = scribe_of(allocator)
+    os.kill(scribe, signal.SIGSTOP)
+    try:
+        again = allocator.start(shell("echo two; exit 4"))
+        assert allocator.report(again, r.ReportExited).code == 4
+    finally:
+        os.kill(scribe, signal.SIGCONT)
+    wait_until(lambda: allocator.log_of(again).read_bytes() == b"two\n", "the line, later")
+
+
+def test_a_full_disk_kills_no_actor(allocator: Pool, tmp_path: Path) -> None:
+    allocator.join()
+    log = tmp_path / "logs" / "t1" / "0-a1.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    script = f"print('x' * 500_000)\nopen('{tmp_path}/printed', 'w').close()\n"
+    script += f"import os, time\nwhile not os.path.exists('{tmp_path}/go'): time.sleep(0.01)\nprint('still here')"
+    start = allocator.start(command(script))
+    wait_until((tmp_path / "printed").exists, "half a megabyte was printed")
+    log.unlink()
+    (tmp_path / "go").touch()
+    assert allocator.report(start, r.ReportExited).code == 0
+    assert "bytes of output were lost here: No space left on device" in log.read_text()
+
+
+def test_an_agent_that_is_killed_takes_its_scribe_with_it_and_what_was_printed_stays(allocator: Pool) -> None:
+    agent = allocator.join()
+    start = allocator.start(shell("echo printed; exec sleep 600"))
+    allocator.report(start, r.ReportStarted)
+    wait_until(lambda: allocator.log_of(start).exists() and allocator.log_of(start).read_bytes(), "the line")
+    agent.kill()
+    agent.wait()
+    wait_until(lambda: allocator.processes() == [], "the keeper, the scribe and the actor are gone")
+    assert allocator.log_of(start).read_bytes() == b"printed\n"
+
+
 # --- a whole pool -----------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +259,137 @@ def test_the_output_of_a_ticket_is_there_after_its_release_and_after_its_view(
     assert output_of(redis, url, pool, ticket_id, rank=1) == ["1 of 1"]
     with pytest.raises(UnknownTicket, match="none of the 1 nodes"):
         output_of(redis, url, pool, "t-999")
+
+
+def test_nodes_that_share_a_log_directory_show_everything_once(
+    shared_server: EmbeddedServer, pool: str, daemons: Daemons, redis: Redis
+) -> None:
+    url = shared_server.url
+    daemons.allocator(url)
+    for node in ("n1", "n2"):
+        daemons.agent(url, node)
+    with spoke.Client(url, pool=pool) as client:
+        eventually(lambda: [node.state for node in client.status().nodes] == ["up", "up"], "two nodes", T_S)
+        gang = client.gang_allocate(2, 1).result(T_S)
+        gang.launch_command(["sh", "-c", "echo of $RANK"]).result(T_S)
+        gang.wait(T_S).result(T_S)
+        assert sorted(output_of(redis, url, pool, gang.ticket_id)) == ["0 of 0", "1 of 1"]
+        redis.delete(Keys(pool).ticket(gang.ticket_id))
+        assert sorted(output_of(redis, url, pool, gang.ticket_id)) == ["0 of 0", "1 of 1"]
+
+
+def test_a_node_that_is_gone_is_named_and_the_rest_is_shown(
+    shared_server: EmbeddedServer, pool: str, daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_logs, "ANSWER_S", 1.0)
+    url = shared_server.url
+    daemons.allocator(url)
+    directories = [str(tmp_path / f"logs-of-{node}") for node in ("n1", "n2")]
+    agents = [
+        daemons.agent(url, node, "--log-dir", directory, lease_s=3.0)
+        for node, directory in zip(("n1", "n2"), directories, strict=True)
+    ]
+    with spoke.Client(url, pool=pool) as client:
+        eventually(lambda: [node.state for node in client.status().nodes] == ["up", "up"], "two nodes", T_S)
+        gang = client.gang_allocate(2, 1, detached=True).result(T_S)
+        gang.launch_command(["sh", "-c", "echo of $RANK; exec sleep 600"]).result(T_S)
+        eventually(lambda: len(list(gang.logs())) == 2, "both have printed", T_S)
+        agents[1].kill()
+        gone = next(slot.global_rank for slot in gang.slots if slot.node_id == "n2")
+
+        def shown() -> Result:
+            return CliRunner().invoke(app, ["logs", gang.ticket_id, "--url", url, "--pool", pool])
+
+        result = shown()
+        assert result.exit_code == 1
+        assert result.stdout == f"[{1 - gone}] of {1 - gone}\n"
+        assert "the agent of node n2 has not answered for 1 s" in result.stderr or "n2, which is lost" in result.stderr
+        eventually(lambda: {n.node_id: n.state for n in client.status().nodes}["n2"] == "lost", "n2 is lost", T_S)
+        eventually(lambda: "n2, which is lost: its output is " in shown().stderr, "where it is", T_S)
+        assert f"{directories[1]}/{gang.ticket_id}/{gone}-rank-{gone}.log" in shown().stderr
+        client.gang_release(gang.ticket_id).result(T_S)
+
+
+def test_a_client_reads_and_follows_its_gangs_output(
+    shared_server: EmbeddedServer, pool: str, daemons: Daemons, tmp_path: Path
+) -> None:
+    url = shared_server.url
+    daemons.allocator(url)
+    daemons.agent(url, "n1")
+    with spoke.Client(url, pool=pool) as client:
+        wait_for_node(client)
+        gang = client.gang_allocate(1, 2).result(T_S)
+        script = f"echo one of $RANK; until [ -e {tmp_path}/go ]; do sleep 0.05; done; printf 'two of %s' $RANK"
+        gang.launch_command(["sh", "-c", script]).result(T_S)
+        lines = gang.logs(follow=True)
+        assert {next(lines), next(lines)} == {spoke.LogLine(rank, f"one of {rank}") for rank in (0, 1)}
+        (tmp_path / "go").touch()
+        assert sorted(line.text for line in lines) == ["two of 0", "two of 1"]
+        assert [line.text for line in gang.logs(1, tail=1)] == ["two of 1"]
+        assert [line.text for line in gang.logs(1, since=3600)] == ["one of 1", "two of 1"]
+        with pytest.raises(spoke.RankOutOfRange):
+            next(gang.logs(2))
+        for words in ({"tail": -1}, {"tail": 1, "since": 1.0}, {"since": -1.0}, {"rank": "0"}):
+            with pytest.raises(spoke.InvalidRequest):
+                gang.logs(**words)  # type: ignore[arg-type]
+        gang.release().result(T_S)
+        assert len(list(client.logs(gang.ticket_id))) == 4
+        left = gang.logs(follow=True)
+    with pytest.raises(spoke.ClientClosed):
+        next(left)
+
+
+def test_an_asynchronous_client_follows_and_leaves_when_it_is_cancelled(
+    shared_server: EmbeddedServer, pool: str, daemons: Daemons
+) -> None:
+    url = shared_server.url
+    daemons.allocator(url)
+    daemons.agent(url, "n1")
+
+    async def main() -> list[str]:
+        async with spoke.AsyncClient(url, pool=pool) as client:
+            gang = await asyncio.wait_for(allocated(client), T_S)
+            await gang.launch_command(["sh", "-c", "echo one; echo two; exec sleep 600"])
+            seen: list[str] = []
+
+            async def follow() -> None:
+                async for line in gang.logs(follow=True):
+                    seen.append(line.text)
+
+            task = asyncio.create_task(follow())
+            while len(seen) < 2:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await gang.release()
+            return [line.text async for line in client.logs(gang.ticket_id)]
+
+    async def allocated(client: spoke.AsyncClient) -> spoke.AsyncGang:
+        return await client.gang_allocate(1, 1, timeout=T_S)
+
+    before = threading.active_count()
+    assert asyncio.run(main()) == ["one", "two"]
+    eventually(lambda: threading.active_count() <= before + 1, "its threads have ended")
+
+
+def test_output_is_removed_some_time_after_its_ticket_was_released(
+    shared_server: EmbeddedServer, pool: str, tmp_path: Path
+) -> None:
+    with real_allocator(shared_server.url, pool), pool_at(shared_server.url, pool, tmp_path) as agents:
+        agents.start_agent("n0", log_keep_s=2.0)
+        with spoke.Client(shared_server.url, pool=pool) as client:
+            wait_for_node(client)
+            gang = client.gang_allocate(1, 1).result(T_S)
+            gang.launch_command(["echo", "printed"]).result(T_S)
+            gang.wait(T_S).result(T_S)
+            log = tmp_path / "logs" / gang.ticket_id / "0-rank-0.log"
+            written_s = log.stat().st_mtime
+            wait_until(lambda: time.time() > written_s + 3.0, "its time would be over")
+            assert log.exists(), "the ticket lives"
+            gang.release().result(T_S)
+            assert log.exists()
+        wait_until(lambda: not log.parent.exists(), "it is removed")
 
 
 def test_in_a_pool_with_keys_output_is_for_the_user_who_launched(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -19,6 +19,8 @@ from spoke.cli.sight.board import Board, board_of
 from spoke.cli.sight.dialogs import Question, Reading
 from spoke.cli.sight.pane import Pane
 from spoke.cli.sight.screen import Hands, Top
+from spoke.cli.sight.tail import Tail
+from spoke.cli.sight.tails import News
 from spoke.errors import UnknownTicket
 from spoke.protocol import requests as r
 from tests.builders import MemoryPool, gang, node_spec
@@ -36,6 +38,7 @@ class Deeds:
 
     def __init__(self) -> None:
         self.done: list[Action] = []
+        self.ended = self.closed = False
 
     def act(self, action: Action) -> str:
         self.done.append(action)
@@ -47,7 +50,19 @@ class Deeds:
         return f"{ticket_id} is where it is"
 
     def hands(self, *, read_only: bool = False) -> Hands:
-        return Hands(self.explain, lambda ticket, rank: ["spoke", "logs", ticket], act=None if read_only else self.act)
+        return Hands(self.explain, self.logs, act=None if read_only else self.act)
+
+    def logs(self, ticket_id: str, rank: int | None) -> Iterator[News]:
+        if ticket_id == "t-2":
+            raise UnknownTicket("nothing is known of t-2")
+        try:
+            yield News(((0, "hello from [red]rank[/red] 0"),), ("rank 1 ran elsewhere",))
+            while not self.ended:
+                time.sleep(0.01)
+                yield News()
+            yield News(((0 if rank is None else rank, "goodbye"),))
+        finally:
+            self.closed = True
 
 
 def small_pool() -> MemoryPool:
@@ -199,10 +214,42 @@ def test_explain_reads_behind_and_shows_errors_too(board: Board) -> None:
     play(board, scene)
 
 
-def test_logs_of_a_terminal_that_cannot_be_handed_over_are_told_as_a_command(board: Board) -> None:
+def test_the_output_of_a_ticket_is_followed_until_it_ends(board: Board) -> None:
+    deeds = Deeds()
+
     async def scene(app: Top, pilot: Pilot[None]) -> None:
         await pilot.press("l")
-        assert "spoke logs t-1" in notices(app)
+        await until(pilot, lambda: "[0] hello from [red]rank[/red] 0" in screen(app))
+        assert "Output of t-1" in screen(app)
+        assert "-- rank 1 ran elsewhere --" in screen(app)
+        deeds.ended = True
+        await until(pilot, lambda: "the actors have ended" in screen(app))
+        assert "[0] goodbye" in screen(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, Tail))
+
+    play(board, scene, hands=deeds.hands())
+
+
+def test_the_output_of_one_rank_has_no_prefix_and_is_left_while_it_goes_on(board: Board) -> None:
+    deeds = Deeds()
+
+    async def scene(app: Top, pilot: Pilot[None]) -> None:
+        await pilot.press("3", "l")
+        await until(pilot, lambda: "hello from" in screen(app))
+        assert "Output of t-1, rank 0" in screen(app)
+        assert "[0]" not in screen(app)
+        await pilot.press("q")
+        await until(pilot, lambda: not isinstance(app.screen, Tail))
+        await until(pilot, lambda: deeds.closed)
+
+    play(board, scene, hands=deeds.hands())
+
+
+def test_why_there_is_no_output_is_told_in_its_place(board: Board) -> None:
+    async def scene(app: Top, pilot: Pilot[None]) -> None:
+        await pilot.press("down", "l")
+        await until(pilot, lambda: "nothing is known of t-2" in screen(app))
 
     play(board, scene)
 

@@ -18,6 +18,7 @@ from spoke.cli.sight.board import Board, NodeRow, board_of
 from spoke.cli.sight.changes import changes
 from spoke.cli.sight.lines import COLOURS, LETTERS
 from spoke.cli.sight.site import HEADERS, STATIC, Site
+from spoke.cli.sight.tails import News
 from spoke.cli.web import read_token
 from spoke.errors import InvalidRequest, ServerUnreachable, UnknownTicket
 from spoke.protocol.explanation import Explanation
@@ -100,6 +101,42 @@ def test_errors_are_words_for_people(web: TestClient, path: str, status: int, sa
     answer = web.get(path)
     assert answer.status_code == status
     assert said in answer.json()["error"]
+
+
+# --- output ------------------------------------------------------------------------------------------------------
+
+
+def told_output(ticket_id: str, rank: int | None) -> Iterator[News]:
+    if ticket_id == "t-9":
+        raise UnknownTicket("nothing is known of t-9")
+    yield News(((0, "hello"), (1, "<b>you</b>")), ("rank 2 is lost",))
+    yield News()
+    yield News(((rank or 0, "end"),))
+
+
+def test_output_is_a_stream_of_lines_and_notes_that_ends() -> None:
+    site = Site(Shown(), Remembered(), tails=told_output)
+    with TestClient(site.app(), base_url="http://127.0.0.1") as client:
+        assert client.get("/api/about").json()["logs"] is True
+        answer = client.get("/api/logs/t-1?rank=7")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+        assert answer.text.split("\n\n")[:-1] == [
+            'event: note\ndata: "rank 2 is lost"',
+            'event: lines\ndata: [[0,"hello"],[1,"<b>you</b>"]]',
+            ": nothing new",
+            'event: lines\ndata: [[7,"end"]]',
+            'event: end\ndata: "the actors have ended"',
+        ]
+        assert 'event: end\ndata: "nothing is known of t-9"' in client.get("/api/logs/t-9").text
+        assert client.get("/api/logs/t-1?rank=-1").status_code == 400
+
+
+def test_a_dashboard_without_logs_shows_none(web: TestClient) -> None:
+    assert web.get("/api/about").json()["logs"] is False
+    answer = web.get("/api/logs/t-1")
+    assert answer.status_code == 403
+    assert "--logs" in answer.json()["error"]
 
 
 # --- what is safe ------------------------------------------------------------------------------------------------

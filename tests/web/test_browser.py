@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import spoke
 from spoke.cli.embedded import EmbeddedServer
 from tests.dashboards import dashboard
 from tests.fakes import FakeAgent, eventually, real_allocator
+from tests.integration.agent_harness import pool_at
 
 GPU = spoke.Resources(gpus=1)
 T_S = 20
@@ -48,8 +50,15 @@ def client(shared_server: EmbeddedServer, pool: str) -> Iterator[spoke.Client]:
 def page(
     browser: Browser, client: spoke.Client, shared_server: EmbeddedServer, pool: str, tmp_path: Path
 ) -> Iterator[Page]:
-    """The dashboard of the pool; at the end nothing may stand in the browser's console."""
-    with dashboard(shared_server.url, pool, tmp_path, TOKEN) as address:
+    """The dashboard of the pool."""
+    with watched(browser, shared_server.url, pool, tmp_path) as page:
+        yield page
+
+
+@contextmanager
+def watched(browser: Browser, url: str, pool: str, directory: Path) -> Iterator[Page]:
+    """A dashboard in the browser; at the end nothing may stand in its console."""
+    with dashboard(url, pool, directory, TOKEN) as address:
         page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.set_default_timeout(T_S * 1000)
         expect.set_options(timeout=T_S * 1000)
@@ -112,3 +121,35 @@ def test_names_of_users_are_text_and_never_code(page: Page, client: spoke.Client
     assert page.locator("img").count() == 0
     page.locator("#filter").fill("onerror")
     expect(page.locator("#nodes tbody tr")).to_have_count(1)
+
+
+def test_a_tickets_page_shows_what_its_actors_print_as_it_comes(
+    browser: Browser, shared_server: EmbeddedServer, pool: str, tmp_path: Path
+) -> None:
+    script = f"echo '<b>hello</b> from' $RANK; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo goodbye from $RANK"
+    with (
+        real_allocator(shared_server.url, pool),
+        pool_at(shared_server.url, pool, tmp_path) as agents,
+        spoke.Client(shared_server.url, pool=pool) as client,
+        watched(browser, shared_server.url, pool, tmp_path) as page,
+    ):
+        agents.start_agent("n1", gpus=2)
+        gang = client.gang_allocate(1, 2, GPU, timeout=T_S).result(T_S)
+        gang.launch_command(["sh", "-c", script]).result(T_S)
+        page.locator("#tickets").get_by_text(gang.ticket_id).click()
+        lines = page.locator("#output div")
+        expect(lines).to_have_count(2)
+        expect(page.locator("#output")).to_contain_text("[0] <b>hello</b> from 0")
+        assert page.locator("#output b").count() == 0
+        if SHOTS:
+            page.screenshot(path=f"{SHOTS}/web-output.png")
+        page.locator("#rank").select_option("1")
+        expect(lines).to_have_count(1)
+        expect(lines.first).to_have_text("<b>hello</b> from 1")
+        client.cordon_node("n1", "so that the page is drawn anew").result(T_S)
+        (tmp_path / "go").touch()
+        expect(lines).to_have_count(2)
+        expect(lines.last).to_have_text("goodbye from 1")
+        expect(page.locator("#output-note")).to_have_text("the actors have ended")
+        page.locator("h1 a").click()
+        expect(page.locator("#output")).to_have_count(0)

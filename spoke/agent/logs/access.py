@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+from spoke.agent.logs.files import DIRECTORY_MODE
 from spoke.protocol.logs import Asked, sign
 
 NAME = ".log-key"
@@ -24,7 +25,7 @@ def admit(directory: Path, log_key: bytes) -> None:
         return
     if directory.exists():
         directory.rename(directory.with_name(f"{directory.name}.{time.time_ns()}"))
-    directory.mkdir(parents=True)
+    directory.mkdir(DIRECTORY_MODE, parents=True)
     fd = os.open(directory / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(log_key)

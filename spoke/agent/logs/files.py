@@ -19,6 +19,8 @@ MARK = struct.Struct("<QQ")
 """An entry of the index: milliseconds since 1970, and the offset of what was written from then on."""
 RESOLUTION_MS = 1_000
 """No two marks are nearer to each other than this; an index that has grown long has a coarser one."""
+DIRECTORY_MODE, FILE_MODE = 0o750, 0o640
+"""What actors print is for the agent's user and group."""
 TAIL_BYTES_MAX = 1 << 20
 """The last lines of a log are looked for no farther from its end."""
 _LOG = re.compile(r"(\d{1,10})-(.+)\.log\Z")

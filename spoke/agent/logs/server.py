@@ -98,7 +98,7 @@ class Shelf:
         for rank, actor, path in files.logs_in(self._log_dir / ticket_id):
             parts = files.segments(path)
             if parts:
-                found.append(LogFile(rank, actor, parts[0].start, parts[-1].end, files.changed(path)))
+                found.append(LogFile(rank, actor, parts[0].start, parts[-1].end, files.changed(path), parts[-1].inode))
         return tuple(found[:FILES_MAX])
 
     def _path(self, asked: Asked, one: Wanted) -> str:
@@ -209,6 +209,9 @@ class _Counter(Conversation):
             why = os.strerror(error.errno or errno.EIO)
             reason = f"the output of ticket {asked.ask.ticket_id} cannot be read on its node: {why}"
             answer = LogsAnswer(code=LogsUnavailable.code, reason=reason)
+        except Exception:  # a defect here must not leave every other reader without an answer
+            log.exception("the output of ticket %s cannot be read", asked.ask.ticket_id)
+            answer = LogsAnswer(code=LogsUnavailable.code, reason="the agent failed at it: see its log")
         news = bool(data or answer.code or not asked.ask.wanted or any(one.offset < 0 for one in asked.ask.wanted))
         if not self._desk.may_answer(place, now_s, news=news):
             return False

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, get_args
 
 from rich.text import Text
-from textual.app import App, ComposeResult, SuspendNotSupported
+from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 
@@ -21,6 +17,8 @@ from spoke.cli.sight.board import Board
 from spoke.cli.sight.dialogs import Question, Reading
 from spoke.cli.sight.lines import Part, View, listing, summary
 from spoke.cli.sight.pane import Pane
+from spoke.cli.sight.tail import Tail
+from spoke.cli.sight.tails import News
 from spoke.errors import SpokeError
 
 REDRAW_S = 0.25
@@ -54,14 +52,12 @@ class Source(Protocol):
 class Hands:
     """What the application does besides showing. ``act`` is None where nothing may be changed.
 
-    ``explain`` says why a ticket is as it is; ``logs`` is the command line that follows a ticket's output, of one rank
-    or of all, and ``environment`` is what that needs besides: a URL may hold a password, which no command line should.
-    ``act`` and ``explain`` take their time, and raise SpokeError.
+    ``explain`` says why a ticket is as it is; ``logs`` follows a ticket's output, of one rank or of all. All of them
+    take their time, and raise SpokeError.
     """
 
     explain: Callable[[str], str]
-    logs: Callable[[str, int | None], list[str]]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    logs: Callable[[str, int | None], Iterator[News]]
     act: Callable[[Action], str] | None = None
 
 
@@ -75,6 +71,9 @@ class Top(App[None]):
     Pane { height: 1fr; overflow-x: auto; overflow-y: auto; scrollbar-size: 1 1; background: ansi_default; }
     #tabs, #keys { height: 1; }
     #filter { height: 1; border: none; padding: 0; display: none; }
+    .tail { width: 100%; height: 100%; background: ansi_default; }
+    .tail RichLog { height: 1fr; background: ansi_default; scrollbar-size: 1 1; }
+    .tail Static { height: 1; }
     .dialog { width: 90%; max-width: 100; height: auto; max-height: 90%; border: round $primary; padding: 0 1; }
     Question, Reading { align: center middle; }
     """
@@ -226,17 +225,13 @@ class Top(App[None]):
         self._behind(lambda: self.hands.explain(ticket_id), reading.show)
 
     def action_logs(self) -> None:
-        """Hand the terminal to `spoke logs` until it ends or Ctrl-C is pressed."""
+        """Follow the output of the ticket or the actor."""
         ticket_id, rank = self.ticket
         if not ticket_id:
             self._tell("logs: move the cursor to a ticket or an actor first", bad=True)
             return
-        command = self.hands.logs(ticket_id, rank)
-        try:
-            with self.suspend():
-                follow(command, self.hands.environment)
-        except SuspendNotSupported:
-            self._tell(f"the output is shown by: {' '.join(command)}")
+        title = f"Output of {ticket_id}" + ("" if rank is None else f", rank {rank}")
+        self.push_screen(Tail(title, self.hands.logs(ticket_id, rank), alone=rank is not None))
 
     # --- work that takes its time ---
 
@@ -261,17 +256,6 @@ class Top(App[None]):
 
     def _tell(self, text: str, *, bad: bool = False) -> None:
         self.notify(clean(text), severity="error" if bad else "information", markup=False, timeout=8.0)
-
-
-def follow(command: list[str], environment: Mapping[str, str]) -> None:
-    """Run a command in this terminal until it ends; Ctrl-C ends it, and not us."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        subprocess.run(command, env={**os.environ, **environment}, check=False)
-        sys.stderr.write("-- end of the output; Enter goes back to spoke top --\n")
-        sys.stdin.readline()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _text(parts: tuple[Part, ...]) -> Text:

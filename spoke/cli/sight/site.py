@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import orjson
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -23,12 +24,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from spoke.cli.sight.actions import Action, ActionKind
 from spoke.cli.sight.board import Board
 from spoke.cli.sight.changes import changes
+from spoke.cli.sight.tails import News
 from spoke.errors import Forbidden, InvalidRequest, ServerError, SpokeError, UnknownNode, UnknownTicket
 from spoke.protocol.explanation import Explanation
 
 STATIC = Path(__file__).parent / "static"
 LOOK_S = 0.25
 WATCHERS_MAX = 100
+TAILS_MAX = 32
+"""How many browsers may follow output: each has a thread and two connections to the server."""
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -65,13 +69,17 @@ class History(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the application is made of. ``act`` is None, or ``token`` empty, where nothing may be changed."""
+    """What the application is made of. ``act`` is None, or ``token`` empty, where nothing may be changed.
+
+    ``tails`` follows the output of a ticket, of one rank or of all; None where output is not shown.
+    """
 
     source: Source
     history: History
     act: Callable[[Action], str] | None = None
     token: str = ""
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
+    tails: Callable[[str, int | None], Iterator[News]] | None = None
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -80,6 +88,7 @@ class Site:
             Route("/api/about", self._about),
             Route("/api/board", self._board),
             Route("/api/stream", _Stream(self.source).respond),
+            Route("/api/logs/{ticket}", _Tails(self.tails).respond),
             Route("/api/span", self._span),
             Route("/api/explain/{ticket}", self._explain),
             Route("/api/{kind}/{target}", self._act, methods=["POST"]),
@@ -98,7 +107,8 @@ class Site:
         return self.act is None or not self.token
 
     async def _about(self, request: Request) -> Response:
-        return _json({"pool": self.source.board.pool, "read_only": self.read_only})
+        logs = self.tails is not None
+        return _json({"pool": self.source.board.pool, "read_only": self.read_only, "logs": logs})
 
     async def _board(self, request: Request) -> Response:
         ms = _moment(request)
@@ -159,6 +169,49 @@ class _Stream:
             last = (shown, board, b"event: %s\ndata: %s\n\n" % (name, orjson.dumps(changes(shown, board))))
             self._last = last
         return last[2]
+
+
+class _Tails:
+    """Server-sent events: lines of output, and notes about it, until its actors have ended or the browser leaves."""
+
+    def __init__(self, tails: Callable[[str, int | None], Iterator[News]] | None) -> None:
+        self._tails = tails
+        self._watchers = 0
+        self._limiter: CapacityLimiter | None = None
+
+    async def respond(self, request: Request) -> Response:
+        """The stream; what goes wrong is told in it, since a browser shows nobody the text of an error."""
+        if self._tails is None:
+            raise Forbidden("this dashboard shows no output: start it with --logs")
+        rank = request.query_params.get("rank")
+        if rank is not None and not (rank.isascii() and rank.isdigit() and len(rank) < 8):
+            raise InvalidRequest(f"rank={rank!r:.40} is no rank")
+        if self._watchers >= TAILS_MAX:
+            return _json({"error": f"{TAILS_MAX} browsers follow output already: close one", "code": "limit"}, 503)
+        tail = self._tails(request.path_params["ticket"], None if rank is None else int(rank))
+        return StreamingResponse(self._events(tail), media_type="text/event-stream")
+
+    async def _events(self, tail: Iterator[News]) -> AsyncIterator[bytes]:
+        self._limiter = self._limiter or CapacityLimiter(TAILS_MAX)
+        self._watchers += 1
+        try:
+            while True:
+                news = await to_thread.run_sync(next, tail, None, limiter=self._limiter)
+                if news is None:
+                    yield _event(b"end", "the actors have ended")
+                    return
+                for note in news.notes:
+                    yield _event(b"note", note)
+                yield _event(b"lines", news.lines) if news.lines else b": nothing new\n\n"
+        except (SpokeError, OSError) as error:
+            yield _event(b"end", str(error) or type(error).__name__)
+        finally:
+            self._watchers -= 1
+            tail.close()  # type: ignore[attr-defined]
+
+
+def _event(name: bytes, data: Any) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name, orjson.dumps(data))
 
 
 class _Headers:

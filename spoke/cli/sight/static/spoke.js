@@ -2,6 +2,7 @@
 
 import { act, get, stream } from "./server.js";
 import { cells, count, date, element, age, link, mark, row, size, ticketNumber } from "./draw.js";
+import { Output } from "./output.js";
 
 const SECTIONS = ["nodes", "tickets", "queue", "actors", "events"];
 const byId = (id) => document.getElementById(id);
@@ -9,6 +10,7 @@ const byId = (id) => document.getElementById(id);
 const live = emptyBoard(); // what is now; goes on while the past is looked at
 let shown = live; // what is on the screen: live, or a board of the past
 let about = { read_only: true };
+let output = null; // of the ticket whose page is shown
 let token = ""; // kept in memory only: gone when the page is
 let span = { first_ms: 0, last_ms: 0 };
 
@@ -97,6 +99,11 @@ function drawPage() {
   const page = byId("page");
   const isPage = kind === "ticket" || kind === "node";
   page.hidden = !isPage;
+  if (output && (kind !== "ticket" || output.ticket !== name || shown !== live)) {
+    output.close();
+    output.element.remove();
+    output = null;
+  }
   byId("overview").hidden = isPage;
   const one = kind === "node" ? shown.nodes.get(name) : shown.tickets.get(name) ?? shown.queue.get(name);
   const actors = [...shown.actors.values()].filter((actor) => (kind === "node" ? actor.node : actor.ticket) === name);
@@ -106,8 +113,21 @@ function drawPage() {
   page.drawn = drawn;
   const why = page.querySelector("#why") ?? element("pre", { id: "why" });
   const parts = kind === "ticket" ? ticketPage(name, one, actors) : nodePage(name, one, actors);
-  page.replaceChildren(element("h2", {}, kind === "ticket" ? mark(name) : "", ` ${kind} ${name}`), ...parts, why,
-    element("h2", {}, "The newest events that name it"), eventsTable(events));
+  const lines = kind === "ticket" ? outputOf(name, one) : [];
+  const kept = new Set(lines);
+  for (const old of [...page.children]) if (!kept.has(old)) old.remove();
+  const before = [element("h2", {}, kind === "ticket" ? mark(name) : "", ` ${kind} ${name}`), ...parts, why];
+  const after = [element("h2", {}, "The newest events that name it"), eventsTable(events)];
+  page.prepend(...before);
+  if (lines.length && lines[0].parentNode !== page) page.append(...lines); // moved, it would lose its place
+  page.append(...after);
+}
+
+function outputOf(name, one) {
+  if (!about.logs || shown !== live) return [];
+  output ??= new Output(name);
+  output.setRanks(one?.actors ?? 0);
+  return [output.element];
 }
 
 function ticketPage(name, one, actors) {
