@@ -15,7 +15,7 @@ import spoke
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Clients": ("Client", "AsyncClient"),
     "Gangs and handles": ("Gang", "AsyncGang", "ActorHandle", "AsyncActorHandle"),
-    "What a gang asks for and gets": ("Resources", "Group", "Slot", "ActorExit", "Notice"),
+    "What a gang asks for and gets": ("Resources", "Group", "Slot", "ActorExit", "LogLine", "Notice"),
     "Inside an actor": ("Actor", "ActorContext", "register_actor"),
     "Data": ("Stream", "Mailbox", "Buffer", "BufferHandle", "Transport"),
     "Looking after actors": ("Supervision", "Restart", "HealthCheck", "ExitHook"),
