@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 READ_MAX = 256
 CHUNK = 64
 """Requests in one commit. A longer one would keep the server from everybody else for more than a millisecond."""
-BUSY = 8
-"""With more requests than this at once the views may lag behind a little."""
+SHORT_BLOCK_MS = 1
+"""So long a read waits behind a commit: for whoever asks again at once, before the views are written."""
 IDLE_BLOCK_MS = 500
 STEPS_OF_THE_QUEUE_MAX = 1_000
 """No batch grants more waiting gangs than this: a commit stops the server while it runs."""
@@ -88,7 +88,6 @@ class Term:
         self._intake = Intake(self._cursor, outstanding_max=limits.client_outstanding)
         self._committing = 0
         self._reading = False
-        self._last_size = 0
         self._idle_id, self._idle_until_ms, self._overtake_at_s = "", 0, 0.0
         stale = [ticket_id.decode() for ticket_id in cast(list[bytes], client.hkeys(keys.tickets))]
         batch = Batch(keys)
@@ -97,7 +96,7 @@ class Term:
             self._record(batch, e.ServerChanged(wire.server_id, self.state.server, end))
         if order_of(seen) > order_of(end):
             self._record(batch, e.LogRegressed(seen, end, holder))
-        self._views.write_all(batch, self.state, stale, self._now_ms())
+        self._views.write_all(batch, self.state, stale)
         self._begin_commit(batch)
         self._settle()
 
@@ -109,12 +108,10 @@ class Term:
     def turn(self) -> None:
         """Wait for requests, decide some, commit. Raises Fenced, or what the redis client raises.
 
-        While there is much to do, requests are decided as the server still commits those before and reads on. Should
-        that commit fail, the term is over, and with it all that was decided since.
+        The next read goes out with a commit, and while there is much to do requests are decided as the server still
+        works on it. Should that commit fail, the term is over, and with it all that was decided since.
         """
         chunk = self._next_requests()
-        busy = max(len(chunk), self._last_size) > BUSY
-        self._last_size = len(chunk)
         batch = Batch(self._keys)
         for holder in self._expired:
             self._record_all(batch, core.expire(self.state, holder))
@@ -132,14 +129,14 @@ class Term:
         self._settle()
         if len(batch) or self._now_ms() >= self._renew_at_ms:
             self._begin_commit(batch)
-        if self._views.due(self._now_ms(), busy=busy):  # after the answers, which somebody waits for
+        if self._views.due(self._now_ms(), busy=bool(chunk)):  # after the answers, which somebody waits for
             batch = Batch(self._keys)
-            self._views.write(batch, self.state, self._now_ms())
+            self._views.write(batch, self.state)
             self._begin_commit(batch)
         if self._meters is not None:
             self._meters.answer(self.state, self._now_ms())
-        if busy and self._intake.has_room:
-            self._begin_read(None)
+        if chunk and self._intake.has_room:
+            self._begin_read(None if self._intake else SHORT_BLOCK_MS)
         else:
             self._settle()
 
@@ -147,6 +144,7 @@ class Term:
         """End the term in order: leave a snapshot, and let a standby take over at once."""
         self._settle()  # what was read ahead is left to the next leader
         batch = Batch(self._keys)
+        self._views.write(batch, self.state)
         self._add_snapshot(batch)
         self._begin_commit(batch)
         self._settle()
@@ -190,16 +188,16 @@ class Term:
             self._record(batch, event, blobs)
 
     def _record(self, batch: Batch, event: e.Event, blobs: Blobs | None = None) -> None:
-        recorded = e.Recorded(self._next_id(), event)
+        now_ms = self._now_ms()
+        recorded = e.Recorded(self._next_id(now_ms), event)
         batch.event(recorded, effects(self.state, recorded, blobs or {}), self._chain)
-        self._views.touch(event, self.state)
+        self._views.touch(event, self.state, now_ms)
         if self._meters is not None:
-            self._meters.event(event, self.state, self._now_ms())
+            self._meters.event(event, self.state, now_ms)
         fold(self.state, recorded)
 
-    def _next_id(self) -> str:
+    def _next_id(self, now_ms: int) -> str:
         """An id above the last one, near the server's time. The server's clock may jump back; ids never do."""
-        now_ms = self._now_ms()
         ms, seq = self._last
         self._last = (now_ms, 0) if now_ms > ms else (ms, seq + 1)
         return f"{self._last[0]}-{self._last[1]}"
@@ -207,10 +205,11 @@ class Term:
     def _next_requests(self) -> list[core.Asked]:
         """The next requests, no more than one commit can take; waits for them if there are none."""
         if not self._intake:
+            read_ahead = self._reading
             self._settle()
-        if not self._intake:
-            self._begin_read(self._block_ms())
-            self._settle()
+            if not self._intake and not read_ahead:
+                self._begin_read(self._block_ms())
+                self._settle()
         return self._intake.take(CHUNK)
 
     def _begin_read(self, block_ms: int | None) -> None:
@@ -278,7 +277,7 @@ class Term:
     def _block_ms(self) -> int:
         """How long the read may wait: until leadership must be renewed, a waiting gang is out of time, or at all."""
         if self._expired or self._views.pending:
-            return 1
+            return SHORT_BLOCK_MS
         now_ms = self._now_ms()
         next_ms = core.next_deadline_ms(self.state, now_ms)
         until_ms = self._renew_at_ms if next_ms is None else min(self._renew_at_ms, next_ms)

@@ -1,7 +1,7 @@
 """The views: what ``redis-cli HGETALL`` shows of nodes and tickets, and what ``spoke status`` reads. Pure.
 
-``Views`` notes what the events touch, and writes it into a commit: at once while there is little to do, and at most
-every FLUSH_MS under load, so that a ticket that lives for a moment costs nothing here. A new term writes them all anew.
+``Views`` notes what the events touch, and writes it into a commit: as soon as there is nothing else to do, and at least
+every FLUSH_MS, so that a ticket that lives for a moment costs nothing here. A new term writes them all anew.
 """
 
 from __future__ import annotations
@@ -42,19 +42,24 @@ class Views:
         self._nodes: set[str] = set()
         self._tickets: dict[str, None] = {}  # in the order of the events
         self._written: set[str] = set()
-        self._ended: dict[str, list[Any]] = {}  # what the view of a ticket says in the end
+        self._ended: dict[str, TicketState] = {}  # tickets whose view is to say how they ended
         self._kept: deque[str] = deque()  # tickets that have ended and still have a view
-        self._written_at_ms = 0
+        self._since_ms = 0  # when the first of what is to be written was noted
         self._queue = True
 
-    def touch(self, event: e.Event, before: PoolState) -> None:
+    def touch(self, event: e.Event, before: PoolState, now_ms: int) -> None:
         """Note what an event changes; ``before`` is the state that it is about to change."""
-        if isinstance(event, e.GangAllocated):
-            self._nodes.update(slot.node_id for slot in event.slots)
+        if not self.pending:
+            self._since_ms = now_ms
+        kind = type(event)
+        if kind is e.GangAllocated:
+            self._nodes.update([slot.node_id for slot in event.slots])  # type: ignore[attr-defined]
+        elif kind is e.GangReleased:
+            self._nodes.update(event.nodes)  # type: ignore[attr-defined]
+            if event.final and event.ticket_id in self._written:  # type: ignore[attr-defined]
+                self._ended[event.ticket_id] = before.tickets[event.ticket_id]  # type: ignore[attr-defined]
         elif isinstance(event, e.GangRepaired):
             self._nodes |= {event.slot.node_id, before.tickets[event.ticket_id].slots[event.rank].node_id}
-        elif isinstance(event, e.GangReleased):
-            self._nodes.update(event.nodes)
         elif event.TYPE.startswith(("node.", "gpu.")):
             self._nodes.add(event.node_id)  # type: ignore[attr-defined]
         elif isinstance(event, _OF_THE_QUEUE):
@@ -62,19 +67,17 @@ class Views:
         ticket_id = getattr(event, "ticket_id", "")
         if ticket_id:
             self._tickets[ticket_id] = None
-            if ticket_id in self._written and isinstance(event, e.GangReleased) and event.final:
-                self._ended[ticket_id] = flat(ticket_fields(before.tickets[ticket_id]))
 
     def due(self, now_ms: int, *, busy: bool) -> bool:
-        """Whether to write now: there is something, and there is little else to do or it waited long enough."""
-        return self.pending and (not busy or now_ms - self._written_at_ms >= FLUSH_MS)
+        """Whether to write now: there is something, and nothing else to do, or it has waited long enough."""
+        return self.pending and (not busy or now_ms - self._since_ms >= FLUSH_MS)
 
     @property
     def pending(self) -> bool:
         """Whether something waits to be written."""
         return bool(self._nodes or self._tickets or self._queue)
 
-    def write(self, batch: Batch, state: PoolState, now_ms: int) -> None:
+    def write(self, batch: Batch, state: PoolState) -> None:
         """Write what was touched, as it is now."""
         keys = self._keys
         for node_id in self._nodes:
@@ -93,7 +96,8 @@ class Views:
                 self._written.add(ticket_id)
             elif ticket_id in self._written:
                 self._written.discard(ticket_id)
-                _write_end(batch, keys, ticket_id, self._ended.pop(ticket_id, []))
+                ended = self._ended.pop(ticket_id, None)
+                _write_end(batch, keys, ticket_id, flat(ticket_fields(ended)) if ended is not None else [])
                 self._kept.append(ticket_id)
         while len(self._kept) > ENDED_TICKETS_KEPT:
             batch.add("DEL", keys.ticket(self._kept.popleft()))
@@ -102,9 +106,8 @@ class Views:
         self._nodes.clear()
         self._tickets.clear()
         self._queue = False
-        self._written_at_ms = now_ms
 
-    def write_all(self, batch: Batch, state: PoolState, stale: list[str], now_ms: int) -> None:
+    def write_all(self, batch: Batch, state: PoolState, stale: list[str]) -> None:
         """Begin a term: write everything. ``stale`` are the tickets in the views of the term before."""
         batch.add("DEL", self._keys.nodes)
         for ticket_id in stale:
@@ -113,7 +116,7 @@ class Views:
         self._nodes.update(state.nodes)
         self._queue = True
         self._tickets.update(dict.fromkeys(state.tickets))
-        self.write(batch, state, now_ms)
+        self.write(batch, state)
 
 
 def _write_end(batch: Batch, keys: Keys, ticket_id: str, fields: list[Any]) -> None:
