@@ -7,6 +7,7 @@ import inspect
 import re
 from typing import Any
 
+import msgspec
 from prose import NOTE, cell, doc, markdown
 
 from spoke.events import model, supervision, types
@@ -225,7 +226,7 @@ def render() -> str:
 
 
 def _entry(name: str, cls: type[types.Event]) -> str:
-    example = cls(**{field.name: _example(name, field) for field in dataclasses.fields(cls)})
+    example = cls(**{field: _example(name, field, kind) for field, kind in _types(cls).items()})
     lines = "\n".join(f"{key}: {_plain(value)}".rstrip() for key, value in encode_event(example).items())
     return (
         f"### `{name}`\n\n{doc(cls)}\n\n*Written when* {WRITTEN_WHEN[name]}. *Version* {cls.VERSION}.\n\n"
@@ -235,23 +236,31 @@ def _entry(name: str, cls: type[types.Event]) -> str:
 
 def _table(cls: type[Any]) -> str:
     rows = ["| field | type | default |", "|---|---|---|"]
-    for field in dataclasses.fields(cls):
-        rows.append(f"| `{field.name}` | `{cell(str(field.type))}` | {_default(field)} |")
+    default = _defaults(cls)
+    for field, kind in _types(cls).items():
+        rows.append(f"| `{field}` | `{cell(kind)}` | {default.get(field, '')} |")
     return "\n".join(rows) + "\n"
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return f"`{field.default!r}`"
-    if field.default_factory is not dataclasses.MISSING:
-        return "empty"
-    return ""
+def _types(cls: type[Any]) -> dict[str, str]:
+    """The fields of a class, and their types as they are written in its source."""
+    known = cls.__struct_fields__ if issubclass(cls, msgspec.Struct) else cls.__dataclass_fields__
+    return {name: cls.__annotations__[name] for name in known}
 
 
-def _example(event: str, field: dataclasses.Field[Any]) -> Any:
-    if (event, field.name) in SPECIAL:
-        return SPECIAL[event, field.name]
-    return BY_TYPE[str(field.type)] if str(field.type) in BY_TYPE else BY_NAME[field.name]
+_NONE = (msgspec.NODEFAULT, dataclasses.MISSING)
+
+
+def _defaults(cls: type[Any]) -> dict[str, str]:
+    found: Any = msgspec.structs.fields(cls) if issubclass(cls, msgspec.Struct) else dataclasses.fields(cls)
+    plain = {field.name: f"`{field.default!r}`" for field in found if field.default not in _NONE}
+    return plain | {field.name: "empty" for field in found if field.default_factory not in _NONE}
+
+
+def _example(event: str, field: str, kind: str) -> Any:
+    if (event, field) in SPECIAL:
+        return SPECIAL[event, field]
+    return BY_TYPE[kind] if kind in BY_TYPE else BY_NAME[field]
 
 
 def _plain(value: str | bytes | int) -> str:

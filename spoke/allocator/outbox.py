@@ -279,7 +279,8 @@ def _answered(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[
 
 def _ticket_told(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
     event: Any = recorded.event
-    kind = {e.TicketPreempting: "preempting", e.TicketExpiring: "expiring"}.get(type(event), "spared")
+    kinds: dict[type[e.Event], str] = {e.TicketPreempting: "preempting", e.TicketExpiring: "expiring"}
+    kind = kinds.get(type(event), "spared")
     ticket = state.tickets[event.ticket_id]
     ranks = tuple(range(len(ticket.slots)))
     notice = Notice(event.ticket_id, kind, event.reason, ranks=ranks, deadline_ms=getattr(event, "deadline_ms", 0))
@@ -487,12 +488,14 @@ def actor_info(actor: ActorState) -> p.ActorInfo:
 
 def _info_after(actor: ActorState, event: Any) -> p.ActorInfo:
     """The actor as it is after an event that has not been folded yet."""
-    phase = {e.ActorStarted: "running", e.ActorStartFailed: "start_failed", e.ActorExited: "exited"}.get(
-        type(event), "lost"
-    )
+    phases: dict[type[e.Event], str] = {
+        e.ActorStarted: "running",
+        e.ActorStartFailed: "start_failed",
+        e.ActorExited: "exited",
+    }
     return replace(
         actor_info(actor),
-        phase=phase,
+        phase=phases.get(type(event), "lost"),
         pid=getattr(event, "pid", actor.pid),
         address=getattr(event, "address", actor.address),
         code=getattr(event, "code", 0),

@@ -8,7 +8,9 @@ groups on different nodes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from spoke.allocator.placement import select, topology
 from spoke.allocator.placement.domains import distance

@@ -7,6 +7,7 @@ every FLUSH_MS, so that a ticket that lives for a moment costs nothing here. A n
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -24,14 +25,6 @@ ENDED_TICKETS_KEPT = 10_000
 """At a thousand tickets a second an hour of them would fill the server."""
 FLUSH_MS = 250
 PROJECTS_SHOWN_MAX = 200
-_OF_THE_QUEUE = (
-    e.QueuePolicyChanged,
-    e.QuotaChanged,
-    e.QuotaRemoved,
-    e.ReservationCreated,
-    e.ReservationCancelled,
-    e.ReservationEnded,
-)
 
 
 class Views:
@@ -44,29 +37,45 @@ class Views:
         self._written: set[str] = set()
         self._ended: dict[str, TicketState] = {}  # tickets whose view is to say how they ended
         self._kept: deque[str] = deque()  # tickets that have ended and still have a view
-        self._since_ms = 0  # when the first of what is to be written was noted
+        self._since_ms = 0  # when the first of what is to be written was noted; 0: there is nothing
         self._queue = True
 
     def touch(self, event: e.Event, before: PoolState, now_ms: int) -> None:
         """Note what an event changes; ``before`` is the state that it is about to change."""
-        if not self.pending:
-            self._since_ms = now_ms
-        kind = type(event)
-        if kind is e.GangAllocated:
-            self._nodes.update([slot.node_id for slot in event.slots])  # type: ignore[attr-defined]
-        elif kind is e.GangReleased:
-            self._nodes.update(event.nodes)  # type: ignore[attr-defined]
-            if event.final and event.ticket_id in self._written:  # type: ignore[attr-defined]
-                self._ended[event.ticket_id] = before.tickets[event.ticket_id]  # type: ignore[attr-defined]
-        elif isinstance(event, e.GangRepaired):
-            self._nodes |= {event.slot.node_id, before.tickets[event.ticket_id].slots[event.rank].node_id}
-        elif event.TYPE.startswith(("node.", "gpu.")):
-            self._nodes.add(event.node_id)  # type: ignore[attr-defined]
-        elif isinstance(event, _OF_THE_QUEUE):
-            self._queue = True
-        ticket_id = getattr(event, "ticket_id", "")
-        if ticket_id:
-            self._tickets[ticket_id] = None
+        note = _NOTES.get(type(event))
+        if note is not None:
+            note(self, event, before)
+            self._since_ms = self._since_ms or now_ms
+
+    def ticket(self, event: Any, before: PoolState) -> None:
+        """Note a ticket."""
+        if event.ticket_id:
+            self._tickets[event.ticket_id] = None
+
+    def allocated(self, event: e.GangAllocated, before: PoolState) -> None:
+        """Note a ticket, and the nodes that it gets."""
+        self._tickets[event.ticket_id] = None
+        self._nodes.update([slot.node_id for slot in event.slots])
+
+    def repaired(self, event: e.GangRepaired, before: PoolState) -> None:
+        """Note a ticket, the node that it leaves, and the one that it gets."""
+        self._tickets[event.ticket_id] = None
+        self._nodes |= {event.slot.node_id, before.tickets[event.ticket_id].slots[event.rank].node_id}
+
+    def released(self, event: e.GangReleased, before: PoolState) -> None:
+        """Note a ticket, and the nodes that it leaves."""
+        self._tickets[event.ticket_id] = None
+        self._nodes.update(event.nodes)
+        if event.final and event.ticket_id in self._written:
+            self._ended[event.ticket_id] = before.tickets[event.ticket_id]
+
+    def node(self, event: Any, before: PoolState) -> None:
+        """Note a node."""
+        self._nodes.add(event.node_id)
+
+    def queue(self, event: e.Event, before: PoolState) -> None:
+        """Note the queue's settings."""
+        self._queue = True
 
     def due(self, now_ms: int, *, busy: bool) -> bool:
         """Whether to write now: there is something, and nothing else to do, or it has waited long enough."""
@@ -75,7 +84,7 @@ class Views:
     @property
     def pending(self) -> bool:
         """Whether something waits to be written."""
-        return bool(self._nodes or self._tickets or self._queue)
+        return self._since_ms != 0
 
     def write(self, batch: Batch, state: PoolState) -> None:
         """Write what was touched, as it is now."""
@@ -105,7 +114,7 @@ class Views:
             batch.add("HSET", keys.queue, *flat(queue_fields(state)))
         self._nodes.clear()
         self._tickets.clear()
-        self._queue = False
+        self._queue, self._since_ms = False, 0
 
     def write_all(self, batch: Batch, state: PoolState, stale: list[str]) -> None:
         """Begin a term: write everything. ``stale`` are the tickets in the views of the term before."""
@@ -117,6 +126,22 @@ class Views:
         self._queue = True
         self._tickets.update(dict.fromkeys(state.tickets))
         self.write(batch, state)
+
+
+_Note = Callable[[Views, Any, PoolState], None]
+_NOTES: dict[type[e.Event], _Note] = {
+    **{cls: Views.ticket for cls in e.EVENT_TYPES.values() if "ticket_id" in cls.__struct_fields__},
+    **{cls: Views.node for name, cls in e.EVENT_TYPES.items() if name.startswith(("node.", "gpu."))},
+    e.GangAllocated: Views.allocated,
+    e.GangRepaired: Views.repaired,
+    e.GangReleased: Views.released,
+    e.QueuePolicyChanged: Views.queue,
+    e.QuotaChanged: Views.queue,
+    e.QuotaRemoved: Views.queue,
+    e.ReservationCreated: Views.queue,
+    e.ReservationCancelled: Views.queue,
+    e.ReservationEnded: Views.queue,
+}
 
 
 def _write_end(batch: Batch, keys: Keys, ticket_id: str, fields: list[Any]) -> None:

@@ -11,7 +11,7 @@ from spoke.cli.output import clean, count, local_time, numbers
 from spoke.cli.views import needs
 from spoke.errors import LogError
 from spoke.events import types as e
-from spoke.events.codec import Fields, decode_event, raw_entry
+from spoke.events.codec import Fields, decode_event, raw_entry, to_json
 from spoke.events.ids import ms_of
 from spoke.events.model import GangSpec, Slot
 
@@ -45,7 +45,7 @@ def event_document(event_id: str, raw: Fields) -> dict[str, Any]:
 def recorded_document(recorded: e.Recorded) -> dict[str, Any]:
     """A decoded event as a document."""
     event = recorded.event
-    fields: dict[str, Any] = orjson.loads(orjson.dumps(event))
+    fields: dict[str, Any] = orjson.loads(to_json(event))
     return {"id": recorded.id, "ms": recorded.ms, "type": event.TYPE, "v": event.VERSION, **fields}
 
 
@@ -63,7 +63,7 @@ def describe(event: e.Event) -> str:
 
 def generic(event: e.Event) -> str:
     """Every field by its name."""
-    fields: dict[str, Any] = orjson.loads(orjson.dumps(event))
+    fields: dict[str, Any] = orjson.loads(to_json(event))
     return " ".join(
         f"{name}={value if isinstance(value, str) else orjson.dumps(value).decode()}"
         for name, value in fields.items()

@@ -7,9 +7,9 @@ redis-cli reads the log, and what comes back is checked field by field (msgspec 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -37,11 +37,11 @@ class _Columns:
     """How one class of events stands in the stream; worked out once, since every event passes here."""
 
     def __init__(self, cls: type[Any]) -> None:
-        hints = get_type_hints(cls)
-        names = [f.name for f in fields(cls)]
+        fields = msgspec.structs.fields(cls)
+        names = [f.name for f in fields]
         plain: dict[Any, Callable[[bytes], Any]] = {str: _text, int: int}
-        self.readers = [(name, name.encode(), plain.get(hints[name], msgspec.json.decode)) for name in names]
-        self.nested = [at for at, name in enumerate(names) if hints[name] not in plain]
+        self.readers = [(f.name, f.name.encode(), plain.get(f.type, msgspec.json.decode)) for f in fields]
+        self.nested = [at for at, f in enumerate(fields) if f.type not in plain]
         self.head = ["type", cls.TYPE, "v", cls.VERSION]
         self.template = [*self.head, *(item for name in names for item in (name, ""))]
         self.get = attrgetter(*names) if len(names) > 1 else lambda event: (getattr(event, names[0]),)

@@ -8,10 +8,10 @@ from columns is to call their classes on the columns; what does not fit in that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import repeat
-from typing import Any, Final, cast, get_type_hints
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -204,9 +204,9 @@ class _Field:
 
 @cache
 def _fields(cls: Any) -> list[_Field]:
-    hints = get_type_hints(cls)
     plain: dict[Any, Callable[[list[Any]], Iterable[Any]]] = {str: _texts, int: _numbers}
-    return [_Field(f.name, plain.get(hints[f.name]) or _nested(hints[f.name]), f.default) for f in fields(cls)]
+    fields = msgspec.structs.fields(cls)
+    return [_Field(f.name, plain.get(f.type) or _nested(f.type), f.default) for f in fields]
 
 
 def _texts(column: list[Any]) -> Iterable[Any]:
@@ -250,31 +250,10 @@ def _events(block: Block, only: Only) -> Sequence[Event | None] | None:
             column = named.get(known.name)
             if column is not None:
                 columns.append(known.read(column))
-            elif known.default is not MISSING:
+            elif known.default is not msgspec.NODEFAULT:
                 columns.append(repeat(known.default, size))
             else:
                 return None
-        return _built(cls, columns)
+        return list(map(cls, *columns))
     except (ValueError, TypeError, LookupError, SpokeError, RecursionError):
         return None
-
-
-def _built(cls: Any, columns: list[Iterable[Any]]) -> list[Event]:
-    """``list(map(cls, *columns))`` in a third of the time: a frozen class sets each field by a call."""
-    if hasattr(cls, "__post_init__"):
-        return list(map(cls, *columns))
-    made: list[Event] = list(map(_open(cls), *columns))
-    for event in made:
-        event.__class__ = cls
-    return made
-
-
-@cache
-def _open(cls: Any) -> Any:
-    """The class with an ``__init__`` that simply sets the fields."""
-    names = [f.name for f in fields(cls)]
-    body = "; ".join(f"self.{name} = {name}" for name in names)
-    made: dict[str, Any] = {}
-    exec(f"def __init__(self, {', '.join(names)}): {body}", made)  # as dataclasses do
-    methods = {"__slots__": (), "__init__": made["__init__"], "__setattr__": object.__setattr__}
-    return type(cls.__name__, (cls,), methods)

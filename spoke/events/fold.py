@@ -754,4 +754,4 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.ActorLost: _actor_failed,
     e.ActorStopRequested: _actor_stop_requested,
 }
-_STEPS = {cls: (handle, "seq" in cls.__slots__) for cls, handle in _HANDLERS.items()}
+_STEPS = {cls: (handle, "seq" in cls.__struct_fields__) for cls, handle in _HANDLERS.items()}

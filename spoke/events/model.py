@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import msgspec
+
 from spoke.errors import InvalidRequest
 from spoke.events import names, terms
 from spoke.events.resources import (
@@ -287,8 +289,7 @@ def _shape(least: int, most: int, per_node: int) -> str:
     return (f"{least}-" if least and least != most else "") + f"{most}x{per_node}"
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """One member's place. ``gpu_ids`` are physical indices on ``node_id``, ``gpu_uuids`` the same GPUs by UUID.
 
     ``gpu_milli`` is 0 for whole GPUs; else the member has that many thousandths of the one GPU it names. ``nics`` are

@@ -8,24 +8,23 @@ that is how a request that arrives twice is decided once, and how an auditor fin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
+
+import msgspec
 
 from spoke.events.ids import ms_of
 from spoke.events.model import ActorSpec, GangSpec, NodeSpec, Slot
 from spoke.events.queueing import QueuePolicy, Quota, Reservation
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Base of all events. ``TYPE`` is the name in the log, ``VERSION`` the version of its fields."""
 
     TYPE: ClassVar[str]
     VERSION: ClassVar[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(msgspec.Struct, frozen=True):
     """An event and its id in the stream, ``<milliseconds>-<sequence>``."""
 
     id: str
@@ -54,8 +53,7 @@ def _event(name: str, version: int = 1) -> Callable[[_E], _E]:
 
 
 @_event("allocator.elected")
-@dataclass(frozen=True, slots=True)
-class AllocatorElected(Event):
+class AllocatorElected(Event, frozen=True):
     """An allocator took over the pool; ``epoch`` fences all earlier ones."""
 
     holder: str
@@ -64,8 +62,7 @@ class AllocatorElected(Event):
 
 
 @_event("server.changed")
-@dataclass(frozen=True, slots=True)
-class ServerChanged(Event):
+class ServerChanged(Event, frozen=True):
     """The server was started anew, or another took its place: its last writes may be gone.
 
     ``server`` is its run id, ``was`` that of the server before, ``end`` the last event that was found. Every lease
@@ -78,8 +75,7 @@ class ServerChanged(Event):
 
 
 @_event("log.regressed")
-@dataclass(frozen=True, slots=True)
-class LogRegressed(Event):
+class LogRegressed(Event, frozen=True):
     """The log has lost its end: ``by`` (a node, or the allocator) knows of an event ``seen`` that is not in it.
 
     ``end`` is the last event that was left of what the log was.
@@ -91,8 +87,7 @@ class LogRegressed(Event):
 
 
 @_event("request.refused")
-@dataclass(frozen=True, slots=True)
-class RequestRefused(Event):
+class RequestRefused(Event, frozen=True):
     """A request could not be decided: unreadable, unknown type or version, or it asked for something impossible.
 
     ``request`` is the request's type as it was given, ``code`` the stable name of the reason (see ``spoke.errors``).
@@ -109,8 +104,7 @@ class RequestRefused(Event):
 
 
 @_event("request.answered")
-@dataclass(frozen=True, slots=True)
-class RequestAnswered(Event):
+class RequestAnswered(Event, frozen=True):
     """A request found nothing left to do, such as the release of a ticket that had ended; ``reason`` says what."""
 
     client_id: str
@@ -123,8 +117,7 @@ class RequestAnswered(Event):
 
 
 @_event("client.connected")
-@dataclass(frozen=True, slots=True)
-class ClientConnected(Event):
+class ClientConnected(Event, frozen=True):
     """A client opened its session; it must renew its lease every ``lease_ms`` or lose its tickets."""
 
     client_id: str
@@ -138,8 +131,7 @@ class ClientConnected(Event):
 
 
 @_event("client.lost")
-@dataclass(frozen=True, slots=True)
-class ClientLost(Event):
+class ClientLost(Event, frozen=True):
     """A client's lease ran out: killed, cut off, or stopped for too long."""
 
     client_id: str
@@ -147,8 +139,7 @@ class ClientLost(Event):
 
 
 @_event("client.closed")
-@dataclass(frozen=True, slots=True)
-class ClientClosed(Event):
+class ClientClosed(Event, frozen=True):
     """A client said goodbye."""
 
     client_id: str
@@ -159,8 +150,7 @@ class ClientClosed(Event):
 
 
 @_event("node.registered")
-@dataclass(frozen=True, slots=True)
-class NodeRegistered(Event):
+class NodeRegistered(Event, frozen=True):
     """An agent joined with an empty node: at this moment none of its actors is alive."""
 
     node_id: str
@@ -170,8 +160,7 @@ class NodeRegistered(Event):
 
 
 @_event("node.reconciling")
-@dataclass(frozen=True, slots=True)
-class NodeReconciling(Event):
+class NodeReconciling(Event, frozen=True):
     """After a change of servers a node holds what the log does not know: these launches are stopped, none adopted."""
 
     node_id: str
@@ -181,8 +170,7 @@ class NodeReconciling(Event):
 
 
 @_event("node.confirmed")
-@dataclass(frozen=True, slots=True)
-class NodeConfirmed(Event):
+class NodeConfirmed(Event, frozen=True):
     """After a change of servers a node holds what the log knows and nothing else: its free GPUs can be granted."""
 
     node_id: str
@@ -190,8 +178,7 @@ class NodeConfirmed(Event):
 
 
 @_event("node.updated")
-@dataclass(frozen=True, slots=True)
-class NodeUpdated(Event):
+class NodeUpdated(Event, frozen=True):
     """A node's labels changed."""
 
     node_id: str
@@ -199,8 +186,7 @@ class NodeUpdated(Event):
 
 
 @_event("node.lost")
-@dataclass(frozen=True, slots=True)
-class NodeLost(Event):
+class NodeLost(Event, frozen=True):
     """A node's agent is gone; the agent kills its actors before its lease runs out, so they are gone too."""
 
     node_id: str
@@ -208,8 +194,7 @@ class NodeLost(Event):
 
 
 @_event("node.cordoned")
-@dataclass(frozen=True, slots=True)
-class NodeCordoned(Event):
+class NodeCordoned(Event, frozen=True):
     """No new slots are placed on the node, until it is uncordoned; also after it was lost, or left and came back."""
 
     node_id: str
@@ -219,8 +204,7 @@ class NodeCordoned(Event):
 
 
 @_event("node.uncordoned")
-@dataclass(frozen=True, slots=True)
-class NodeUncordoned(Event):
+class NodeUncordoned(Event, frozen=True):
     """New slots may be placed on the node again; a drain that was under way ends."""
 
     node_id: str
@@ -229,8 +213,7 @@ class NodeUncordoned(Event):
 
 
 @_event("node.draining")
-@dataclass(frozen=True, slots=True)
-class NodeDraining(Event):
+class NodeDraining(Event, frozen=True):
     """No new slots are placed on the node; what runs there goes on, at most until ``deadline_ms`` (0: for ever).
 
     ``remove``: the node is removed when its last ticket has gone. ``wait``: the request is answered only then.
@@ -246,16 +229,14 @@ class NodeDraining(Event):
 
 
 @_event("node.drained")
-@dataclass(frozen=True, slots=True)
-class NodeDrained(Event):
+class NodeDrained(Event, frozen=True):
     """The last ticket left a draining node."""
 
     node_id: str
 
 
 @_event("node.removed")
-@dataclass(frozen=True, slots=True)
-class NodeRemoved(Event):
+class NodeRemoved(Event, frozen=True):
     """The node left the pool on purpose: its agent stopped, or an operator (``client_id``, ``seq``) removed it."""
 
     node_id: str
@@ -268,8 +249,7 @@ class NodeRemoved(Event):
 
 
 @_event("gpu.marked_unhealthy")
-@dataclass(frozen=True, slots=True)
-class GpuMarkedUnhealthy(Event):
+class GpuMarkedUnhealthy(Event, frozen=True):
     """Nothing new is placed on this GPU. ``kind`` is a short stable name of what was found (``operator``: by hand).
 
     It holds for the GPU of this ``uuid`` on this node until it is marked healthy, also when the node comes back.
@@ -285,8 +265,7 @@ class GpuMarkedUnhealthy(Event):
 
 
 @_event("gpu.marked_healthy")
-@dataclass(frozen=True, slots=True)
-class GpuMarkedHealthy(Event):
+class GpuMarkedHealthy(Event, frozen=True):
     """The GPU can be given out again: the agent's source says so, or an operator."""
 
     node_id: str
@@ -301,8 +280,7 @@ class GpuMarkedHealthy(Event):
 
 
 @_event("gang.queued")
-@dataclass(frozen=True, slots=True)
-class GangQueued(Event):
+class GangQueued(Event, frozen=True):
     """The gang does not fit now and waits in line. ``deadline_ms`` is 0 for one that waits for ever."""
 
     ticket_id: str
@@ -314,8 +292,7 @@ class GangQueued(Event):
 
 
 @_event("gang.allocated")
-@dataclass(frozen=True, slots=True)
-class GangAllocated(Event):
+class GangAllocated(Event, frozen=True):
     """Every member has its place. ``policy`` is the placement policy's name and version.
 
     ``order`` is the same of the queue's policy, ``+backfill/N`` if the gang overtook others; ``borrowed``: its project
@@ -335,8 +312,7 @@ class GangAllocated(Event):
 
 
 @_event("gang.refused")
-@dataclass(frozen=True, slots=True)
-class GangRefused(Event):
+class GangRefused(Event, frozen=True):
     """The gang was not granted; ``ticket_id`` is empty for one that never waited."""
 
     ticket_id: str
@@ -348,8 +324,7 @@ class GangRefused(Event):
 
 
 @_event("gang.cancelled")
-@dataclass(frozen=True, slots=True)
-class GangCancelled(Event):
+class GangCancelled(Event, frozen=True):
     """A waiting gang was withdrawn, or its client is gone. ``seq`` is the cancelling request (0: none)."""
 
     ticket_id: str
@@ -359,8 +334,7 @@ class GangCancelled(Event):
 
 
 @_event("gang.moved")
-@dataclass(frozen=True, slots=True)
-class GangMoved(Event):
+class GangMoved(Event, frozen=True):
     """A waiting gang was moved to the head or the tail of the line."""
 
     ticket_id: str
@@ -370,8 +344,7 @@ class GangMoved(Event):
 
 
 @_event("gang.explained")
-@dataclass(frozen=True, slots=True)
-class GangExplained(Event):
+class GangExplained(Event, frozen=True):
     """A client asked why a ticket waits, or is where it is; what it was told follows from the state at this moment."""
 
     ticket_id: str
@@ -380,8 +353,7 @@ class GangExplained(Event):
 
 
 @_event("gang.prioritized")
-@dataclass(frozen=True, slots=True)
-class GangPrioritized(Event):
+class GangPrioritized(Event, frozen=True):
     """A ticket has another priority from now on: in the queue, and against preemption."""
 
     ticket_id: str
@@ -391,8 +363,7 @@ class GangPrioritized(Event):
 
 
 @_event("gang.attached")
-@dataclass(frozen=True, slots=True)
-class GangAttached(Event):
+class GangAttached(Event, frozen=True):
     """Another client asked to be told what becomes of a ticket."""
 
     ticket_id: str
@@ -401,8 +372,7 @@ class GangAttached(Event):
 
 
 @_event("gang.repaired")
-@dataclass(frozen=True, slots=True)
-class GangRepaired(Event):
+class GangRepaired(Event, frozen=True):
     """A failed member got another slot; what it held is free. The others keep theirs, the master moves with rank 0."""
 
     ticket_id: str
@@ -416,8 +386,7 @@ class GangRepaired(Event):
 
 
 @_event("gang.restarting")
-@dataclass(frozen=True, slots=True)
-class GangRestarting(Event):
+class GangRestarting(Event, frozen=True):
     """A member failed, and the gang's restart policy starts all of them again: the agents were told to stop ``ranks``.
 
     ``generation`` counts the gang's restarts, ``strikes`` those that its policy counts now. ``rank`` is who failed, by
@@ -436,8 +405,7 @@ class GangRestarting(Event):
 
 
 @_event("gang.restarted")
-@dataclass(frozen=True, slots=True)
-class GangRestarted(Event):
+class GangRestarted(Event, frozen=True):
     """Nothing of the gang's members is alive any more: the agents were told to start ``ranks``, after ``delay_ms``."""
 
     ticket_id: str
@@ -447,8 +415,7 @@ class GangRestarted(Event):
 
 
 @_event("gang.releasing")
-@dataclass(frozen=True, slots=True)
-class GangReleasing(Event):
+class GangReleasing(Event, frozen=True):
     """The ticket is being given back and its actors told to stop. ``client_id`` and ``seq``: who asked, if anyone."""
 
     ticket_id: str
@@ -458,8 +425,7 @@ class GangReleasing(Event):
 
 
 @_event("gang.released")
-@dataclass(frozen=True, slots=True)
-class GangReleased(Event):
+class GangReleased(Event, frozen=True):
     """What the ticket held on ``nodes`` is free; ``final`` when nothing is left of it."""
 
     ticket_id: str
@@ -468,8 +434,7 @@ class GangReleased(Event):
 
 
 @_event("ticket.preempting")
-@dataclass(frozen=True, slots=True)
-class TicketPreempting(Event):
+class TicketPreempting(Event, frozen=True):
     """The ticket must make room for ``by_ticket``, which waits: it is released at ``deadline_ms``; it is told now.
 
     ``policy`` is the name and version of the policy that chose it.
@@ -483,8 +448,7 @@ class TicketPreempting(Event):
 
 
 @_event("ticket.spared")
-@dataclass(frozen=True, slots=True)
-class TicketSpared(Event):
+class TicketSpared(Event, frozen=True):
     """The ticket need not make room any more: it stays."""
 
     ticket_id: str
@@ -492,8 +456,7 @@ class TicketSpared(Event):
 
 
 @_event("ticket.expiring")
-@dataclass(frozen=True, slots=True)
-class TicketExpiring(Event):
+class TicketExpiring(Event, frozen=True):
     """The ticket's time is nearly over: it is released at ``deadline_ms``; it is told now."""
 
     ticket_id: str
@@ -505,8 +468,7 @@ class TicketExpiring(Event):
 
 
 @_event("queue.policy_changed")
-@dataclass(frozen=True, slots=True)
-class QueuePolicyChanged(Event):
+class QueuePolicyChanged(Event, frozen=True):
     """The queue is ordered by another policy from now on."""
 
     client_id: str
@@ -515,8 +477,7 @@ class QueuePolicyChanged(Event):
 
 
 @_event("quota.changed")
-@dataclass(frozen=True, slots=True)
-class QuotaChanged(Event):
+class QuotaChanged(Event, frozen=True):
     """A project has a quota, or another one than before. What it holds beyond it stays."""
 
     client_id: str
@@ -525,8 +486,7 @@ class QuotaChanged(Event):
 
 
 @_event("quota.removed")
-@dataclass(frozen=True, slots=True)
-class QuotaRemoved(Event):
+class QuotaRemoved(Event, frozen=True):
     """A project has no quota of its own any more."""
 
     client_id: str
@@ -535,8 +495,7 @@ class QuotaRemoved(Event):
 
 
 @_event("reservation.created")
-@dataclass(frozen=True, slots=True)
-class ReservationCreated(Event):
+class ReservationCreated(Event, frozen=True):
     """Nodes are kept for some gangs, for a time. ``policy`` is the name and version of the policy that chose them."""
 
     client_id: str
@@ -546,8 +505,7 @@ class ReservationCreated(Event):
 
 
 @_event("reservation.cancelled")
-@dataclass(frozen=True, slots=True)
-class ReservationCancelled(Event):
+class ReservationCancelled(Event, frozen=True):
     """The reservation's nodes are for everybody again; what was placed there stays."""
 
     reservation_id: str
@@ -556,8 +514,7 @@ class ReservationCancelled(Event):
 
 
 @_event("reservation.ended")
-@dataclass(frozen=True, slots=True)
-class ReservationEnded(Event):
+class ReservationEnded(Event, frozen=True):
     """The reservation's time is over."""
 
     reservation_id: str
@@ -567,8 +524,7 @@ class ReservationEnded(Event):
 
 
 @_event("actor.launch_requested")
-@dataclass(frozen=True, slots=True)
-class ActorLaunchRequested(Event):
+class ActorLaunchRequested(Event, frozen=True):
     """An agent was told to start an actor. The event's id is the launch's id. Arguments never enter the log."""
 
     ticket_id: str
@@ -581,8 +537,7 @@ class ActorLaunchRequested(Event):
 
 
 @_event("actor.started")
-@dataclass(frozen=True, slots=True)
-class ActorStarted(Event):
+class ActorStarted(Event, frozen=True):
     """The actor's process is up; ``address`` is where it takes calls (empty for a command).
 
     ``restarts``: how often it was started again before; in a gang that restarts as a whole, the gang's generation.
@@ -598,8 +553,7 @@ class ActorStarted(Event):
 
 
 @_event("actor.start_failed")
-@dataclass(frozen=True, slots=True)
-class ActorStartFailed(Event):
+class ActorStartFailed(Event, frozen=True):
     """The actor did not come up; nothing of it is alive."""
 
     ticket_id: str
@@ -610,8 +564,7 @@ class ActorStartFailed(Event):
 
 
 @_event("actor.exited")
-@dataclass(frozen=True, slots=True)
-class ActorExited(Event):
+class ActorExited(Event, frozen=True):
     """The actor and all its processes are gone: by exit ``code``, or by ``signal`` (then code is -1).
 
     ``reason`` is set where its agent killed it: it hung.
@@ -627,8 +580,7 @@ class ActorExited(Event):
 
 
 @_event("actor.restarting")
-@dataclass(frozen=True, slots=True)
-class ActorRestarting(Event):
+class ActorRestarting(Event, frozen=True):
     """The actor failed, nothing of it is alive, and its agent starts it again after ``delay_ms``.
 
     ``restarts`` counts this one. It ended by ``code`` or ``signal``; ``reason`` says what neither does.
@@ -646,8 +598,7 @@ class ActorRestarting(Event):
 
 
 @_event("actor.halted")
-@dataclass(frozen=True, slots=True)
-class ActorHalted(Event):
+class ActorHalted(Event, frozen=True):
     """The actor was stopped for the restart of its gang, and nothing of it is alive; it waits for the others."""
 
     ticket_id: str
@@ -660,8 +611,7 @@ class ActorHalted(Event):
 
 
 @_event("actor.lost")
-@dataclass(frozen=True, slots=True)
-class ActorLost(Event):
+class ActorLost(Event, frozen=True):
     """The actor went down with its node."""
 
     ticket_id: str
@@ -672,8 +622,7 @@ class ActorLost(Event):
 
 
 @_event("actor.stop_requested")
-@dataclass(frozen=True, slots=True)
-class ActorStopRequested(Event):
+class ActorStopRequested(Event, frozen=True):
     """An agent was told to stop one actor."""
 
     ticket_id: str

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from spoke.errors import InvalidTransition
@@ -85,7 +85,7 @@ def test_a_place_on_gpus_that_cannot_be_is_refused_and_costs_no_memory(
     with pytest.raises(InvalidTransition, match="handed out twice"):
         fold(snapshot.copy(pool.state), e.Recorded("9000000-0", event))
     ticket = pool.state.tickets["t-1"]
-    ticket.slots = (dataclasses.replace(slot, node_id=ticket.slots[0].node_id), *ticket.slots[1:])
+    ticket.slots = (msgspec.structs.replace(slot, node_id=ticket.slots[0].node_id), *ticket.slots[1:])
     with pytest.raises(BadSnapshot, match="not there or taken twice"):
         snapshot.copy(pool.state)
 
