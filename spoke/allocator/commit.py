@@ -58,9 +58,10 @@ class Batch:
 
     def _effect(self, effect: outbox.Effect) -> None:
         keys = self._keys
+        if type(effect) is outbox.Tell:  # as nearly always
+            self._told.setdefault(effect.client_id, []).extend((effect.seq, encode_message(effect.message)))
+            return
         match effect:
-            case outbox.Tell(client_id, seq, message):
-                self._told.setdefault(client_id, []).extend((seq, encode_message(message)))
             case outbox.Command(node_id, delivery, stranger):
                 key, fields = keys.node(node_id), flat(encode_order(delivery))
                 self.add("XADD", key, "MAXLEN", "~", ORDERS_KEPT, "*", *fields)

@@ -6,7 +6,7 @@ decides it, and a reader can ask of any event in the log what it set in motion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -65,7 +65,10 @@ _NO_BLOBS: Blobs = {}
 def effects(state: PoolState, recorded: e.Recorded, blobs: Blobs = _NO_BLOBS) -> list[Effect]:
     """The effects of an event on the state before it. ``blobs`` are the opaque parts of a launch, by rank."""
     handler = _HANDLERS.get(type(recorded.event))
-    return list(handler(state, recorded, blobs)) if handler else []
+    if handler is None:
+        return []
+    found = handler(state, recorded, blobs)
+    return found if type(found) is list else list(found)
 
 
 def _request_refused(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
@@ -247,10 +250,10 @@ def _gang_queued(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterat
     yield Tell(event.client_id, 0, p.Queued(event.seq, event.ticket_id, event.reason))
 
 
-def _gang_allocated(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
+def _gang_allocated(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> list[Effect]:
     event = _as(e.GangAllocated, recorded)
     granted = p.Granted(event.ticket_id, event.slots, event.master_addr, event.master_port)
-    yield Tell(event.client_id, event.seq, granted)
+    return [Tell(event.client_id, event.seq, granted)]
 
 
 def _gang_refused(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Iterator[Effect]:
@@ -353,9 +356,10 @@ def _gang_releasing(state: PoolState, recorded: e.Recorded, blobs: Blobs) -> Ite
     ticket = state.tickets[event.ticket_id]
     if ticket.phase == "releasing":
         return
-    close = o.CloseTicket(ticket.ticket_id, ticket.spec.grace_s)
-    for node_id in sorted({actor.node_id for actor in ticket.actors}):
-        yield from _command(state, node_id, close)
+    if ticket.members:
+        close = o.CloseTicket(ticket.ticket_id, ticket.spec.grace_s)
+        for node_id in sorted({actor.node_id for actor in ticket.actors}):
+            yield from _command(state, node_id, close)
     for client_id in _interested(state, ticket):
         if client_id != event.client_id:
             yield Tell(client_id, 0, p.TicketReleasing(ticket.ticket_id, event.reason))
@@ -529,7 +533,7 @@ def _as(cls: type[Any], recorded: e.Recorded) -> Any:
     return recorded.event
 
 
-_HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterator[Effect]]] = {
+_HANDLERS: dict[type[e.Event], Callable[[PoolState, e.Recorded, Blobs], Iterable[Effect]]] = {
     e.ServerChanged: _server_changed,
     e.NodeReconciling: _node_reconciling,
     e.NodeConfirmed: _node_confirmed,

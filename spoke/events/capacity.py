@@ -1,7 +1,7 @@
 """The nodes of a pool ordered by what is free on them, so that placing a gang does not look at every node.
 
 Nodes that can host actors stand in sorted lists: one per number of free GPUs, and, for actors without GPUs, one
-ordered by free CPU. Finding the tightest node that fits is a bisection, whatever the size of the pool. The index
+ordered by free CPU, which is brought up to date when such actors are placed. Finding the tightest node that fits is a bisection, whatever the size of the pool. The index
 is a pure function of the nodes' free resources: rebuilt from a snapshot, it is the same.
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from spoke.events.model import NodeSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(NamedTuple):
     """GPUs (a count), CPU (thousandths of a core) and memory (bytes), together."""
 
     gpus: int = 0
@@ -39,6 +38,38 @@ class Amount:
 
 _UNBOUNDED = 1 << 40
 _Key = tuple[int, int, str]  # cpu_milli, memory, node id
+
+
+class _ByCpu:
+    """Nodes in the order of their free CPU: those without GPUs, and those with. What moves is put right when asked."""
+
+    __slots__ = ("_keys", "_lists", "_moved")
+
+    def __init__(self) -> None:
+        self._lists: tuple[list[_Key], list[_Key]] = ([], [])
+        self._keys: dict[str, tuple[bool, _Key]] = {}  # as they stand in the lists
+        self._moved: dict[str, tuple[bool, _Key] | None] = {}
+
+    def move(self, node_id: str, has_gpus: bool, key: _Key) -> None:
+        """Enter a node, or move it to another place."""
+        self._moved[node_id] = has_gpus, key
+
+    def remove(self, node_id: str) -> None:
+        """Take a node out."""
+        self._moved[node_id] = None
+
+    def lists(self) -> tuple[list[_Key], list[_Key]]:
+        """The nodes without GPUs, and those with, in order."""
+        for node_id, now in self._moved.items():
+            old = self._keys.pop(node_id, None)
+            if old is not None:
+                ordered = self._lists[old[0]]
+                del ordered[bisect_left(ordered, old[1])]
+            if now is not None:
+                self._keys[node_id] = now
+                insort(self._lists[now[0]], now[1])
+        self._moved.clear()
+        return self._lists
 
 
 class CapacityIndex:
@@ -63,7 +94,7 @@ class CapacityIndex:
         self._free: dict[str, Amount] = {}
         self._totals: dict[str, Amount] = {}
         self._by_gpus: dict[int, list[_Key]] = {}
-        self._by_cpu: tuple[list[_Key], list[_Key]] = ([], [])  # nodes without GPUs, nodes with
+        self._by_cpu = _ByCpu()
         self._shapes: Counter[Amount] = Counter()
         self._closed: dict[str, Amount] = {}  # counted, but nobody can have of them what is free
         self._specs: dict[str, NodeSpec] = {}
@@ -76,7 +107,9 @@ class CapacityIndex:
 
     def put(self, node_id: str, free: Amount, total: Amount, spec: NodeSpec) -> None:
         """Enter a node, or move it to where its free amount now belongs. Call it for every change on a node."""
-        self._note(node_id)
+        self.version += 1
+        if self.changed is not None:
+            self.changed.add(node_id)
         if self._closed:
             self._open(node_id)
         if self._specs.get(node_id) is not spec:
@@ -86,10 +119,10 @@ class CapacityIndex:
         if old_free is not None:
             if self._totals[node_id] == total:
                 if old_free != free:
-                    self._unlist(node_id, old_free, total)
+                    self._unlist(node_id, old_free)
                     self._list(node_id, free, total)
                 return
-            self._unlist(node_id, old_free, self._totals[node_id])
+            self._unlist(node_id, old_free)
             self._forget_total(node_id)
         self.hardware += 1
         self._totals[node_id] = total
@@ -98,20 +131,18 @@ class CapacityIndex:
 
     def drop(self, node_id: str) -> None:
         """Take a node out. Call it for every change on a node that is not in, too."""
-        self._note(node_id)
+        self.version += 1
+        if self.changed is not None:
+            self.changed.add(node_id)
         self._open(node_id)
         self.hardware += 1
         free = self._free.get(node_id)
         if free is None:
             return
-        self._unlist(node_id, free, self._totals[node_id])
+        self._unlist(node_id, free)
+        self._by_cpu.remove(node_id)
         self._forget_total(node_id)
         del self._free[node_id], self._specs[node_id]
-
-    def _note(self, node_id: str) -> None:
-        self.version += 1
-        if self.changed is not None:
-            self.changed.add(node_id)
 
     def _forget_total(self, node_id: str) -> None:
         total = self._totals.pop(node_id)
@@ -134,19 +165,22 @@ class CapacityIndex:
             del self._shapes[total]
 
     def _list(self, node_id: str, free: Amount, total: Amount) -> None:
-        key = (free.cpu_milli, free.memory, node_id)
-        insort(self._by_gpus.setdefault(free.gpus, []), key)
-        insort(self._by_cpu[total.gpus > 0], key)
+        gpus, cpu_milli, memory = free
+        key = (cpu_milli, memory, node_id)
+        ordered = self._by_gpus.get(gpus)
+        if ordered is None:
+            self._by_gpus[gpus] = [key]
+        else:
+            insort(ordered, key)
+        self._by_cpu.move(node_id, total[0] > 0, key)
         self._free[node_id] = free
 
-    def _unlist(self, node_id: str, free: Amount, total: Amount) -> None:
-        key = (free.cpu_milli, free.memory, node_id)
-        bucket = self._by_gpus[free.gpus]
-        del bucket[bisect_left(bucket, key)]
-        if not bucket:
-            del self._by_gpus[free.gpus]
-        by_cpu = self._by_cpu[total.gpus > 0]
-        del by_cpu[bisect_left(by_cpu, key)]
+    def _unlist(self, node_id: str, free: Amount) -> None:
+        gpus, cpu_milli, memory = free
+        ordered = self._by_gpus[gpus]
+        del ordered[bisect_left(ordered, (cpu_milli, memory, node_id))]
+        if not ordered:
+            del self._by_gpus[gpus]
 
     def __len__(self) -> int:
         return len(self._free) + len(self._closed)
@@ -160,14 +194,13 @@ class CapacityIndex:
 
         For a need without GPUs, nodes that have none come first, so that GPUs are not stranded.
         """
-        start = (need.cpu_milli, 0, "")
-        if need.gpus:
-            lists = [self._by_gpus[gpus] for gpus in sorted(self._by_gpus) if gpus >= need.gpus]
-        else:
-            lists = list(self._by_cpu)
+        gpus, cpu_milli, memory = need
+        start = (cpu_milli, 0, "")
+        by_gpus = self._by_gpus
+        lists = (by_gpus[free] for free in sorted(by_gpus) if free >= gpus) if gpus else self._by_cpu.lists()
         for ordered in lists:
             for at in range(bisect_left(ordered, start), len(ordered)):
-                if ordered[at][1] >= need.memory:
+                if ordered[at][1] >= memory:
                     yield ordered[at][2]
 
     def roomiest(self, need: Amount) -> Iterator[tuple[str, int]]:
@@ -175,7 +208,7 @@ class CapacityIndex:
         if need.gpus:
             lists = [(gpus // need.gpus, self._by_gpus[gpus]) for gpus in sorted(self._by_gpus, reverse=True)]
         else:
-            lists = [(_UNBOUNDED, ordered) for ordered in self._by_cpu]
+            lists = [(_UNBOUNDED, ordered) for ordered in self._by_cpu.lists()]
         heap: list[tuple[int, int, str]] = []
         seen = 0
         for at, (most, ordered) in enumerate(lists):

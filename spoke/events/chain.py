@@ -24,9 +24,9 @@ class Chain:
     def __init__(self, last: str = BEGIN) -> None:
         self.last = last
 
-    def link(self, event_id: str, args: Sequence[str | bytes | int]) -> str:
+    def link(self, event_id: str, args: Sequence[str | bytes]) -> str:
         """The hash of the next event, whose fields are name, value, name, value …"""
-        self.last = link_of(self.last, event_id, [str(value) if type(value) is int else value for value in args])
+        self.last = link_of(self.last, event_id, args)
         return self.last
 
 

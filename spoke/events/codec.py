@@ -17,7 +17,7 @@ from spoke.errors import LogError, SpokeError, UnknownEvent
 from spoke.events.types import EVENT_TYPES, Event, Recorded
 
 Fields = Mapping[bytes, bytes]
-FlatFields = dict[str, str | bytes | int]
+FlatFields = dict[str, str | bytes]
 T = TypeVar("T")
 to_json = msgspec.json.Encoder().encode
 """JSON of dataclasses, in half of orjson's time."""
@@ -41,8 +41,9 @@ class _Columns:
         names = [f.name for f in fields]
         plain: dict[Any, Callable[[bytes], Any]] = {str: _text, int: int}
         self.readers = [(f.name, f.name.encode(), plain.get(f.type, msgspec.json.decode)) for f in fields]
+        self.numbers = [at for at, f in enumerate(fields) if f.type is int]
         self.nested = [at for at, f in enumerate(fields) if f.type not in plain]
-        self.head = ["type", cls.TYPE, "v", cls.VERSION]
+        self.head: list[str | bytes] = ["type", cls.TYPE, "v", str(cls.VERSION)]
         self.template = [*self.head, *(item for name in names for item in (name, ""))]
         self.get = attrgetter(*names) if len(names) > 1 else lambda event: (getattr(event, names[0]),)
 
@@ -57,10 +58,12 @@ def _columns(cls: type[Any]) -> _Columns:
     return found
 
 
-def event_args(event: Event) -> list[str | bytes | int]:
+def event_args(event: Event) -> list[str | bytes]:
     """The stream fields of an event as XADD takes them, name and value in turn: type, v, then the event's own."""
     columns = _columns(type(event))
     values = list(columns.get(event))
+    for at in columns.numbers:
+        values[at] = str(values[at])
     for at in columns.nested:
         values[at] = to_json(values[at])
     args = columns.template.copy()

@@ -16,7 +16,7 @@ from typing import Any
 from spoke.errors import InvalidTransition
 from spoke.events import types as e
 from spoke.events.ids import ms_of
-from spoke.events.lifecycle import ACTOR, NODE, TICKET, NodePhase, advance
+from spoke.events.lifecycle import ACTOR, NODE, TICKET, NodePhase, TicketPhase, advance
 from spoke.events.model import Slot
 from spoke.events.queueing import amounts_of, project_of
 from spoke.events.state import (
@@ -331,7 +331,7 @@ def _forget_ticket(state: PoolState, ticket: TicketState) -> None:
 
 
 def _gang_queued(state: PoolState, event_id: str, event: e.GangQueued) -> None:
-    advance(TICKET, f"ticket {event.ticket_id}", None, event_id, event.TYPE)
+    _phase_after(event.ticket_id, None, event_id, event)
     ticket = _new_ticket(state, event, event_id)
     ticket.reason, ticket.deadline_ms = event.reason, event.deadline_ms
     state.queue.append(event.ticket_id)
@@ -340,41 +340,46 @@ def _gang_queued(state: PoolState, event_id: str, event: e.GangQueued) -> None:
 
 
 def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> None:
-    ticket = state.tickets.get(event.ticket_id)
-    phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase if ticket else None, event_id, event.TYPE)
+    ticket_id, slots, spec = event.ticket_id, event.slots, event.spec
+    ticket = state.tickets.get(ticket_id)
+    phase = _phase_after(ticket_id, ticket.phase if ticket else None, event_id, event)
     if ticket is None:
         ticket = _new_ticket(state, event, event_id)
     else:
         _leave_queue(state, ticket)
-    ticket.phase, ticket.since, ticket.reason, ticket.slots = phase, event_id, "", event.slots
+    ticket.phase, ticket.since, ticket.reason, ticket.slots = phase, event_id, "", slots
     ticket.master_addr, ticket.master_port, ticket.policy = event.master_addr, event.master_port, event.policy
-    ticket.group_sizes = _group_sizes(event.slots)
-    on: dict[str, list[Slot]] = {}
-    for slot in event.slots:
-        on.setdefault(slot.node_id, []).append(slot)
-    for node_id, slots in on.items():
-        node = state.nodes.get(node_id)
-        if node is None:
-            raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {node_id}, which is not there")
-        if node.phase != "up":
-            raise InvalidTransition(f"event {event_id} places {event.ticket_id} on {node_id}, which is {node.phase}")
-        _book(node, ticket, slots, event_id)
-        ticket.held.add(node_id)
-        state.index(node)
-    if ticket.spec.groups:
-        for group in ticket.spec.groups:
-            members = tuple(slot for slot in ticket.slots if slot.group == group.name)
+    ticket.group_sizes = _group_sizes(slots)
+    for slot in slots:
+        node = state.nodes.get(slot.node_id)
+        if node is None or node.phase != "up":
+            how = "not there" if node is None else node.phase
+            raise InvalidTransition(f"event {event_id} places {ticket_id} on {slot.node_id}, which is {how}")
+        if not node.take(ticket, slot):
+            raise _double(ticket, slot, node, event_id)
+        ticket.held.add(slot.node_id)
+    for node_id in ticket.held:
+        state.index(state.nodes[node_id])
+    if spec.groups:
+        for group in spec.groups:
+            members = tuple(slot for slot in slots if slot.group == group.name)
             state.demand.learn(group.resources, members)
     else:
-        state.demand.learn(ticket.spec.resources, ticket.slots)
-    terms, queueing = event.spec.terms, state.queueing
-    queueing.charge(ticket.project, amounts_of(event.spec, event.slots), 1, ms_of(event_id))
+        state.demand.learn(spec.resources, slots)
+    terms, queueing = spec.terms, state.queueing
+    queueing.charge(ticket.project, amounts_of(spec, slots), 1, ms_of(event_id))
     ticket.at_head, ticket.borrowed = False, event.borrowed
     ticket.ends_ms = ticket.granted_ms + terms.max_ms if terms.max_ms else 0
     reservation = queueing.reservations.get(terms.reservation) if terms.reservation else None
     if reservation is not None:
         ticket.ends_ms = min(ticket.ends_ms or reservation.end_ms, reservation.end_ms)
     state.watch(ticket)
+
+
+def _phase_after(ticket_id: str, was: TicketPhase | None, event_id: str, event: e.Event) -> TicketPhase:
+    """The ticket's phase after the event; the words for an error are made where there is one."""
+    phase = TICKET.get((was, event.TYPE))
+    return phase if phase is not None else advance(TICKET, f"ticket {ticket_id}", was, event_id, event.TYPE)
 
 
 def _leave_queue(state: PoolState, ticket: TicketState) -> None:
@@ -384,6 +389,8 @@ def _leave_queue(state: PoolState, ticket: TicketState) -> None:
 
 def _group_sizes(slots: tuple[Slot, ...]) -> tuple[int, ...]:
     """How many members each group has, by its rank; a repaired gang may have a group that is empty."""
+    if len(slots) == 1:
+        return (*(0,) * slots[0].group_rank, 1)
     sizes: dict[int, int] = {}  # a Counter takes three times as long
     for slot in slots:
         sizes[slot.group_rank] = sizes.get(slot.group_rank, 0) + 1
@@ -393,7 +400,7 @@ def _group_sizes(slots: tuple[Slot, ...]) -> tuple[int, ...]:
 def _gang_repaired(state: PoolState, event_id: str, event: e.GangRepaired) -> None:
     ticket = _ticket(state, event_id, event)
     rank, slot = event.rank, event.slot
-    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    ticket.phase = _phase_after(event.ticket_id, ticket.phase, event_id, event)
     actor, node = ticket.actor(rank), state.nodes.get(slot.node_id)
     if not 0 <= rank < len(ticket.slots) or slot.global_rank != rank or (actor is not None and actor.alive):
         raise InvalidTransition(f"event {event_id} replaces rank {rank} of {event.ticket_id}, which cannot be replaced")
@@ -485,7 +492,7 @@ def _gang_not_granted(state: PoolState, event_id: str, event: e.GangRefused | e.
     if not event.ticket_id:
         return  # refused at once, it never had a ticket
     ticket = _ticket(state, event_id, event)
-    ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    ticket.phase = _phase_after(event.ticket_id, ticket.phase, event_id, event)
     _leave_queue(state, ticket)
     _forget_ticket(state, ticket)
 
@@ -515,7 +522,7 @@ def _gang_attached(state: PoolState, event_id: str, event: e.GangAttached) -> No
 def _gang_releasing(state: PoolState, event_id: str, event: e.GangReleasing) -> None:
     ticket = _ticket(state, event_id, event)
     if ticket.phase != "releasing":
-        ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+        ticket.phase = _phase_after(event.ticket_id, ticket.phase, event_id, event)
         ticket.reason, ticket.since = event.reason, event_id
         ticket.preempt_ms, ticket.preempt_for, ticket.preempt_reason = 0, "", ""
         state.watch(ticket)
@@ -525,7 +532,7 @@ def _gang_releasing(state: PoolState, event_id: str, event: e.GangReleasing) -> 
 
 def _gang_released(state: PoolState, event_id: str, event: e.GangReleased) -> None:
     ticket = _ticket(state, event_id, event)
-    advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+    _phase_after(event.ticket_id, ticket.phase, event_id, event)
     freed = set(event.nodes)
     if not freed <= ticket.held or event.final != (freed == ticket.held):
         raise InvalidTransition(
@@ -614,7 +621,7 @@ def _reservation_over(state: PoolState, event_id: str, event: e.ReservationCance
 def _actor_launch_requested(state: PoolState, event_id: str, event: e.ActorLaunchRequested) -> None:
     ticket = _ticket(state, event_id, event)
     if ticket.phase != "active":
-        ticket.phase = advance(TICKET, f"ticket {event.ticket_id}", ticket.phase, event_id, event.TYPE)
+        ticket.phase = _phase_after(event.ticket_id, ticket.phase, event_id, event)
     what = f"rank {event.rank} of ticket {event.ticket_id}"
     if not 0 <= event.rank < len(ticket.slots):
         raise InvalidTransition(f"event {event_id} launches {what}, which has {len(ticket.slots)} ranks")

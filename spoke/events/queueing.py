@@ -6,7 +6,7 @@ the same log gives the same shares everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import isqrt
 from typing import Literal
@@ -200,21 +200,17 @@ class Account:
         )
 
 
-def amounts_of(spec: GangSpec, slots: Iterable[Slot]) -> Amounts:
+def amounts_of(spec: GangSpec, slots: Collection[Slot]) -> Amounts:
     """What these slots of a gang are."""
-    gpus = cpu_milli = memory = members = 0
-    nodes: set[str] = set()
+    gpus, nodes = 0, set[str]()
     for slot in slots:
         gpus += slot.gpu_milli or GPU_MILLI * len(slot.gpu_ids)
         nodes.add(slot.node_id)
-        members += 1
-        if spec.groups:
-            need = spec.resources_of(slot.group)
-            cpu_milli += need.cpu_milli
-            memory += need.memory_bytes
-    if not spec.groups:
-        cpu_milli, memory = spec.resources.cpu_milli * members, spec.resources.memory_bytes * members
-    return gpus, cpu_milli, memory, len(nodes)
+    if spec.groups:
+        needs = [spec.resources_of(slot.group) for slot in slots]
+        return gpus, sum(need.cpu_milli for need in needs), sum(need.memory_bytes for need in needs), len(nodes)
+    need, count = spec.resources, len(slots)
+    return gpus, need.cpu_milli * count, need.memory_bytes * count, len(nodes)
 
 
 def demand_of(spec: GangSpec) -> Amounts:

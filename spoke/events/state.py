@@ -53,6 +53,10 @@ class NodeState:
     """The ticket that has the node for itself; empty if none has."""
     confirmed: bool = True
     """False from a change of servers until the agent has said what runs here; nothing is granted meanwhile."""
+    gpu_uuids: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
+    """By the GPU's index. This and the next follow from the spec, and are asked for all the time."""
+    plain: bool = field(default=False, compare=False, repr=False)
+    """Whether nothing is known of where its GPUs are."""
 
     @classmethod
     def empty(
@@ -70,6 +74,8 @@ class NodeState:
             lease_ms=lease_ms,
             free_nics=(1 << len(spec.nics)) - 1,
             confirmed=confirmed,
+            gpu_uuids={gpu.index: gpu.uuid for gpu in spec.gpus},
+            plain=spec.topology is None and all(gpu.numa_node < 0 for gpu in spec.gpus),
         )
 
     def take(self, ticket: TicketState, slot: Slot) -> bool:
@@ -443,12 +449,11 @@ class PoolState:
             return ticket.deadline_ms
         if not live:
             return 0
-        times = [ticket.preempt_ms] if ticket.preempt_ms else []
-        if ticket.ends_ms:
-            lasts_ms = ticket.ends_ms - ticket.granted_ms
-            before_ms = 0 if ticket.warned else min(self.queueing.policy.notice_ms, lasts_ms // 2)
-            times.append(ticket.ends_ms - before_ms)
-        return min(times, default=0)
+        if not ticket.ends_ms:
+            return ticket.preempt_ms
+        lasts_ms = ticket.ends_ms - ticket.granted_ms
+        before_ms = 0 if ticket.warned else min(self.queueing.policy.notice_ms, lasts_ms // 2)
+        return min(ticket.preempt_ms or ticket.ends_ms, ticket.ends_ms - before_ms)
 
     def wait(self, ticket: TicketState) -> None:
         """Enter a queued ticket among those that wait."""
@@ -481,7 +486,8 @@ def need_of(spec: GangSpec) -> Amount:
 
 def amount_of(resources: Resources) -> Amount:
     """What one member with these resources needs, except for its share of a GPU."""
-    return Amount(resources.gpu_count, resources.cpu_milli, resources.memory_bytes)
+    gpus = resources.gpus
+    return Amount(gpus if type(gpus) is int else 0, round(resources.cpus * 1000), int(resources.memory))
 
 
 def mask_of(indices: tuple[int, ...]) -> int:
@@ -492,10 +498,10 @@ def mask_of(indices: tuple[int, ...]) -> int:
     return mask
 
 
-def indices_of(mask: int) -> tuple[int, ...]:
+def indices_of(mask: int, at_most: int = GPUS_PER_NODE_MAX) -> tuple[int, ...]:
     """The indices in a bit set, lowest first."""
-    found = []
-    while mask:
+    found: list[int] = []
+    while mask and len(found) < at_most:
         low = mask & -mask
         found.append(low.bit_length() - 1)
         mask ^= low
@@ -504,5 +510,6 @@ def indices_of(mask: int) -> tuple[int, ...]:
 
 def ticket_number(ticket_id: str) -> int | None:
     """The number in a ticket's id; None for a text that is no ticket id."""
-    head, _, tail = ticket_id.partition("-")
-    return int(tail) if head == "t" and tail.isascii() and tail.isdigit() and len(tail) < 19 else None
+    tail = ticket_id[2:]
+    good = ticket_id.startswith("t-") and tail.isascii() and tail.isdigit() and len(tail) < 19
+    return int(tail) if good else None

@@ -26,11 +26,10 @@ def assign(state: PoolState, spec: GangSpec, placement: Placement) -> Assignment
     in_group: dict[str, int] = {}
     for group_rank, (node_id, count) in enumerate(placement.parts):
         node = state.nodes[node_id]
-        host, gpus = node.spec.address, node.spec.gpus
+        host, uuids = node.spec.address, node.gpu_uuids
         group = placement.groups[group_rank] if placement.groups else ""
-        uuids = {gpu.index: gpu.uuid for gpu in gpus}
         chosen = placement.picks[group_rank] if placement.picks else picks(state, node, spec, count)
-        if not group and not chosen[0].nics and not (gpus and topology.is_known(node)):  # as a rule, and in less time
+        if node.plain and not group and not chosen[0].nics:  # as a rule, and in less time
             for local_rank, (ids, milli, _) in enumerate(chosen):
                 mine = tuple([uuids[index] for index in ids])
                 slots.append(Slot(len(slots), local_rank, group_rank, node_id, host, ids, mine, milli))

@@ -50,8 +50,10 @@ def place(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 
 
 def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
-    per_node = need_of(spec).times(spec.actors_per_node)
-    wanted = mask_of(spec.gpu_ids or ())
+    per_node = need_of(spec)
+    if spec.actors_per_node > 1:
+        per_node = per_node.times(spec.actors_per_node)
+    wanted = mask_of(spec.gpu_ids) if spec.gpu_ids else 0
     chosen: list[str] = []
     host_of_rank_0 = False
     preferred = spec.preferred_node
@@ -60,13 +62,13 @@ def _place_strict(state: PoolState, spec: GangSpec) -> Placement | NoFit:
         host_of_rank_0 = True
     fitting = 0
     for node_id in state.capacity.fitting(per_node):
-        if len(chosen) == spec.num_nodes and host_of_rank_0:
+        if host_of_rank_0 and len(chosen) == spec.num_nodes:
             break
         node = state.nodes[node_id]
         if (chosen and node_id == chosen[0]) or node.free_gpus & wanted != wanted or not allows(spec, node):
             continue
         fitting += 1
-        if not host_of_rank_0 and has_port(state.nodes[node_id]):
+        if not host_of_rank_0 and has_port(node):
             host_of_rank_0 = True
             chosen = [node_id, *chosen[: spec.num_nodes - 1]]
         elif len(chosen) < spec.num_nodes:

@@ -28,6 +28,9 @@ def gpus_for(node: NodeState, members: int, per_member: int) -> list[tuple[int, 
     """The GPUs (indices, ascending) of each of ``members`` members with ``per_member`` whole GPUs each."""
     if not per_member:
         return [()] * members
+    if node.plain:  # any are as good
+        lowest = indices_of(node.free_gpus, members * per_member)
+        return [lowest[at : at + per_member] for at in range(0, members * per_member, per_member)]
     spec, free = node.spec, indices_of(node.free_gpus)
     levels = spec.topology.links if spec.topology is not None else ()
     numa = tuple([gpu.numa_node for gpu in spec.gpus])
@@ -37,11 +40,6 @@ def gpus_for(node: NodeState, members: int, per_member: int) -> list[tuple[int, 
     order = tuple(gpu.index for gpu in spec.gpus)
     found = _share_out(levels, numa, tuple(place[index] for index in free), members, per_member)
     return [tuple(order[at] for at in group) for group in found]
-
-
-def is_known(node: NodeState) -> bool:
-    """Whether anything is known of where the node's GPUs are."""
-    return node.spec.topology is not None or node.spec.gpus[0].numa_node >= 0
 
 
 def nics_near(node: NodeState, gpu_ids: Sequence[int], free: Iterable[int], count: int) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def place_beside(state: PoolState, spec: GangSpec, now_ms: int, closed: Collecti
             return part
         found, policy = place(part, spec)
         return found if isinstance(found, NoFit) else (found, policy, part)
-    reserved = reserve.closed_nodes(state, terms.length_ms, now_ms)
+    reserved = reserve.closed_nodes(state, terms.length_ms, now_ms) if state.queueing.reservations else set()
     found, policy = place(state, spec)
     if isinstance(found, NoFit):
         return found
