@@ -1,8 +1,9 @@
 """The nodes of a pool ordered by what is free on them, so that placing a gang does not look at every node.
 
 Nodes that can host actors stand in sorted lists: one per number of free GPUs, and, for actors without GPUs, one
-ordered by free CPU, which is brought up to date when such actors are placed. Finding the tightest node that fits is a bisection, whatever the size of the pool. The index
-is a pure function of the nodes' free resources: rebuilt from a snapshot, it is the same.
+ordered by free CPU, which is brought up to date when such actors are placed. Finding the tightest node that fits is a
+bisection, whatever the size of the pool. The index is a pure function of the nodes' free resources: rebuilt from a
+snapshot, it is the same.
 """
 
 from __future__ import annotations

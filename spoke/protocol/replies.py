@@ -21,26 +21,23 @@ REPLIES_KEPT = 20_000
 """The stream of a client with a long lease holds no fewer than this many of its newest entries, and not many more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """Base of replies and notices."""
 
     TYPE: ClassVar[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Done(Message):
+class Done(Message, frozen=True):
     """The request is done; ``value`` says whether it changed anything."""
 
-    TYPE = "done"
+    TYPE: ClassVar[str] = "done"
     value: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Failed(Message):
+class Failed(Message, frozen=True):
     """The request is refused or failed: ``code`` names the exception (``spoke.errors.from_code``)."""
 
-    TYPE = "failed"
+    TYPE: ClassVar[str] = "failed"
     code: str
     reason: str
 
@@ -65,11 +62,10 @@ class ActorInfo:
     restarts: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Granted(Message):
+class Granted(Message, frozen=True):
     """The gang has its slots. ``spec`` and ``actors`` are filled for a client that attached to another one's ticket."""
 
-    TYPE = "granted"
+    TYPE: ClassVar[str] = "granted"
     ticket_id: str
     slots: tuple[Slot, ...]
     master_addr: str
@@ -78,103 +74,92 @@ class Granted(Message):
     actors: tuple[ActorInfo, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Repaired(Message):
+class Repaired(Message, frozen=True):
     """A member of the gang has another slot. The answer to whoever asked, a notice to the others."""
 
-    TYPE = "repaired"
+    TYPE: ClassVar[str] = "repaired"
     ticket_id: str
     slot: Slot
     master_addr: str
     master_port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Launched(Message):
+class Launched(Message, frozen=True):
     """All actors of the launch are up."""
 
-    TYPE = "launched"
+    TYPE: ClassVar[str] = "launched"
     ticket_id: str
     actors: tuple[ActorInfo, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Queued(Message):
+class Queued(Message, frozen=True):
     """Notice: the request ``of_seq`` waits in line under this ticket id; ``reason`` says for what."""
 
-    TYPE = "queued"
+    TYPE: ClassVar[str] = "queued"
     of_seq: int
     ticket_id: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Explained(Message):
+class Explained(Message, frozen=True):
     """Why a ticket waits, or is where it is."""
 
-    TYPE = "explained"
+    TYPE: ClassVar[str] = "explained"
     explanation: Explanation
 
 
-@dataclass(frozen=True, slots=True)
-class ActorEnded(Message):
+class ActorEnded(Message, frozen=True):
     """Notice: an actor exited, failed to start or was lost. ``expected`` if it had been told to stop."""
 
-    TYPE = "actor_ended"
+    TYPE: ClassVar[str] = "actor_ended"
     ticket_id: str
     actor: ActorInfo
     expected: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ActorsRestarting(Message):
+class ActorsRestarting(Message, frozen=True):
     """Notice: the actor of ``rank`` failed, and these actors are started again: it alone, or all of its gang."""
 
-    TYPE = "actors_restarting"
+    TYPE: ClassVar[str] = "actors_restarting"
     ticket_id: str
     actors: tuple[ActorInfo, ...]
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class ActorRestarted(Message):
+class ActorRestarted(Message, frozen=True):
     """Notice: an actor that was started again is up."""
 
-    TYPE = "actor_restarted"
+    TYPE: ClassVar[str] = "actor_restarted"
     ticket_id: str
     actor: ActorInfo
 
 
-@dataclass(frozen=True, slots=True)
-class TicketReleasing(Message):
+class TicketReleasing(Message, frozen=True):
     """Notice: the ticket is being given back, and why."""
 
-    TYPE = "ticket_releasing"
+    TYPE: ClassVar[str] = "ticket_releasing"
     ticket_id: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TicketReleased(Message):
+class TicketReleased(Message, frozen=True):
     """Notice: nothing is left of the ticket."""
 
-    TYPE = "ticket_released"
+    TYPE: ClassVar[str] = "ticket_released"
     ticket_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class TicketNotice(Message):
+class TicketNotice(Message, frozen=True):
     """Notice: something that the client should know of a ticket, which goes on."""
 
-    TYPE = "ticket_notice"
+    TYPE: ClassVar[str] = "ticket_notice"
     notice: Notice
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLost(Message):
+class SessionLost(Message, frozen=True):
     """Notice: the client's lease ran out; its tickets are being released."""
 
-    TYPE = "session_lost"
+    TYPE: ClassVar[str] = "session_lost"
     reason: str
 
 
@@ -188,11 +173,10 @@ class Holding:
     launches: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Resync(Message):
+class Resync(Message, frozen=True):
     """Notice: the server has changed and may have lost its last writes; this is all that the client has now."""
 
-    TYPE = "resync"
+    TYPE: ClassVar[str] = "resync"
     holdings: tuple[Holding, ...]
 
 

@@ -8,7 +8,8 @@ byte strings, which the allocator passes on and never reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -21,11 +22,11 @@ from spoke.protocol.identity import Key, Signer
 
 BODY_BYTES_MAX = 4 << 20
 ARGS_BYTES_MAX = 16 << 20
+USUAL_BYTES_MAX = 1 << 10
 SEQ_MAX = 1 << 53
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """Base of all requests."""
 
     TYPE: ClassVar[str]
@@ -51,8 +52,7 @@ def _request(name: str, version: int = 1) -> Callable[[_R], _R]:
 
 
 @_request("client.connect")
-@dataclass(frozen=True, slots=True)
-class ConnectClient(Request):
+class ConnectClient(Request, frozen=True):
     """Open a session with a lease of ``lease_ms``."""
 
     lease_ms: int
@@ -64,14 +64,12 @@ class ConnectClient(Request):
 
 
 @_request("client.close")
-@dataclass(frozen=True, slots=True)
-class CloseClient(Request):
+class CloseClient(Request, frozen=True):
     """End the session; tickets that are not detached are released."""
 
 
 @_request("gang.allocate")
-@dataclass(frozen=True, slots=True)
-class AllocateGang(Request):
+class AllocateGang(Request, frozen=True):
     """Grant a gang; wait in line for ``timeout_ms`` (None: for ever, 0: not at all)."""
 
     spec: GangSpec
@@ -79,16 +77,14 @@ class AllocateGang(Request):
 
 
 @_request("gang.cancel")
-@dataclass(frozen=True, slots=True)
-class CancelGang(Request):
+class CancelGang(Request, frozen=True):
     """Withdraw this client's allocation request ``target_seq``; one that was granted meanwhile is released."""
 
     target_seq: int
 
 
 @_request("gang.release")
-@dataclass(frozen=True, slots=True)
-class ReleaseGang(Request):
+class ReleaseGang(Request, frozen=True):
     """Give a ticket back. Anyone of the pool may; a waiting ticket is cancelled."""
 
     ticket_id: str
@@ -96,24 +92,21 @@ class ReleaseGang(Request):
 
 
 @_request("gang.attach")
-@dataclass(frozen=True, slots=True)
-class AttachGang(Request):
+class AttachGang(Request, frozen=True):
     """Tell this client of the ticket, and of what becomes of it."""
 
     ticket_id: str
 
 
 @_request("gang.explain")
-@dataclass(frozen=True, slots=True)
-class ExplainGang(Request):
+class ExplainGang(Request, frozen=True):
     """Say why a ticket waits, or is where it is."""
 
     ticket_id: str
 
 
 @_request("gang.repair")
-@dataclass(frozen=True, slots=True)
-class RepairGang(Request):
+class RepairGang(Request, frozen=True):
     """Give the failed member at ``rank`` another slot; ``elsewhere``: on another node."""
 
     ticket_id: str
@@ -122,8 +115,7 @@ class RepairGang(Request):
 
 
 @_request("actor.launch")
-@dataclass(frozen=True, slots=True)
-class LaunchActors(Request):
+class LaunchActors(Request, frozen=True):
     """Start ``spec`` at the given ranks. Blobs: one for all members, or one per member, in order.
 
     ``by_group``, if there is any, says what to start in each group of a mixed gang, in place of ``spec``.
@@ -132,12 +124,11 @@ class LaunchActors(Request):
     ticket_id: str
     spec: ActorSpec
     members: tuple[Member, ...]
-    by_group: Mapping[str, ActorSpec] = field(default_factory=dict)
+    by_group: Mapping[str, ActorSpec] = msgspec.field(default_factory=dict)
 
 
 @_request("actor.stop")
-@dataclass(frozen=True, slots=True)
-class StopActor(Request):
+class StopActor(Request, frozen=True):
     """Stop the actor of one rank; the ticket keeps its slot. Answered once it has ended."""
 
     ticket_id: str
@@ -148,8 +139,7 @@ class StopActor(Request):
 
 
 @_request("node.cordon")
-@dataclass(frozen=True, slots=True)
-class CordonNode(Request):
+class CordonNode(Request, frozen=True):
     """Place nothing new on the node. Ends a drain that is under way."""
 
     node_id: str
@@ -157,16 +147,14 @@ class CordonNode(Request):
 
 
 @_request("node.uncordon")
-@dataclass(frozen=True, slots=True)
-class UncordonNode(Request):
+class UncordonNode(Request, frozen=True):
     """Let the node have new slots again."""
 
     node_id: str
 
 
 @_request("node.drain")
-@dataclass(frozen=True, slots=True)
-class DrainNode(Request):
+class DrainNode(Request, frozen=True):
     """Cordon the node until its tickets have gone; after ``deadline_ms`` (None: never) they are released.
 
     ``wait``: the answer comes when the node is drained; else at once.
@@ -179,8 +167,7 @@ class DrainNode(Request):
 
 
 @_request("node.remove")
-@dataclass(frozen=True, slots=True)
-class RemoveNode(Request):
+class RemoveNode(Request, frozen=True):
     """Take a node out of the pool; its agent ends. ``force``: its tickets are released first."""
 
     node_id: str
@@ -189,8 +176,7 @@ class RemoveNode(Request):
 
 
 @_request("gpu.mark")
-@dataclass(frozen=True, slots=True)
-class MarkGpu(Request):
+class MarkGpu(Request, frozen=True):
     """Mark one GPU of a node unhealthy, so that it is not given out; or healthy again."""
 
     node_id: str
@@ -200,8 +186,7 @@ class MarkGpu(Request):
 
 
 @_request("gang.move")
-@dataclass(frozen=True, slots=True)
-class MoveGang(Request):
+class MoveGang(Request, frozen=True):
     """Move a waiting ticket to the head or the tail of the line."""
 
     ticket_id: str
@@ -209,8 +194,7 @@ class MoveGang(Request):
 
 
 @_request("gang.prioritize")
-@dataclass(frozen=True, slots=True)
-class PrioritizeGang(Request):
+class PrioritizeGang(Request, frozen=True):
     """Give a ticket another priority."""
 
     ticket_id: str
@@ -218,32 +202,28 @@ class PrioritizeGang(Request):
 
 
 @_request("queue.set_policy")
-@dataclass(frozen=True, slots=True)
-class SetQueuePolicy(Request):
+class SetQueuePolicy(Request, frozen=True):
     """Order the queue by this policy from now on."""
 
     policy: QueuePolicy
 
 
 @_request("quota.set")
-@dataclass(frozen=True, slots=True)
-class SetQuota(Request):
+class SetQuota(Request, frozen=True):
     """Give a project this quota; ``*`` stands for all that have none of their own."""
 
     quota: Quota
 
 
 @_request("quota.remove")
-@dataclass(frozen=True, slots=True)
-class RemoveQuota(Request):
+class RemoveQuota(Request, frozen=True):
     """Take a project's quota away."""
 
     project: str
 
 
 @_request("reservation.create")
-@dataclass(frozen=True, slots=True)
-class CreateReservation(Request):
+class CreateReservation(Request, frozen=True):
     """Keep ``nodes`` nodes with ``gpus`` GPUs each for ``length_ms``, from ``start_ms`` (server time; 0: now) on."""
 
     nodes: int
@@ -255,8 +235,7 @@ class CreateReservation(Request):
 
 
 @_request("reservation.cancel")
-@dataclass(frozen=True, slots=True)
-class CancelReservation(Request):
+class CancelReservation(Request, frozen=True):
     """Give a reservation's nodes back to everybody."""
 
     reservation_id: str
@@ -266,8 +245,7 @@ class CancelReservation(Request):
 
 
 @_request("node.register")
-@dataclass(frozen=True, slots=True)
-class RegisterNode(Request):
+class RegisterNode(Request, frozen=True):
     """Join the pool, with no actor alive on this node."""
 
     spec: NodeSpec
@@ -275,16 +253,14 @@ class RegisterNode(Request):
 
 
 @_request("node.leave")
-@dataclass(frozen=True, slots=True)
-class LeaveNode(Request):
+class LeaveNode(Request, frozen=True):
     """Leave the pool; all actors of this node are dead."""
 
     reason: str = ""
 
 
 @_request("actor.report_started")
-@dataclass(frozen=True, slots=True)
-class ReportStarted(Request):
+class ReportStarted(Request, frozen=True):
     """The actor of this launch is up; ``restarts``: for the how-manieth time after the first."""
 
     ticket_id: str
@@ -296,8 +272,7 @@ class ReportStarted(Request):
 
 
 @_request("actor.report_start_failed")
-@dataclass(frozen=True, slots=True)
-class ReportStartFailed(Request):
+class ReportStartFailed(Request, frozen=True):
     """The actor of this launch did not come up, and nothing of it is alive.
 
     ``forgotten``: the agent was to start it again, and does not know it any more.
@@ -312,8 +287,7 @@ class ReportStartFailed(Request):
 
 
 @_request("actor.report_exited")
-@dataclass(frozen=True, slots=True)
-class ReportExited(Request):
+class ReportExited(Request, frozen=True):
     """The actor of this launch and all its processes are gone. ``code`` is -1 when ``signal`` ended it.
 
     ``reason`` is set where neither says why: its agent killed it because it hung.
@@ -329,8 +303,7 @@ class ReportExited(Request):
 
 
 @_request("actor.report_restarting")
-@dataclass(frozen=True, slots=True)
-class ReportRestarting(Request):
+class ReportRestarting(Request, frozen=True):
     """The actor of this launch failed, nothing of it is alive, and its agent starts it again after ``delay_ms``.
 
     ``restarts`` counts this one. ``reason`` is set where code and signal do not say why.
@@ -347,8 +320,7 @@ class ReportRestarting(Request):
 
 
 @_request("actor.report_halted")
-@dataclass(frozen=True, slots=True)
-class ReportHalted(Request):
+class ReportHalted(Request, frozen=True):
     """For a restart of its gang the actor was stopped, and nothing of it is alive. ``restarts``: the new generation."""
 
     ticket_id: str
@@ -370,16 +342,14 @@ class GpuReport:
 
 
 @_request("node.report_health")
-@dataclass(frozen=True, slots=True)
-class ReportHealth(Request):
+class ReportHealth(Request, frozen=True):
     """The health of these GPUs: of all when the node has joined, later of those whose health has changed."""
 
     gpus: tuple[GpuReport, ...]
 
 
 @_request("node.report_held")
-@dataclass(frozen=True, slots=True)
-class ReportHeld(Request):
+class ReportHeld(Request, frozen=True):
     """What this node holds after a change of servers: the launches whose processes may live, and their tickets.
 
     ``server`` is the run id that the order to report named; ``seen`` is the newest launch id that was ever ordered
@@ -395,21 +365,19 @@ class ReportHeld(Request):
 # --- the allocator's own (they never cross the stream) -----------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ExpireLease(Request):
+class ExpireLease(Request, frozen=True):
     """The holder did not renew in time."""
 
-    TYPE = "lease.expire"
-    VERSION = 1
+    TYPE: ClassVar[str] = "lease.expire"
+    VERSION: ClassVar[int] = 1
     holder: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tick(Request):
+class Tick(Request, frozen=True):
     """Time has passed: look for waiting gangs that are out of time, and place those that fit."""
 
-    TYPE = "tick"
-    VERSION = 1
+    TYPE: ClassVar[str] = "tick"
+    VERSION: ClassVar[int] = 1
 
 
 class Envelope(NamedTuple):
@@ -453,6 +421,12 @@ def encode_request(envelope: Envelope, key: Key | None = None, pool: str = "") -
     return raw
 
 
+@lru_cache(maxsize=512)
+def _decode_usual(body: bytes) -> Any:
+    """A short request for a gang: most are asked for again and again in the same words."""
+    return _DECODERS[AllocateGang.TYPE].decode(body)
+
+
 def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
     """The request that stands in the stream, or why it is none. Never raises."""
     client_id, node_id, incarnation = _clip(raw, b"client_id"), _clip(raw, b"node_id"), _clip(raw, b"incarnation")
@@ -480,7 +454,9 @@ def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
             f"{name} carries {len(body)} + {len(blobs)} bytes; at most {BODY_BYTES_MAX} + {ARGS_BYTES_MAX}",
         )
     try:
-        return Envelope(_DECODERS[name].decode(body), client_id, seq, node_id, incarnation, blobs)
+        usual = cls is AllocateGang and len(body) <= USUAL_BYTES_MAX
+        request = _decode_usual(body) if usual else _DECODERS[name].decode(body)
+        return Envelope(request, client_id, seq, node_id, incarnation, blobs)
     except (ValueError, TypeError, SpokeError, RecursionError) as error:
         return garbage("invalid", f"{name}: {str(error)[:500]}")
 
@@ -488,11 +464,12 @@ def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
 def _clip(fields: Mapping[bytes, bytes], key: bytes) -> str:
     """At most 200 printable characters of what should be a short name; empty if it is not there."""
     raw = fields.get(key)
-    if raw is None:
+    if not raw:
         return ""
     text = raw[:200].decode(errors="replace")
     return text if text.isprintable() else ascii(text)[1:-1][:200]
 
 
 def _seq(raw: bytes) -> int:
-    return int(raw) if raw.isdigit() and len(raw) < 17 and int(raw) < SEQ_MAX else 0
+    seq = int(raw) if raw.isdigit() and len(raw) < 17 else 0
+    return seq if seq < SEQ_MAX else 0
