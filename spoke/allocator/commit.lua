@@ -4,7 +4,8 @@
 -- ARGV[1] holder  ARGV[2] epoch  ARGV[3] leadership, ms  ARGV[4] request cursor  ARGV[5] last event id expected
 -- ARGV[6] commands, msgpack: a list of {command, number of its key, arguments...}
 --   the command LEASE is our own: grant a lease from the server's present time (holder, ms)
--- Returns the server's time in ms, then the lease holders that have run out.
+-- ARGV[7] 1: look for leases that have run out
+-- Returns the server's time in ms, then their holders.
 local leader = redis.call('HMGET', KEYS[1], 'holder', 'epoch')
 if leader[1] ~= ARGV[1] or leader[2] ~= ARGV[2] then
   return redis.error_reply('FENCED held by ' .. tostring(leader[1]) .. ' in epoch ' .. tostring(leader[2]))
@@ -25,6 +26,9 @@ for _, command in ipairs(cmsgpack.unpack(ARGV[6])) do
   else
     call(name, key, unpack(command, 3))
   end
+end
+if ARGV[7] ~= '1' then
+  return {now}
 end
 local expired = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, 100)
 table.insert(expired, 1, now)

@@ -23,6 +23,7 @@ TOLD_MAX = 2_000
 """Fields of one entry of a reply stream: two for each message. Lua hands a command at most some 8,000 arguments."""
 REPLY_TTL_S = LEASE_MS_MAX // 1000 + 3_600
 """Replies outlive every lease: a client that was away and still has its session finds them."""
+REPLY_TTL_RENEWED_MS = 60_000
 REPLY_TTL_GONE_S = 3_600
 """Those of a client whose session is over are kept for so long, so that it can learn why."""
 STRANGER_TTL_S = 3_600
@@ -77,8 +78,13 @@ class Batch:
             case outbox.ForgetTicket(ticket_id, owner):
                 self.add("DEL", keys.secret(ticket_id, owner))
 
-    def sealed(self, clients: Mapping[str, ClientState], now_ms: int) -> tuple[list[str], bytes]:
-        """The keys and the packed commands, as the commit script takes them. Nothing can be added any more."""
+    def sealed(
+        self, clients: Mapping[str, ClientState], kept_until_ms: dict[str, int], now_ms: int
+    ) -> tuple[list[str], bytes]:
+        """The keys and the packed commands, as the commit script takes them. Nothing can be added any more.
+
+        ``kept_until_ms`` is when the time to live of a client's replies is set anew.
+        """
         for client_id, told in self._told.items():
             key = self._keys.reply(client_id)
             client = clients.get(client_id)
@@ -89,7 +95,13 @@ class Batch:
                 trim = ("MAXLEN", "~", REPLIES_KEPT)
             for first in range(0, len(told), TOLD_MAX):
                 self.add("XADD", key, *trim, "*", *told[first : first + TOLD_MAX])
-            self.add("EXPIRE", key, REPLY_TTL_GONE_S if client_lease(client_id) in self._gone else REPLY_TTL_S)
+            if client_lease(client_id) in self._gone:
+                self.add("EXPIRE", key, REPLY_TTL_GONE_S)
+                kept_until_ms.pop(client_id, None)
+            elif client is None or kept_until_ms.get(client_id, 0) <= now_ms:
+                self.add("EXPIRE", key, REPLY_TTL_S)
+                if client is not None:
+                    kept_until_ms[client_id] = now_ms + REPLY_TTL_RENEWED_MS
         # the old format of msgpack is the one that cmsgpack in Lua reads
         return list(self._key_numbers), msgpack.packb(self._commands, use_bin_type=False)
 

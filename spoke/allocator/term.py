@@ -37,7 +37,11 @@ READ_MAX = 256
 CHUNK = 64
 """Requests in one commit. A longer one would keep the server from everybody else for more than a millisecond."""
 SHORT_BLOCK_MS = 1
-"""So long a read waits behind a commit: for whoever asks again at once, before the views are written."""
+"""So long a read waits behind a commit: for whoever asks again at once, before the house is kept."""
+HOUSEKEEPING_MS = 250
+"""Views are written and requests trimmed when nobody asks, and at least so often."""
+EXPIRY_LOOK_MS = 100
+"""So often a commit looks for leases that have run out."""
 IDLE_BLOCK_MS = 500
 STEPS_OF_THE_QUEUE_MAX = 1_000
 """No batch grants more waiting gangs than this: a commit stops the server while it runs."""
@@ -86,6 +90,8 @@ class Term:
         self._views = Views(keys)
         self._limits = limits
         self._intake = Intake(self._cursor, outstanding_max=limits.client_outstanding)
+        self._trimmed_to, self._tidied_at_ms, self._look_at_ms = self._cursor, 0, 0
+        self._reply_keys: dict[str, int] = {}
         self._committing = 0
         self._reading = False
         self._idle_id, self._idle_until_ms, self._overtake_at_s = "", 0, 0.0
@@ -124,31 +130,44 @@ class Term:
         self._cursor = self._intake.cursor
         if core.waits(self.state):
             self._advance_queue(batch)
-        if chunk:
-            batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
         self._settle()
-        if len(batch) or self._now_ms() >= self._renew_at_ms:
+        now_ms = self._now_ms()
+        if len(batch) or chunk or now_ms >= self._renew_at_ms:
             self._begin_commit(batch)
-        if self._views.due(self._now_ms(), busy=bool(chunk)):  # after the answers, which somebody waits for
+        if self._untidy and (not chunk or now_ms - self._tidied_at_ms >= HOUSEKEEPING_MS):
+            self._wire.flush()  # the answers first, which somebody waits for
+            self._tidied_at_ms = now_ms
             batch = Batch(self._keys)
-            self._views.write(batch, self.state)
+            self._keep_house(batch)
             self._begin_commit(batch)
-        if self._meters is not None:
-            self._meters.answer(self.state, self._now_ms())
         if chunk and self._intake.has_room:
             self._begin_read(None if self._intake else SHORT_BLOCK_MS)
-        else:
+        self._wire.flush()
+        if self._meters is not None:
+            self._meters.answer(self.state, self._now_ms())
+        if not self._reading:
             self._settle()
 
     def close(self) -> None:
         """End the term in order: leave a snapshot, and let a standby take over at once."""
         self._settle()  # what was read ahead is left to the next leader
         batch = Batch(self._keys)
-        self._views.write(batch, self.state)
+        self._keep_house(batch)
         self._add_snapshot(batch)
         self._begin_commit(batch)
         self._settle()
         resign(self._client, self._keys, self._holder, self._epoch)
+
+    @property
+    def _untidy(self) -> bool:
+        return self._views.pending or self._trimmed_to != self._cursor
+
+    def _keep_house(self, batch: Batch) -> None:
+        """Write the views, and forget the requests that are decided."""
+        self._views.write(batch, self.state)
+        if self._trimmed_to != self._cursor:
+            self._trimmed_to = self._cursor
+            batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
 
     def _decide(self, batch: Batch, asked: core.Asked) -> None:
         events = core.decide(self.state, asked, self._now_ms())
@@ -191,7 +210,7 @@ class Term:
         now_ms = self._now_ms()
         recorded = e.Recorded(self._next_id(now_ms), event)
         batch.event(recorded, effects(self.state, recorded, blobs or {}), self._chain)
-        self._views.touch(event, self.state, now_ms)
+        self._views.touch(event, self.state)
         if self._meters is not None:
             self._meters.event(event, self.state, now_ms)
         fold(self.state, recorded)
@@ -220,10 +239,13 @@ class Term:
         self._since_snapshot += batch.events
         if self._since_snapshot >= self._snapshot_every:
             self._add_snapshot(batch)
-        keys, packed = batch.sealed(self.state.clients, self._now_ms())
-        self._wire.send_commit(
-            keys, [self._holder, self._epoch, self._leader_ms, self._cursor, self._committed_id, packed]
-        )
+        now_ms = self._now_ms()
+        look = now_ms >= self._look_at_ms
+        if look:
+            self._look_at_ms = now_ms + EXPIRY_LOOK_MS
+        keys, packed = batch.sealed(self.state.clients, self._reply_keys, now_ms)
+        leading = (self._holder, self._epoch, self._leader_ms)
+        self._wire.send_commit(keys, [*leading, self._cursor, self._committed_id, packed, int(look)])
         self._committed_id = self.state.last_id
         self._committing += 1
         if self._meters is not None:
@@ -276,7 +298,7 @@ class Term:
 
     def _block_ms(self) -> int:
         """How long the read may wait: until leadership must be renewed, a waiting gang is out of time, or at all."""
-        if self._expired or self._views.pending:
+        if self._expired or self._untidy:
             return SHORT_BLOCK_MS
         now_ms = self._now_ms()
         next_ms = core.next_deadline_ms(self.state, now_ms)

@@ -1,7 +1,7 @@
 """The views: what ``redis-cli HGETALL`` shows of nodes and tickets, and what ``spoke status`` reads. Pure.
 
-``Views`` notes what the events touch, and writes it into a commit: as soon as there is nothing else to do, and at least
-every FLUSH_MS, so that a ticket that lives for a moment costs nothing here. A new term writes them all anew.
+``Views`` notes what the events touch, and writes it into a commit when its term has time for that: a ticket that lives
+for a moment costs nothing here. A new term writes them all anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from spoke.protocol.keys import Keys
 ENDED_TICKET_KEPT_S = 3600
 ENDED_TICKETS_KEPT = 10_000
 """At a thousand tickets a second an hour of them would fill the server."""
-FLUSH_MS = 250
 PROJECTS_SHOWN_MAX = 200
 
 
@@ -37,15 +36,13 @@ class Views:
         self._written: set[str] = set()
         self._ended: dict[str, TicketState] = {}  # tickets whose view is to say how they ended
         self._kept: deque[str] = deque()  # tickets that have ended and still have a view
-        self._since_ms = 0  # when the first of what is to be written was noted; 0: there is nothing
         self._queue = True
 
-    def touch(self, event: e.Event, before: PoolState, now_ms: int) -> None:
+    def touch(self, event: e.Event, before: PoolState) -> None:
         """Note what an event changes; ``before`` is the state that it is about to change."""
         note = _NOTES.get(type(event))
         if note is not None:
             note(self, event, before)
-            self._since_ms = self._since_ms or now_ms
 
     def ticket(self, event: Any, before: PoolState) -> None:
         """Note a ticket."""
@@ -77,14 +74,10 @@ class Views:
         """Note the queue's settings."""
         self._queue = True
 
-    def due(self, now_ms: int, *, busy: bool) -> bool:
-        """Whether to write now: there is something, and nothing else to do, or it has waited long enough."""
-        return self.pending and (not busy or now_ms - self._since_ms >= FLUSH_MS)
-
     @property
     def pending(self) -> bool:
         """Whether something waits to be written."""
-        return self._since_ms != 0
+        return bool(self._nodes or self._tickets or self._queue)
 
     def write(self, batch: Batch, state: PoolState) -> None:
         """Write what was touched, as it is now."""
@@ -114,7 +107,7 @@ class Views:
             batch.add("HSET", keys.queue, *flat(queue_fields(state)))
         self._nodes.clear()
         self._tickets.clear()
-        self._queue, self._since_ms = False, 0
+        self._queue = False
 
     def write_all(self, batch: Batch, state: PoolState, stale: list[str]) -> None:
         """Begin a term: write everything. ``stale`` are the tickets in the views of the term before."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from spoke.errors import Fenced
-from spoke.protocol.server import Redis, send_words, send_xread, take_xread
+from spoke.protocol.server import Redis, pack, pack_xread, take_xread
 
 _COMMIT_LUA: Final = files("spoke.allocator").joinpath("commit.lua").read_text()
 
@@ -28,6 +28,7 @@ class Wire:
         self._connection: Any = self._pool.get_connection()
         self.server_id = self._ask_server_id()
         """The run id of the server at the other end. The connection is lost before that can change."""
+        self._unsent: list[bytes] = []
 
     def _ask_server_id(self) -> str:
         self._connection.send_command("INFO", "server", check_health=False)
@@ -36,14 +37,15 @@ class Wire:
         return next(line.partition(":")[2] for line in lines if line.startswith("run_id:"))
 
     def send_commit(self, keys: list[str], args: list[str | bytes | int]) -> None:
-        """Begin a commit; see ``commit.lua`` for the arguments."""
-        send_words(self._connection, "EVALSHA", self._sha, len(keys), *keys, *args)
+        """Begin a commit; see ``commit.lua`` for the arguments. It goes out with ``flush``."""
+        self._unsent.append(pack("EVALSHA", self._sha, len(keys), *keys, *args))
 
     def take_commit(self) -> tuple[int, list[str]]:
         """The end of a commit: the server's time in ms, and the lease holders that have run out.
 
         Raises Fenced if another allocator leads, or if the log is not as it was left.
         """
+        self.flush()
         try:
             found: Any = self._connection.read_response()
         except ResponseError as error:
@@ -53,11 +55,21 @@ class Wire:
         return int(found[0]), [holder.decode() for holder in found[1:]]
 
     def send_read(self, stream: str, after: str, *, block_ms: int | None, count: int) -> None:
-        """Begin to read on in a stream, and wait up to ``block_ms`` for the first entry (None: not at all)."""
-        send_xread(self._connection, stream, after, block_ms=block_ms, count=count)
+        """Begin to read on in a stream, and wait up to ``block_ms`` for the first entry (None: not at all).
+
+        It goes out with ``flush``.
+        """
+        self._unsent.append(pack_xread(stream, after, block_ms=block_ms, count=count))
+
+    def flush(self) -> None:
+        """Send what was begun, in one go."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            self._connection.send_packed_command([b"".join(unsent)], check_health=False)
 
     def take_read(self) -> RawRequests:
         """The entries that were read, by their ids."""
+        self.flush()
         return [
             (entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)))
             for entry_id, flat in take_xread(self._connection)

@@ -38,16 +38,10 @@ def gang_spec(
     terms: Terms = DEFAULT,
 ) -> GangSpec:
     """The specification; see ``Client.gang_allocate`` for what each means. Raises InvalidRequest."""
-    rules = Rules(
-        strategy or "pack",
-        where or {},
-        where_not or {},
-        min_gpu_memory,
-        near or "",
-        bool(exclusive),
-        same or "",
-        prefer_same,
-    )
+    rules = None
+    if strategy or where or where_not or min_gpu_memory or near or exclusive or same or prefer_same is not None:
+        asked = (strategy or "pack", where or {}, where_not or {}, min_gpu_memory, near or "", bool(exclusive))
+        rules = rules_of(Rules(*asked, same or "", prefer_same))
     if groups:
         if (num_nodes, actors_per_node, resources, strict_pack, strategy) != (1, 1, _NO_NEED, None, None):
             raise InvalidRequest(
@@ -71,7 +65,7 @@ def gang_spec(
         on_failure=on_failure,
         grace_s=grace_s,
         name=name,
-        rules=rules_of(rules),
+        rules=rules,
         min_nodes=min_nodes or 0,
         groups=tuple(groups),
         terms=terms,

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from spoke.client.tracking import Ticket
 from spoke.errors import ClientClosed, LeaseLost, LimitExceeded, SpokeError, from_code
 from spoke.events.codec import DecodeError
@@ -36,8 +38,7 @@ _GIVING_BACK = (r.ReleaseGang, r.StopActor, r.CloseClient)
 # --- outputs -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Transmit:
+class Transmit(msgspec.Struct, frozen=True):
     """Send this request (again)."""
 
     seq: int
@@ -45,8 +46,7 @@ class Transmit:
     blobs: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(msgspec.Struct, frozen=True):
     """The request has its answer; ``ticket`` is set where a gang was granted or attached to, or actors launched."""
 
     seq: int
@@ -54,52 +54,45 @@ class Resolve:
     ticket: Ticket | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """The request will not be answered with what was asked for."""
 
     seq: int
     error: SpokeError
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(msgspec.Struct, frozen=True):
     """The allocator has opened the session: the lease exists from now on and must be renewed."""
 
 
-@dataclass(frozen=True, slots=True)
-class WaitOver:
+class WaitOver(msgspec.Struct, frozen=True):
     """All that a wait is for has happened (see ``Ticket.exits_of``)."""
 
     wait_id: int
     ticket: Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class WaitFailed:
+class WaitFailed(msgspec.Struct, frozen=True):
     """What a wait is for will not be told to this client any more."""
 
     wait_id: int
     error: SpokeError
 
 
-@dataclass(frozen=True, slots=True)
-class Noticed:
+class Noticed(msgspec.Struct, frozen=True):
     """There is something that the user should know of a ticket."""
 
     ticket: Ticket
     notice: Notice
 
 
-@dataclass(frozen=True, slots=True)
-class TicketGone:
+class TicketGone(msgspec.Struct, frozen=True):
     """Nothing is left of the ticket."""
 
     ticket: Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """The session is over for good."""
 
     error: SpokeError

@@ -15,7 +15,7 @@ from spoke.client.tracking import Ticket
 from spoke.errors import InvalidRequest, MalformedData
 from spoke.events.model import check_name, parse_bytes
 from spoke.events.queueing import ORDERS, Order, QueuePolicy, Quota, Reservation
-from spoke.events.terms import Terms
+from spoke.events.terms import DEFAULT, Terms
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis
@@ -71,6 +71,9 @@ def terms_of(
     reservation: str,
 ) -> Terms:
     """The terms of a gang, from what users write: durations in seconds. Raises InvalidRequest."""
+    untimed = expected_duration is None and max_duration is None
+    if untimed and type(priority) is int and not (priority or project or preemptible or reservation):
+        return DEFAULT
     return Terms(
         priority=priority,
         project=project,

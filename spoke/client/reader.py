@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.protocol.keys import Keys
 from spoke.protocol.replies import REPLIES_KEPT
-from spoke.protocol.server import BLOCK_MS_MAX, connect, send_xread, take_xread
+from spoke.protocol.server import BLOCK_MS_MAX, connect, pack_xread, take_xread
 
 ENTRIES_MAX: Final = 512
 Replies = list[tuple[bytes, bytes]]
@@ -91,7 +91,8 @@ class Reader:
 
     def _read(self) -> Replies:
         # On the bare connection: this is on the way of every reply, and half as long as through the redis client.
-        send_xread(self._connection, self._stream, self._after, block_ms=BLOCK_MS_MAX, count=ENTRIES_MAX)
+        read_on = pack_xread(self._stream, self._after, block_ms=BLOCK_MS_MAX, count=ENTRIES_MAX)
+        self._connection.send_packed_command([read_on], check_health=False)
         entries = take_xread(self._connection)
         if len(entries) == ENTRIES_MAX and self._trimmed_behind():
             self._missed()

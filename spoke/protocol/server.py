@@ -169,19 +169,20 @@ def read_stream(client: Redis, key: str, after: str, *, block_ms: int | None = N
 FlatEntries = list[tuple[bytes, list[bytes]]]
 
 
-def send_words(connection: Any, *words: str | bytes | int) -> None:
-    """Send one command on a bare connection; five times as fast as by the redis client's own packer."""
-    connection.send_packed_command([pack_command(words)], check_health=False)  # type: ignore[arg-type]
+def pack(*words: str | bytes | int) -> bytes:
+    """One command for a bare connection; in a fifth of the time that the redis client's own packer takes."""
+    packed: bytes = pack_command(words)  # type: ignore[arg-type]
+    return packed
 
 
-def send_xread(connection: Any, key: str, after: str | bytes, *, block_ms: int | None, count: int) -> None:
-    """Begin to read on in a stream, waiting up to ``block_ms`` for the first entry (None: not)."""
+def pack_xread(key: str, after: str | bytes, *, block_ms: int | None, count: int) -> bytes:
+    """The command that reads on in a stream, waiting up to ``block_ms`` for the first entry (None: not)."""
     wait = () if block_ms is None else ("BLOCK", block_ms)
-    send_words(connection, "XREAD", "COUNT", count, *wait, "STREAMS", key, after)
+    return pack("XREAD", "COUNT", count, *wait, "STREAMS", key, after)
 
 
 def take_xread(connection: Any) -> FlatEntries:
-    """What ``send_xread`` has found: ids, and fields and values in turn."""
+    """What ``pack_xread`` has found: ids, and fields and values in turn."""
     found: Any = connection.read_response()
     if not found:
         return []

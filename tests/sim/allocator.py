@@ -43,6 +43,9 @@ class SimWire:
         self._block_s.append((block_ms or 0) / 1000)
         self._connection.send(self._server.xread(stream, after, block_ms, count))
 
+    def flush(self) -> None:
+        pass
+
     def take_read(self) -> RawRequests:
         found = self._connection.take(self._block_s.pop(0))
         return [(one.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for one, flat in found]

@@ -288,7 +288,7 @@ class Server:
         """commit.lua."""
 
         def act(answer: Callable[[Any], None]) -> None:
-            holder, epoch, leader_ms, cursor, last_id, packed = args
+            holder, epoch, leader_ms, cursor, last_id, packed, look = args
             fenced = self.fencing_error(holder, epoch)
             end = self.end_of_log(last_id)
             if fenced or end != last_id:
@@ -311,7 +311,7 @@ class Server:
             self._written = first + 1
             leases = self.data.get(self.keys.leases, {})
             expired = sorted((at, holder) for holder, at in leases.items() if at < now)[:100]
-            answer([now, *(holder.encode() for _, holder in expired)])
+            answer([now, *(holder.encode() for _, holder in expired if look)])
 
         return act
 

@@ -152,7 +152,7 @@ def test_no_command_of_a_commit_has_more_arguments_than_lua_hands_on() -> None:
     batch = Batch(Keys("p"))
     told: list[Effect] = [Tell("c", 0, p.Resync(())) for _ in range(5_000)]
     batch.event(e.Recorded("1-0", e.ClientLost("c", "gone")), told, Chain())
-    _, packed = batch.sealed({}, 0)
+    _, packed = batch.sealed({}, {}, 0)
     commands = msgpack.unpackb(packed)
     assert max(len(command) for command in commands) < 4_000
     assert sum(command.count(0) for command in commands) == 5_000, "nothing is left out"
