@@ -23,9 +23,9 @@ Asked = r.Envelope | r.Garbage
 
 def decide(state: PoolState, asked: Asked, now_ms: int) -> list[e.Event]:
     """The events that follow from a request at server time ``now_ms``; none for one that was decided before."""
-    known = state.client(asked.client_id)
     if isinstance(asked, r.Garbage):
         return _refuse_garbage(state, asked)
+    known = state.client(asked.client_id)
     if known is not None and asked.seq and known.has_decided(asked.seq):
         return []
     try:
@@ -108,14 +108,9 @@ def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
                 f"client {asked.client_id} is not connected: its lease ran out, or it was closed; open a new client",
             )
         ]
-    if isinstance(request, r.AllocateGang):
-        return turn.allocate(state, asked, request, now_ms)
-    if isinstance(request, r.DrainNode):
-        return operations.drain(state, asked, request, now_ms)
-    if isinstance(request, r.RemoveNode):
-        return operations.remove(state, asked, request, now_ms)
-    if isinstance(request, r.CreateReservation):
-        return reserve.create(state, asked, request, now_ms)
+    timed = _TIMED.get(type(request))
+    if timed is not None:
+        return timed(state, asked, request, now_ms)
     from_client = _FROM_CLIENTS.get(type(request))
     if from_client is None:
         raise InvalidRequest(f"{request.TYPE} is for agents; client {asked.client_id} sent it")
@@ -171,6 +166,13 @@ def _close(state: PoolState, asked: r.Envelope, request: r.CloseClient) -> list[
     return [*released, e.ClientClosed(asked.client_id, asked.seq)]
 
 
+_TIMED: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any, int], list[e.Event]]] = {
+    r.AllocateGang: turn.allocate,
+    r.DrainNode: operations.drain,
+    r.RemoveNode: operations.remove,
+    r.CreateReservation: reserve.create,
+}
+"""Requests of clients whose answer depends on the time."""
 _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
     r.CloseClient: _close,
     r.CancelGang: tickets.cancel,

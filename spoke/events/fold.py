@@ -38,12 +38,12 @@ from spoke.events.state import (
 def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
     """The state after the event. Raises InvalidTransition for an event that cannot follow."""
     event = recorded.event
-    _HANDLERS[type(event)](state, recorded.id, event)
+    handle, asked = _STEPS[type(event)]
+    handle(state, recorded.id, event)
     if state.waiting.aside and event.TYPE.startswith(("node.", "gpu.")):
         state.waiting.recall()
-    seq = getattr(event, "seq", 0)
-    if seq:
-        _mark_decided(state, event.client_id, seq)  # type: ignore[attr-defined]
+    if asked and event.seq:  # type: ignore[attr-defined]
+        _mark_decided(state, event.client_id, event.seq)  # type: ignore[attr-defined]
     state.last_id = recorded.id
     return state
 
@@ -68,7 +68,7 @@ def launch_key(client_id: str, seq: int) -> str:
 
 
 def _mark_decided(state: PoolState, client_id: str, seq: int) -> None:
-    client = state.client(client_id)
+    client = state.clients.get(client_id) or state.gone.get(client_id)
     if client is None or seq <= client.seq_floor:
         return
     if seq == client.seq_floor + 1 and not client.seqs:  # in order, as nearly always

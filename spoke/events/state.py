@@ -90,7 +90,7 @@ class NodeState:
         if (alone or self.exclusive) and not self.is_open_to(ticket):
             return False
         nics = self.nics_of(slot.nics) if slot.nics else 0
-        port = self._port_bit(ticket, slot) if slot.global_rank == 0 else 0
+        port = 0 if slot.global_rank else self._port_bit(ticket, slot)
         if nics is None or self.free_ports & port != port:
             return False
         if not self.book(ticket.need_of(slot) if spec.groups else ticket.need, indices, share, nics):
@@ -140,7 +140,8 @@ class NodeState:
             self._give_back_share(slot.gpu_ids[0], slot.gpu_milli)
         else:
             self.free_gpus |= mask_of(slot.gpu_ids) & ~self.unhealthy
-        self.free_ports |= self._port_bit(ticket, slot)
+        if not slot.global_rank:
+            self.free_ports |= self._port_bit(ticket, slot)
         self.free_cpu_milli += need.cpu_milli
         self.free_memory += need.memory
         if slot.nics:

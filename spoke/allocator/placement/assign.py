@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from spoke.allocator.placement import topology
 from spoke.allocator.placement.pack import Placement
@@ -11,8 +11,7 @@ from spoke.events.model import GangSpec, Slot
 from spoke.events.state import PoolState
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(NamedTuple):
     """The slots of a gang in rank order, and its rendezvous point (port 0: rank 0 chooses one)."""
 
     slots: tuple[Slot, ...]

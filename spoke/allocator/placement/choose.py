@@ -32,14 +32,13 @@ def place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
     node strands what is left there. A gang that asks for more than room is placed by the general way.
     """
     answers = _answers(state)
-    if answers.version != state.capacity.version or len(answers.misfits) >= _ANSWERS_MAX:
-        answers.version = state.capacity.version
-        answers.misfits.clear()
-    known = answers.misfits.get(spec) if answers.misfits else None
-    if known is not None:
-        return known
+    if answers.version == state.capacity.version and spec in answers.misfits:
+        return answers.misfits[spec]
     found, policy = elastic.place(state, spec, _place) if elastic.is_elastic(spec) else _place(state, spec)
     if isinstance(found, NoFit):
+        if answers.version != state.capacity.version or len(answers.misfits) >= _ANSWERS_MAX:
+            answers.version = state.capacity.version
+            answers.misfits.clear()
         answers.misfits[spec] = found, policy
     return found, policy
 

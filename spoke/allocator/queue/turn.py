@@ -28,7 +28,8 @@ def allocate(state: PoolState, asked: r.Envelope, request: r.AllocateGang, now_m
         raise InvalidRequest(f"a timeout of {timeout_ms} ms was given: use 0 or more, or none at all to wait for ever")
     client = state.clients[client_id]
     project = project_of(spec.terms.project, client.project, client.user, client_id)
-    check_near(state, spec)
+    if spec.rules is not None:
+        check_near(state, spec)
     if spec.terms.reservation:
         check_may_use(state, spec.terms.reservation, project)
     stands = standing(state, project, spec)
