@@ -108,7 +108,7 @@ def _decide(state: PoolState, asked: r.Envelope, now_ms: int) -> list[e.Event]:
                 f"client {asked.client_id} is not connected: its lease ran out, or it was closed; open a new client",
             )
         ]
-    timed = _TIMED.get(type(request))
+    timed = _TIMED_FROM_CLIENTS.get(type(request))
     if timed is not None:
         return timed(state, asked, request, now_ms)
     from_client = _FROM_CLIENTS.get(type(request))
@@ -166,13 +166,13 @@ def _close(state: PoolState, asked: r.Envelope, request: r.CloseClient) -> list[
     return [*released, e.ClientClosed(asked.client_id, asked.seq)]
 
 
-_TIMED: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any, int], list[e.Event]]] = {
+_TIMED_FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any, int], list[e.Event]]] = {
     r.AllocateGang: turn.allocate,
     r.DrainNode: operations.drain,
     r.RemoveNode: operations.remove,
     r.CreateReservation: reserve.create,
 }
-"""Requests of clients whose answer depends on the time."""
+"""The requests of clients whose answer depends on the time."""
 _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list[e.Event]]] = {
     r.CloseClient: _close,
     r.CancelGang: tickets.cancel,
