@@ -2,8 +2,9 @@
 
 Nodes have 8 GPUs and are half full, in pieces of different sizes. The floor is the same on the smallest pool, so the
 ratio is how the cost grows. "New shape": what is asked for was never asked for before. "Does not fit": a gang that
-needs every node, and is refused. Times are CPU time, since a decision waits for nothing. Memory is what Python's
-allocator counts, for each node and each ticket.
+needs every node, and is refused. "Rules": a pool of racks of 40 nodes, with labels and two models of GPUs; "again" is
+another look at a waiting gang that does not fit. Times are CPU time, since a decision waits for nothing. Memory is what
+Python's allocator counts, for each node and each ticket.
 
     python bench/decide.py [--json] [--rounds 300]
 """
@@ -17,19 +18,42 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from spoke.allocator.decide import decide
+from spoke.allocator.placement.choose import place
 from spoke.events import types as e
 from spoke.events.fold import fold
 from spoke.events.model import GangSpec, Gpu, NodeSpec, Resources
+from spoke.events.rules import Group, Rules
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
 
 SIZES = (10, 100, 1_000, 10_000)
+ONE_GPU = Resources(gpus=1, cpus=2)
 SHAPES = {
     "pack": (Resources(gpus=1, cpus=8), (1, 2, 3)),
     "share": (Resources(gpus=0.25, cpus=2), (1, 0.5, 0.3, 2)),
 }
+
+
+RULES: dict[str, Callable[[], GangSpec]] = {
+    "labels": lambda: GangSpec(2, 4, ONE_GPU, rules=Rules(where={"disk": "ssd"})),
+    "model": lambda: GangSpec(2, 4, ONE_GPU, gpu_models=("H200",)),
+    "GPU memory": lambda: GangSpec(2, 4, ONE_GPU, rules=Rules(min_gpu_memory="100GiB")),
+    "one rack": lambda: GangSpec(4, 4, ONE_GPU, rules=Rules(same="rack")),
+    "a rack if it can be": lambda: GangSpec(4, 4, ONE_GPU),
+    "near": lambda: GangSpec(2, 4, ONE_GPU, rules=Rules(near="n77")),
+    "spread": lambda: GangSpec(8, 1, ONE_GPU, False, rules=Rules(strategy="spread")),
+    "strict spread": lambda: GangSpec(8, 1, ONE_GPU, False, rules=Rules(strategy="strict_spread")),
+    "strict pack": lambda: GangSpec(1, 6, ONE_GPU, False, rules=Rules(strategy="strict_pack")),
+    "exclusive": lambda: GangSpec(1, 1, ONE_GPU, rules=Rules(exclusive=True)),
+    "gpu_ids": lambda: GangSpec(1, 2, ONE_GPU, gpu_ids=(2, 3)),
+    "mixed": lambda: GangSpec(5, 1, groups=(Group("head", 1, 1), Group("worker", 4, 4, ONE_GPU))),
+    "no label": lambda: GangSpec(400, 8, ONE_GPU, rules=Rules(where={"disk": "ssd"})),
+    "no rack": lambda: GangSpec(41, 4, ONE_GPU, rules=Rules(same="rack")),
+}
+"""What is asked for in a pool with racks; the last two fit nowhere now."""
 
 
 class Pool:
@@ -70,9 +94,43 @@ class Pool:
         return len(granted)
 
 
-def node(number: int) -> NodeSpec:
-    gpus = tuple(Gpu(index, f"n{number}-{index}", "H100", 80 << 30) for index in range(8))
-    return NodeSpec(f"n{number}", f"n{number}", "127.0.0.1", "m", gpus, 128_000, 1 << 40)
+def node(number: int, labelled: bool = False) -> NodeSpec:
+    """A node of 8 GPUs; labelled ones stand in racks, some have other GPUs and disks."""
+    model, memory = ("H200", 141 << 30) if labelled and number % 7 == 0 else ("H100", 80 << 30)
+    gpus = tuple(Gpu(index, f"n{number}-{index}", model, memory) for index in range(8))
+    labels = {"rack": f"r{number // 40}", "disk": "ssd" if number % 5 == 0 else "hdd"} if labelled else {}
+    return NodeSpec(f"n{number}", f"n{number}", "127.0.0.1", "m", gpus, 128_000, 1 << 40, labels=labels)
+
+
+def rules_us(nodes: int, rounds: int) -> dict[str, float]:
+    """Mean and p99 of decisions by rules, in µs."""
+    pool = Pool()
+    for number in range(nodes):
+        known = node(number, labelled=True)
+        pool.handle(r.Envelope(r.RegisterNode(known, 10_000), node_id=known.node_id, incarnation="i"))
+    pool.ask(r.ConnectClient(10_000))
+    pool.fill(nodes, (1, 2, 3))
+    found: dict[str, float] = {}
+
+    def note(name: str, took: list[float]) -> None:
+        took.sort()
+        found.update({f"{name}, mean": sum(took) / len(took), f"{name}, p99": took[int(len(took) * 0.99)]})
+
+    for name, make in RULES.items():
+        spec = make()
+        decision_us(pool, spec)
+        note(name, [decision_us(pool, spec) for _ in range(rounds)])
+        if name.startswith("no "):
+            note(f"{name}, again", [look_us(pool, spec) for _ in range(rounds)])
+    return found
+
+
+def look_us(pool: Pool, spec: GangSpec) -> float:
+    """A look at whether a waiting gang fits by now, after a node has changed."""
+    decision_us(pool, GangSpec(1, 1, ONE_GPU))
+    began = time.thread_time()
+    place(pool.state, spec)
+    return (time.thread_time() - began) * 1e6
 
 
 def measure(shape: str, nodes: int, rounds: int) -> dict[str, float]:
@@ -124,12 +182,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--only", choices=[*SHAPES, "rules"], action="append")
     parser.add_argument("--nodes", type=int, action="append", help="only pools of these sizes")
     args = parser.parse_args()
-    for shape in SHAPES:
+    measures: dict[str, Callable[[int, int], dict[str, float]]] = {
+        **{shape: partial(measure, shape) for shape in SHAPES},
+        "rules": rules_us,
+    }
+    for shape in args.only or measures:
         floors: dict[str, float] = {}
         for nodes in args.nodes or SIZES:
-            for name, value in measure(shape, nodes, args.rounds).items():
+            for name, value in measures[shape](nodes, args.rounds).items():
                 floor = floors.setdefault(name, value)
                 unit = "µs" if name.endswith(("mean", "p99")) else "" if name == "tickets" else "B"
                 figure, ratio = f"{shape}, {nodes:,} nodes: {name}", value / floor if floor else 0.0

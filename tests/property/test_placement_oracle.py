@@ -206,6 +206,68 @@ def test_a_mixed_gang_gets_all_its_groups_or_nothing(pool: MemoryPool, spec: Gan
     pool.check_replay(len(pool.log) // 2)
 
 
+def mixed_oracle(state: PoolState, spec: GangSpec) -> bool:
+    """Whether any way to place all groups beside each other keeps all rules; by trying them all."""
+    asked, free = spec.rules or Rules(), free_of(state, spec)
+    nodes = [state.nodes[node_id] for node_id in sorted(free)]
+
+    def shapes(part: GangSpec) -> Iterator[tuple[int, ...]]:
+        for counts in spreads(part.size, len(nodes)):
+            used = [count for count in counts if count]
+            whole = not part.strict_pack or (set(used) == {part.actors_per_node} and len(used) == part.num_nodes)
+            alone = part.strategy != "strict_spread" or max(used) == 1
+            one = part.strategy != "strict_pack" or len(used) == 1
+            suited = all(suitable(node.spec, part) for node, count in zip(nodes, counts, strict=True) if count)
+            if suited and ((part.strict_pack and whole) or (not part.strict_pack and alone and one)):
+                yield counts
+
+    def placed(parts: list[GangSpec], left: list[tuple[int, int]], used: set[int], first: bool) -> bool:
+        if not parts:
+            return not asked.same or len({nodes[at].spec.labels[asked.same] for at in used}) == 1
+        need = parts[0].resources
+        for counts in shapes(parts[0]):
+            after = [
+                (gpus - count * need.gpu_count, cpu - count * need.cpu_milli)
+                for (gpus, cpu), count in zip(left, counts, strict=True)
+            ]
+            here = {at for at, count in enumerate(counts) if count}
+            port = not first or any(nodes[at].free_ports or not nodes[at].spec.ports.count for at in here)
+            if port and all(min(rest) >= 0 for rest in after) and placed(parts[1:], after, used | here, False):
+                return True
+        return False
+
+    return placed(list(spec.parts), [free[node.spec.node_id] for node in nodes], set(), True)
+
+
+@st.composite
+def mixed_of_whole_gpus(draw: st.DrawFn) -> GangSpec:
+    """Groups that get into each other's way: labels, strategies, sizes that only fit in one order."""
+    groups = tuple(
+        Group(
+            name,
+            draw(st.integers(1, 2)),
+            draw(st.integers(1, 2)),
+            Resources(gpus=draw(st.integers(0, 3)), cpus=draw(st.sampled_from([0.0, 2.0, 5.0]))),
+            strategy=draw(st.sampled_from([None, None, "pack", "spread", "strict_spread"])),
+            where={"rack": draw(st.sampled_from(RACKS))} if draw(st.integers(0, 2)) == 0 else {},
+        )
+        for name in ["a", "b", "c"][: draw(st.integers(2, 3))]
+    )
+    asked = Rules(same=draw(st.sampled_from(["", "rack"])), exclusive=draw(st.integers(0, 4)) == 0)
+    return GangSpec(sum(g.num_nodes for g in groups), 1, groups=groups, rules=None if asked == Rules() else asked)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pool=pools(), spec=mixed_of_whole_gpus())
+def test_a_mixed_gang_is_placed_exactly_when_it_can_be(pool: MemoryPool, spec: GangSpec) -> None:
+    possible = mixed_oracle(pool.state, spec)
+    assert isinstance(place(pool.state, spec)[0], NoFit) != possible
+    if possible:
+        assert not never_fits(pool.state, spec)
+    assert isinstance(pool.allocate("c", spec), p.Granted) == possible
+    pool.check()
+
+
 @settings(max_examples=150, deadline=None)
 @given(pool=pools(), spec=gangs(), fewer=st.integers(1, 4))
 def test_an_elastic_gang_gets_as_many_nodes_as_fit(pool: MemoryPool, spec: GangSpec, fewer: int) -> None:
@@ -219,3 +281,17 @@ def test_an_elastic_gang_gets_as_many_nodes_as_fit(pool: MemoryPool, spec: GangS
         assert len(answer.slots) == max(fits) * spec.actors_per_node
     pool.check()
     pool.check_replay(len(pool.log) // 2)
+
+
+def test_a_mixed_gang_is_placed_though_each_group_by_itself_would_take_what_another_one_needs() -> None:
+    pool = MemoryPool()
+    pool.connect()
+    for name in ("n0", "n1"):
+        pool.register(node_spec(name, 4, cpus=4))
+    needs = {"a": Resources(gpus=2, cpus=1), "b": Resources(gpus=1, cpus=2), "c": Resources(gpus=1, cpus=1)}
+    groups = tuple(Group(name, 2, 1, need, strategy="pack") for name, need in needs.items())
+    answer = pool.allocate("c", GangSpec(6, 1, groups=groups))  # it fits if each node has one of each, in no other way
+    assert isinstance(answer, p.Granted)
+    for name in needs:
+        assert {slot.node_id for slot in answer.slots if slot.group == name} == {"n0", "n1"}
+    pool.check()

@@ -2,8 +2,10 @@
 
 A gang is tried in one set of nodes after the other (``domains``). In a set, a gang of like members is placed exactly
 (``spread``). The groups of a mixed gang are placed one after the other on what the ones before leave, the most
-demanding first, and in other orders if that fails: all of them or none. A mixed gang that only fits if a group leaves a
-node that it likes better to another group may wait though there were places. The cost grows with the number of nodes.
+demanding first, in other orders if that fails, and on few nodes in every way there is (``mixed``): all of them or none.
+On many nodes a mixed gang that only fits if a group leaves a node that it likes better to another group may wait though
+there were places. Gangs of like members with whole GPUs are found over columns (``screen``), which gives the same
+answers; for the others the cost grows with the number of nodes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, permutations
 
-from spoke.allocator.placement import select
+from spoke.allocator.placement import mixed, screen, select
 from spoke.allocator.placement.domains import Trial, neighbours_together, trials
 from spoke.allocator.placement.pack import NoFit, Placement, count_nodes, describe, has_port
 from spoke.allocator.placement.picks import picks
@@ -27,7 +29,7 @@ ORDERS_MAX = 24
 ORDERS_TIMES_NODES_MAX = 4_096
 """On many nodes the groups are tried in fewer orders, so that one gang does not hold up the others."""
 
-_Whole = list[tuple[int, Parts]]  # index of the group -> its places, in the order in which they were found
+Whole = list[tuple[int, Parts]]  # index of the group -> its places, in the order in which they were found
 
 
 def applies(state: PoolState, spec: GangSpec) -> bool:
@@ -44,8 +46,17 @@ def policy(spec: GangSpec) -> str:
 
 def place(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     """Places for the whole gang, or why there are none. The state is not changed."""
-    found = _find(state, spec, _candidates(state, spec), has_port)
-    return _placement(state, spec, found) if found is not None else NoFit(_why_not(state, spec))
+    if screen.applies(spec):
+        places = screen.find(state, spec)
+        found = [(0, places)] if places is not None else None
+    else:
+        found = look_at_all(state, spec)
+    return _placement(state, spec, found) if found is not None else NoFit(lambda: _why_not(state, spec))
+
+
+def look_at_all(state: PoolState, spec: GangSpec) -> Whole | None:
+    """Places for the whole gang, looked for on every node."""
+    return _find(state, spec, _candidates(state, spec), has_port)
 
 
 def never_fits(state: PoolState, spec: GangSpec) -> str:
@@ -75,7 +86,7 @@ def _anywhere(node: NodeState) -> bool:
 
 def _find(
     state: PoolState, spec: GangSpec, nodes: Iterable[NodeState], port: HasPort, *, empty: bool = False
-) -> _Whole | None:
+) -> Whole | None:
     """Places in the first set of nodes that has them; ``empty``: if everything on the nodes were free."""
     if spec.groups:
         parts = spec.parts
@@ -84,6 +95,10 @@ def _find(
                 whole = _place_groups(state, trial, parts, order, port, empty=empty)
                 if whole is not None:
                     return whole
+            left = [_emptied(node) if empty else node for node in trial.nodes]
+            whole = mixed.search(left, parts, next(_orders(parts, 1)), port)
+            if whole is not None:
+                return whole
         return None
     found = rooms((node for node in nodes if not select.unsuitable(spec, node)), spec, empty=empty)
     beside = spec.preferred_node or (spec.rules is not None and spec.rules.near)
@@ -119,9 +134,9 @@ def _place_groups(
     port: HasPort,
     *,
     empty: bool,
-) -> _Whole | None:
+) -> Whole | None:
     left = {node.spec.node_id: _emptied(node) if empty else node for node in trial.nodes}
-    whole: _Whole = []
+    whole: Whole = []
     for at in order:
         part = parts[at]
         suited = (node for node in left.values() if not select.unsuitable(part, node))
@@ -153,7 +168,7 @@ def _without(state: PoolState, node: NodeState, part: GangSpec, count: int) -> N
     return copy
 
 
-def _placement(state: PoolState, spec: GangSpec, whole: _Whole) -> Placement:
+def _placement(state: PoolState, spec: GangSpec, whole: Whole) -> Placement:
     """The parts in the order of the ranks; for a mixed gang with what each member gets, group by group as found."""
     left: dict[str, NodeState] = {}
     by_group = {}

@@ -6,7 +6,7 @@ as few nodes as they can: the tightest node where all that is left fits, else as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -37,11 +37,28 @@ class Placement:
     picks: tuple[tuple[Pick, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class NoFit:
-    """Why a gang does not fit now, in words a user can act on."""
+    """Why a gang does not fit now, in words a user can act on. What takes long is worked out when it is asked for."""
 
-    reason: str
+    __slots__ = ("_why",)
+
+    def __init__(self, why: str | Callable[[], str]) -> None:
+        self._why = why
+
+    @property
+    def reason(self) -> str:
+        """The words. The state must still be the one that was looked at."""
+        if not isinstance(self._why, str):
+            self._why = self._why()
+        return self._why
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoFit) and self.reason == other.reason
+
+    def __repr__(self) -> str:
+        return f"NoFit({self.reason!r})"
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def place(state: PoolState, spec: GangSpec) -> Placement | NoFit:

@@ -27,28 +27,39 @@ def fill(rooms: Sequence[Room], spec: GangSpec, has_port: HasPort, domain: str =
     The first node is one that ``has_port``. ``domain`` is a label of which as few values as possible are used, if whole
     groups are packed.
     """
-    preferred = spec.preferred_node
     if spec.strict_pack:
         whole = [room for room in rooms if room.holds >= spec.actors_per_node]
         if len(whole) < spec.num_nodes:
             return None
-        ordered = _ordered(whole, spec, domain)
-        chosen = _port_first(ordered, has_port, preferred)
-        return [(room.node, spec.actors_per_node) for room in chosen[: spec.num_nodes]] if chosen else None
+        return take(_ordered(whole, spec, domain), spec, has_port)
     if spec.strategy == "strict_spread":
         if len(rooms) < spec.size:
             return None
-        chosen = _port_first(_ordered(rooms, spec, domain), has_port, preferred)
-        return [(room.node, 1) for room in chosen[: spec.size]] if chosen else None
+        return take(_ordered(rooms, spec, domain), spec, has_port)
     if spec.strategy == "strict_pack":
-        holds_all = sorted((room for room in rooms if room.holds >= spec.size), key=tight)
-        chosen = _port_first(holds_all, has_port, preferred)
-        return [(chosen[0].node, spec.size)] if chosen else None
+        return take(sorted((room for room in rooms if room.holds >= spec.size), key=tight), spec, has_port)
     if sum(room.holds for room in rooms) < spec.size:
         return None
     if spec.strategy == "spread":
-        return _round(_port_first(_ordered(rooms, spec, domain), has_port, preferred), spec.size)
+        return take(_ordered(rooms, spec, domain), spec, has_port)
     return _dense(rooms, spec, has_port)
+
+
+def take(ordered: list[Room], spec: GangSpec, has_port: HasPort) -> Parts | None:
+    """The first of the rooms that stand in the gang's order; None if the first member can be on none of them.
+
+    Members that are packed take the very first.
+    """
+    chosen = _port_first(ordered, has_port, spec.preferred_node)
+    if not chosen:
+        return None
+    if spec.strict_pack:
+        return [(room.node, spec.actors_per_node) for room in chosen[: spec.num_nodes]]
+    if spec.strategy == "strict_spread":
+        return [(room.node, 1) for room in chosen[: spec.size]]
+    if spec.strategy == "spread":
+        return _round(chosen, spec.size)
+    return [(chosen[0].node, spec.size)]
 
 
 def _ordered(rooms: Sequence[Room], spec: GangSpec, domain: str) -> list[Room]:

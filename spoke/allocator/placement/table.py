@@ -6,16 +6,48 @@ entered anew. It holds nothing but what the nodes' records say, so a table made 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
+from spoke.events.rules import ANY
 from spoke.events.state import NodeState, PoolState
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 _ROWS_AT_FIRST = 64
+_NO_GPU_LACKS = (1 << 63) - 1
+LABELS_MAX = 64
+
+
+class LabelColumn:
+    """The values of one label: ``codes[row]`` is the place of the node's in ``names``; 0: it has none."""
+
+    def __init__(self, rows: int) -> None:
+        self._codes: dict[str, int] = {}
+        self.names = [""]
+        self.codes: Ints = np.zeros(rows, np.int64)
+
+    def enter(self, row: int, value: str | None) -> None:
+        """Note a node's value."""
+        code = 0 if value is None else self._codes.get(value, -1)
+        if code < 0 and value is not None:
+            code = self._codes[value] = len(self.names)
+            self.names.append(value)
+        self.codes[row] = code
+
+    def code(self, value: str) -> int:
+        """The number of a value; 0: no node has it."""
+        return self._codes.get(value, 0)
+
+    def having(self, wanted: Sequence[str]) -> Bools:
+        """By the number of a value, whether it is a wanted one."""
+        found = np.zeros(len(self.names), np.bool_)
+        found[list(range(len(self.names)) if ANY in wanted else map(self.code, wanted))] = True
+        found[0] = False
+        return found
 
 
 class NodeTable:
@@ -23,6 +55,7 @@ class NodeTable:
 
     ``rests[g, row]``: the free thousandths of the node's g-th GPU; ``sizes[g, row]``: the number that ``gpu_memories``
     gives to its memory. ``models[row]``: the number that ``model_sets`` gives to the set of its GPUs' models.
+    ``least_memory[row]``: that of the GPU with the least memory. Columns of labels are made when they are asked for.
     ``changes`` are the rows that changed, in order; before them there were ``changes_from`` more.
     """
 
@@ -36,6 +69,7 @@ class NodeTable:
         self.layout = 0
         """Grows when the arrays are made anew, with more rows or GPUs."""
         self._unused: list[int] = []
+        self._labels: dict[str, LabelColumn] = {}
         self._order: Ints | None = None
         self._make(_ROWS_AT_FIRST, 1)
 
@@ -47,6 +81,9 @@ class NodeTable:
         self.whole: Ints = np.zeros(rows, np.int64)
         self.free: Ints = np.zeros(rows, np.int64)
         self.models: Ints = np.zeros(rows, np.int64)
+        self.least_memory: Ints = np.zeros(rows, np.int64)
+        self.has_gpus: Bools = np.zeros(rows, np.bool_)
+        self.used: Bools = np.zeros(rows, np.bool_)
         self.rests: Ints = np.zeros((gpus, rows), np.int64)
         self.sizes: Ints = np.zeros((gpus, rows), np.int64)
         self.layout += 1
@@ -85,6 +122,23 @@ class NodeTable:
                 self._order[self.row_of[node_id]] = place
         return self._order
 
+    def label(self, state: PoolState, key: str) -> LabelColumn:
+        """The column of a label."""
+        column = self._labels.get(key)
+        if column is None or len(column.names) > 2 * len(self.ids) + _ROWS_AT_FIRST:  # values of nodes that are gone
+            if len(self._labels) >= LABELS_MAX:
+                self._labels.pop(next(iter(self._labels)))
+            column = self._labels[key] = LabelColumn(len(self.usable))
+            for node_id, row in self.row_of.items():
+                column.enter(row, state.nodes[node_id].spec.labels.get(key))
+        return column
+
+    def has_models(self, models: Sequence[str]) -> Bools:
+        """By the row, whether all GPUs are of one of these models."""
+        allowed = set(models)
+        suited: Bools = np.array([those <= allowed for those in self.model_sets], np.bool_)[self.models]
+        return suited
+
     def _remove(self, node_id: str) -> None:
         row = self.row_of.pop(node_id, None)
         if row is not None:
@@ -113,6 +167,10 @@ class NodeTable:
         self.sizes[: len(rests), row] = [known.setdefault(gpu.memory, len(known)) for gpu in gpus]
         models = frozenset(gpu.model for gpu in gpus)
         self.models[row] = self.model_sets.setdefault(models, len(self.model_sets))
+        self.least_memory[row] = min((gpu.memory for gpu in gpus), default=_NO_GPU_LACKS)
+        self.has_gpus[row], self.used[row] = bool(gpus), bool(node.tickets)
+        for key, column in self._labels.items():
+            column.enter(row, node.spec.labels.get(key))
         self.changes.append(row)
 
     def _new_row(self, node_id: str) -> int:
@@ -127,16 +185,21 @@ class NodeTable:
         return row
 
     def _grow(self, gpus: int, rows: int) -> None:
-        old = (self.usable, self.port, self.cpu, self.memory, self.whole, self.free, self.models)
+        old = self._narrow()
         wide = (self.rests, self.sizes)
         count = len(self.usable)
         self._make(rows + rows // 8 if rows > count else count, gpus)
-        new = (self.usable, self.port, self.cpu, self.memory, self.whole, self.free, self.models)
-        for before, after in zip(old, new, strict=True):
+        for before, after in zip(old, self._narrow(), strict=True):
             after[:count] = before
+        for column in self._labels.values():
+            column.codes = np.concatenate([column.codes, np.zeros(len(self.usable) - count, np.int64)])
         for before, after in zip(wide, (self.rests, self.sizes), strict=True):
             after[: len(before), :count] = before
         self._order = None
+
+    def _narrow(self) -> tuple[Ints | Bools, ...]:
+        numbers = (self.cpu, self.memory, self.whole, self.free, self.models, self.least_memory)
+        return (*numbers, self.usable, self.port, self.has_gpus, self.used)
 
 
 def table_of(state: PoolState) -> NodeTable:

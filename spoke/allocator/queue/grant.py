@@ -35,8 +35,9 @@ def place_beside(state: PoolState, spec: GangSpec, now_ms: int, closed: Collecti
     if shut and not shut.isdisjoint(node_id for node_id, _ in found.parts):
         with hidden(state, shut):
             found, policy = place(state, spec)
+            why = found.reason if isinstance(found, NoFit) else ""
         if isinstance(found, NoFit):
-            return NoFit(f"{found.reason} (nodes that are reserved, or planned for gangs before it, are left out)")
+            return NoFit(f"{why} (nodes that are reserved, or planned for gangs before it, are left out)")
     return found, policy, state
 
 
