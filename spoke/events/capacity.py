@@ -12,12 +12,13 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import NamedTuple
+
+import msgspec
 
 from spoke.events.model import NodeSpec
 
 
-class Amount(NamedTuple):
+class Amount(msgspec.Struct, frozen=True):
     """GPUs (a count), CPU (thousandths of a core) and memory (bytes), together."""
 
     gpus: int = 0
@@ -166,22 +167,20 @@ class CapacityIndex:
             del self._shapes[total]
 
     def _list(self, node_id: str, free: Amount, total: Amount) -> None:
-        gpus, cpu_milli, memory = free
-        key = (cpu_milli, memory, node_id)
-        ordered = self._by_gpus.get(gpus)
+        key = (free.cpu_milli, free.memory, node_id)
+        ordered = self._by_gpus.get(free.gpus)
         if ordered is None:
-            self._by_gpus[gpus] = [key]
+            self._by_gpus[free.gpus] = [key]
         else:
             insort(ordered, key)
-        self._by_cpu.move(node_id, total[0] > 0, key)
+        self._by_cpu.move(node_id, total.gpus > 0, key)
         self._free[node_id] = free
 
     def _unlist(self, node_id: str, free: Amount) -> None:
-        gpus, cpu_milli, memory = free
-        ordered = self._by_gpus[gpus]
-        del ordered[bisect_left(ordered, (cpu_milli, memory, node_id))]
+        ordered = self._by_gpus[free.gpus]
+        del ordered[bisect_left(ordered, (free.cpu_milli, free.memory, node_id))]
         if not ordered:
-            del self._by_gpus[gpus]
+            del self._by_gpus[free.gpus]
 
     def __len__(self) -> int:
         return len(self._free) + len(self._closed)
@@ -195,8 +194,8 @@ class CapacityIndex:
 
         For a need without GPUs, nodes that have none come first, so that GPUs are not stranded.
         """
-        gpus, cpu_milli, memory = need
-        start = (cpu_milli, 0, "")
+        gpus, memory = need.gpus, need.memory
+        start = (need.cpu_milli, 0, "")
         by_gpus = self._by_gpus
         lists = (by_gpus[free] for free in sorted(by_gpus) if free >= gpus) if gpus else self._by_cpu.lists()
         for ordered in lists:

@@ -54,7 +54,7 @@ class _Ticket:
     project: str = ""
 
 
-TELLING = frozenset(
+TELLING: frozenset[type[e.Event]] = frozenset(
     {
         *(e.ClientConnected, e.ClientLost, e.ClientClosed, e.GangQueued, e.GangAllocated, e.GangRefused),
         *(e.GangCancelled, e.GangReleasing, e.GangRepaired, e.GangReleased),

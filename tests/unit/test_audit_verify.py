@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec import structs
 
 from bench.synthetic import chained, events
 from spoke.events import archive as archives
@@ -61,21 +62,21 @@ def _allocated(log: list[e.Recorded], ticket_id: str) -> tuple[int, e.GangAlloca
 
 def _half_a_gang(log: list[e.Recorded]) -> int:
     at, event = _allocated(log, "t-1")
-    log[at] = replace(log[at], event=replace(event, slots=event.slots[:1]))
+    log[at] = structs.replace(log[at], event=structs.replace(event, slots=event.slots[:1]))
     return at
 
 
 def _a_gpu_for_two(log: list[e.Recorded]) -> int:
     at, event = _allocated(log, "t-2")
-    slots = tuple(replace(slot, gpu_ids=(0,)) for slot in event.slots)
-    log[at] = replace(log[at], event=replace(event, slots=slots))
+    slots = tuple(structs.replace(slot, gpu_ids=(0,)) for slot in event.slots)
+    log[at] = structs.replace(log[at], event=structs.replace(event, slots=slots))
     return at
 
 
 def _one_rank_too_few_gpus(log: list[e.Recorded]) -> int:
     at, event = _allocated(log, "t-1")
-    slots = (replace(event.slots[0], gpu_ids=(), gpu_uuids=()), *event.slots[1:])
-    log[at] = replace(log[at], event=replace(event, slots=slots))
+    slots = (structs.replace(event.slots[0], gpu_ids=(), gpu_uuids=()), *event.slots[1:])
+    log[at] = structs.replace(log[at], event=structs.replace(event, slots=slots))
     return at
 
 
@@ -150,7 +151,7 @@ def test_a_fold_that_does_wrong_where_nobody_looks_is_found_and_its_event_named(
     at = next(at for at, one in enumerate(log) if at > 250 and isinstance(one.event, e.GangReleased))
     bad = e.Recorded(f"{log[at].ms}-1", e.GangExplained("t-1", "c-0", 0))
     log.insert(at + 1, bad)
-    monkeypatch.setitem(folding._HANDLERS, e.GangExplained, lambda state, event_id, event: fault(state))
+    monkeypatch.setitem(folding._STEPS, e.GangExplained, (lambda state, event_id, event: fault(state), True))
     report = verify(made(log))
     assert report.first_bad == bad.id, report.problems
     assert "gang.explained" in report.problems[0]

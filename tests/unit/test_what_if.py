@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from spoke.allocator.what_if.compare import Comparison, what_if
 from spoke.allocator.what_if.policy import RECORDED, Trial, trial

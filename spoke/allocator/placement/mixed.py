@@ -37,7 +37,7 @@ class _Search:
         self._nodes = sorted(nodes, key=lambda node: tight(Room(node, 0, True)))
         self._free = [[node.free_gpus.bit_count(), node.free_cpu_milli, node.free_memory] for node in self._nodes]
         self._parts, self._order = parts, order
-        self._needs = [need_of(part) for part in parts]
+        self._needs = [(need.gpus, need.cpu_milli, need.memory) for need in map(need_of, parts)]
         self._suits = [[not select.unsuitable(part, node) for node in self._nodes] for part in parts]
         self._ports = [port(node) for node in self._nodes]
         self._counts = [[0] * len(self._nodes) for _ in parts]

@@ -7,8 +7,10 @@ that are over, preemptions, limits of time, drains. Actors are left out: they de
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
+
+from msgspec.structs import replace
 
 from spoke.allocator.decide import next_deadline_ms, waits
 from spoke.allocator.what_if.lifetimes import Lifetimes
@@ -24,7 +26,7 @@ _HAPPENS = (
 )
 """What happens to the pool whatever the policy. That a drain or a reservation ends follows from the rest."""
 
-_MATTERS = frozenset(
+_MATTERS: frozenset[type[e.Event]] = frozenset(
     {
         *_HAPPENS,
         *(e.GangQueued, e.GangAllocated, e.GangRefused, e.GangCancelled, e.GangMoved, e.GangPrioritized),

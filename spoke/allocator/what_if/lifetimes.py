@@ -7,7 +7,7 @@ from array import array
 from spoke.events import types as e
 from spoke.events.state import ticket_number
 
-LASTING = frozenset({e.GangAllocated, e.TicketPreempting, e.TicketSpared, e.GangReleased})
+LASTING: frozenset[type[e.Event]] = frozenset({e.GangAllocated, e.TicketPreempting, e.TicketSpared, e.GangReleased})
 """The events that tell how long tickets last."""
 NUMBERS_SKIPPED_MAX = 1_000_000
 

@@ -15,7 +15,7 @@ from spoke.events.queueing import demand_of
 SIZES: tuple[tuple[str, int], ...] = (("up to 1", 1), ("2 to 8", 8), ("9 to 64", 64), ("more", 1 << 40))
 """The classes of gangs, by the GPUs that they ask for at most."""
 
-COUNTED = frozenset(
+COUNTED: frozenset[type[e.Event]] = frozenset(
     {
         *(e.GangQueued, e.GangAllocated, e.GangRefused, e.GangCancelled, e.GangReleasing, e.GangRepaired),
         *(e.GangReleased, e.TicketPreempting, e.TicketSpared),
