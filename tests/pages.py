@@ -42,7 +42,7 @@ LOOKS = re.compile(
 )
 SHOWN_URL = "redis://127.0.0.1:6379"
 UP = re.compile(r"Spoke is up at (\S+),")
-LIMIT_S, STOP_S, LOOK_EVERY_S = 60.0, 20.0, 0.05
+LIMIT_S, STOP_S, LOOK_EVERY_S = 90.0, 20.0, 0.05
 
 
 @dataclass(frozen=True)
