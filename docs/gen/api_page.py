@@ -124,13 +124,19 @@ def _code(text: str) -> str:
 
 def _text(thing: Any) -> str:
     """Its docstring; examples in it as code."""
-    paragraphs = []
-    for paragraph in re.split(r"\n\s*\n", doc(thing)):
-        if paragraph.lstrip().startswith(">>>"):
-            paragraphs.append(f"```pycon\n{inspect.cleandoc(paragraph)}\n```")
+    lines: list[str] = []
+    example: list[str] = []
+    for line in [*doc(thing).splitlines(), ""]:
+        if example and not line.strip():
+            lines += ["```pycon", *inspect.cleandoc("\n".join(example)).splitlines(), "```", ""]
+            example = []
+        elif example or line.lstrip().startswith(">>>"):
+            if not example and lines and lines[-1]:
+                lines.append("")
+            example.append(line)
         else:
-            paragraphs.append(paragraph)
-    return "\n\n".join(paragraphs) + "\n"
+            lines.append(line)
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _is_error(thing: Any) -> bool:
