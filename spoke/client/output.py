@@ -11,6 +11,7 @@ import msgspec
 
 from spoke.client.logs import Begin, Chunk, Feed, LogReader, Splitter
 from spoke.errors import LogsUnavailable, RankOutOfRange, UnknownTicket
+from spoke.events.lifecycle import ACTOR_ALIVE
 from spoke.protocol.keys import Keys
 from spoke.protocol.logs import LOG_DIR_LABEL
 from spoke.protocol.server import Redis
@@ -19,7 +20,6 @@ LOOK_EVERY_S = 1.0
 """How often a follower looks whether actors have come or ended."""
 NEWS_S = 5.0
 """For how long an agent holds a follower's ask back while there is nothing new."""
-_RUNS = ("launching", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def read_places(redis: Redis, keys: Keys, ticket_id: str) -> Places | None:
     over = raw.get(b"state") == b"ended"
     ranks = {int(name[5:]): msgspec.json.decode(value) for name, value in raw.items() if name.startswith(b"rank.")}
     members = tuple(
-        Member(rank, row["actor"], row["node"], not over and row.get("state") in _RUNS, row.get("host", ""))
+        Member(rank, row["actor"], row["node"], not over and row.get("state") in ACTOR_ALIVE, row.get("host", ""))
         for rank, row in sorted(ranks.items())
         if row.get("actor")
     )

@@ -339,6 +339,27 @@ def test_a_client_reads_and_follows_its_gangs_output(
         next(left)
 
 
+def test_a_follower_stays_while_an_actor_is_started_again(
+    shared_server: EmbeddedServer, pool: str, daemons: Daemons, redis: Redis, tmp_path: Path
+) -> None:
+    url = shared_server.url
+    daemons.allocator(url)
+    daemons.agent(url, "n1")
+    script = f"echo run; if [ -e {tmp_path}/again ]; then exit 0; fi; touch {tmp_path}/again; exit 1"
+    care = spoke.Supervision(restart=spoke.Restart(backoff_s=2.0))
+    with spoke.Client(url, pool=pool) as client:
+        wait_for_node(client)
+        gang = client.gang_allocate(1, 1).result(T_S)
+        gang.launch_command(["sh", "-c", script], supervision=care).result(T_S)
+
+        def waits_to_be_started_again() -> bool:
+            raw: Any = redis.hget(Keys(pool).ticket(gang.ticket_id), "rank.0")
+            return b"restarting" in (raw or b"")
+
+        eventually(waits_to_be_started_again, "it failed", T_S)
+        assert [line.text for line in gang.logs(follow=True)] == ["run", "run"]
+
+
 def test_an_asynchronous_client_follows_and_leaves_when_it_is_cancelled(
     shared_server: EmbeddedServer, pool: str, daemons: Daemons
 ) -> None:
