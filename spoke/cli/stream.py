@@ -86,15 +86,16 @@ class OutputStream:
                 self._tell(f"the output cannot be read for now: {error}")
             self._feed.hurry()
             return
+        out = bytearray()
+        for chunk in chunks:
+            for line in self._lines[chunk.rank].lines(chunk.data):
+                out += self._prefixer.line(chunk.rank, line)
+        self._write(out)  # before anything is told: if nobody reads any more, there is nothing to tell
         for problem in self._feed.errors.values():
             self._tell(str(problem))
-        out = bytearray()
         for chunk in chunks:
             if chunk.lost:
                 self._tell(f"{chunk.lost} bytes of rank {chunk.rank}'s output were rotated away before they were read")
-            for line in self._lines[chunk.rank].lines(chunk.data):
-                out += self._prefixer.line(chunk.rank, line)
-        self._write(out)
 
     def _tell(self, text: str) -> None:
         if text not in self._told:
