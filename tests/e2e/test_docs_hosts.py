@@ -80,7 +80,7 @@ def test_slurm(tmp_path: Path) -> None:
         assert len(typed) == 8
         (directory,) = walk.directory.glob("spoke-2-*")
         assert (directory / "url").stat().st_mode & 0o077 == 0
-        assert len(list(walk.directory.glob("spoke-1-*/logs/n[12]/*/*"))) == 2, "what the ranks printed"
+        assert len(list(walk.directory.glob("spoke-1-*/logs/n[12]/*/*.log"))) == 2, "what the ranks printed"
 
 
 def command_of(kind: str, name: str, mapped: dict[str, str]) -> list[str]:
