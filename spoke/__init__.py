@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from spoke.events.supervision import Supervision as Supervision
     from spoke.protocol.explanation import Explanation as Explanation
     from spoke.protocol.explanation import PendingReason as PendingReason
+    from spoke.protocol.launch import Torchrun as Torchrun
     from spoke.protocol.notice import Notice as Notice
     from spoke.transport.carrier import Transport as Transport
     from spoke.transport.handles import BufferHandle as BufferHandle
@@ -115,6 +116,7 @@ _HOMES = {
     "spoke.protocol.explanation": ("Explanation", "PendingReason"),
     "spoke.events.rules": ("Group",),
     "spoke.events.supervision": ("ExitHook", "HealthCheck", "Restart", "Supervision"),
+    "spoke.protocol.launch": ("Torchrun",),
     "spoke.protocol.notice": ("Notice",),
     "spoke.transport.handles": ("BufferHandle",),
     "spoke.transport.mailbox": ("Mailbox",),

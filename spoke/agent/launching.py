@@ -15,6 +15,7 @@ from spoke.agent.config import LOG_BYTES, LOG_FILES
 from spoke.agent.instructions import Spawn, SpawnHelper
 from spoke.agent.logs.files import log_path
 from spoke.agent.procfs import LAUNCH_MARK
+from spoke.agent.torchrun import worker_environment
 from spoke.errors import InvalidRequest
 from spoke.events.model import GPU_MILLI
 from spoke.events.supervision import NONE
@@ -65,7 +66,7 @@ def prepare(step: Spawn, site: Site, base_env: Mapping[str, str]) -> Prepared:
     launch = decode_blob(step.blob) if step.blob else LaunchBlob(b"")
     is_command = bool(order.spec.argv)
     argv = order.spec.argv or (sys.executable, "-c", _RUN, order.spec.type_name, order.actor_id)
-    env = environment(order, launch.env, site, base_env, step.restarts)
+    env = environment(order, launch, site, base_env, step.restarts)
     spec = _spec(order, order.launch_id, argv, env, site)
     spec |= {"is_command": is_command, "rlimits": dict((order.spec.supervision or NONE).rlimits)}
     return Prepared(spec, b"" if is_command else _document(order, launch, site, step.restarts), launch.log_key)
@@ -76,7 +77,7 @@ def prepare_helper(step: SpawnHelper, site: Site, base_env: Mapping[str, str]) -
     order, care = step.order, step.order.spec.supervision or NONE
     launch = decode_blob(step.blob) if step.blob else LaunchBlob(b"")
     process_id = f"{order.launch_id}+{step.part}"
-    env = environment(order, launch.env, site, base_env, step.restarts) | {LAUNCH_MARK: site.mark + process_id}
+    env = environment(order, launch, site, base_env, step.restarts) | {LAUNCH_MARK: site.mark + process_id}
     if step.part == "hook":
         argv = care.exit_hook.argv if care.exit_hook is not None else ()
         env |= {
@@ -107,14 +108,14 @@ def _spec(
 
 
 def environment(
-    order: StartActor, added: Mapping[str, str], site: Site, base: Mapping[str, str], restarts: int = 0
+    order: StartActor, launch: LaunchBlob, site: Site, base: Mapping[str, str], restarts: int = 0
 ) -> dict[str, str]:
     """The agent's environment (without its own secrets), the launch's additions, then what Spoke answers for.
 
     CUDA must see the actor's GPUs and no others, before anything in the process initializes it. RANK and its like are
     what ``torch.distributed`` reads with ``init_process_group("env://")``.
     """
-    for name, value in added.items():
+    for name, value in launch.env.items():
         if not name or "=" in name or "\0" in name + value:
             raise InvalidRequest(f"the environment variable {name!r} cannot be set: it has no usable name or value")
     gpus = ",".join(map(str, order.gpu_ids))
@@ -148,7 +149,11 @@ def environment(
         ours["SPOKE_RANK_IN_GROUP"] = str(order.rank_in_group)
         ours["SPOKE_GROUP_SIZE"] = str(order.group_size)
     inherited = {name: value for name, value in base.items() if name not in AGENTS_OWN}
-    return {"PYTHONUNBUFFERED": "1", **inherited, **added, **ours}
+    before = {"PYTHONUNBUFFERED": "1", **inherited, **launch.env}
+    if launch.torchrun is not None:
+        folder = log_path(site.log_dir, order.ticket_id, order.rank, order.actor_id).parent
+        ours |= worker_environment(order, launch.torchrun, restarts, before, folder)
+    return {**before, **ours}
 
 
 def _document(order: StartActor, launch: LaunchBlob, site: Site, restarts: int) -> bytes:

@@ -87,7 +87,7 @@ class Life:
         """Start its process."""
         self.stage = "starting"
         self._main, self._was_up, self._pid = True, False, 0
-        self._failure, self._tail, self._exit = "", "", (0, 0)
+        self._failure, self._said, self._tail, self._exit = "", "", "", (0, 0)
         self._up_since_s = self._ended_s = now_s
         self._limit_s = None if self._start_limit_s is None else now_s + self._start_limit_s
         self._probe_at_s: float | None = None
@@ -121,6 +121,10 @@ class Life:
         self._failure, self._limit_s = reason, None
         self._may_restart = not for_good
         return [i.StopProcess(self.order.launch_id, min(1.0, self.order.grace_s))]
+
+    def explained(self, reason: str) -> None:
+        """It left word of why it ends."""
+        self._said = reason
 
     # --- health ------------------------------------------------------------------------------------------------------
 
@@ -221,13 +225,13 @@ class Life:
         order, (code, signal) = self.order, self._exit
         whose = (order.ticket_id, order.rank, order.launch_id)
         if self._was_up:
-            return [r.ReportExited(*whose, code, signal, self._failure, self.restarts)]
+            return [r.ReportExited(*whose, code, signal, self._why(), self.restarts)]
         return [r.ReportStartFailed(*whose, self._why(), self.restarts)]
 
     def _why(self) -> str:
         """Why it ended, where neither code nor signal says it."""
         if self._failure or self._was_up:
-            return self._failure
+            return self._failure or (self._said if any(self._exit) else "")
         if self.stopping:
             return "it was told to stop before it was up"
         code, signal = self._exit

@@ -430,6 +430,13 @@ class AgentMachine:
         life = self._actors.get(launch_id)
         return [] if life is None else self._of(life, life.failed(reason, for_good=for_good), now_s)
 
+    def explained(self, launch_id: str, reason: str) -> list[i.Instruction]:
+        """The actor left word of why it ends, which is told with its end."""
+        life = self._actors.get(launch_id)
+        if life is not None:
+            life.explained(reason)
+        return []
+
     def probed(self, launch_id: str, number: tuple[int, int], trouble: str, now_s: float) -> list[i.Instruction]:
         """An actor was asked whether it is healthy: what is wrong, if anything is."""
         life = self._actors.get(launch_id)

@@ -37,6 +37,7 @@ from spoke.agent.logs.server import LogServer, Shelf
 from spoke.agent.machine import AgentMachine, Settings
 from spoke.agent.nvml import NvmlSource
 from spoke.agent.ports import HeldPorts
+from spoke.agent.torchrun import ERROR_FILE, read_error
 from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
 from spoke.errors import InvalidRequest, NodeRefused, SpokeError, from_code
 from spoke.events.model import NodeSpec
@@ -152,6 +153,7 @@ class Agent:
         self._asked_to_stop = 0
         self._quit: i.Quit | None = None
         self._ports_at_s: float | None = None
+        self._error_files: dict[str, dict[str, str]] = {}
         try:
             self._build(config, keys)
         except BaseException:
@@ -319,7 +321,9 @@ class Agent:
             case "failed":
                 return machine.failed(message["id"], message["reason"], now_s)
             case "ended":
-                return machine.ended(message["id"], message["code"], message["signal"], message["tail"], now_s)
+                said = read_error(self._error_files.pop(message["id"], {}))
+                told = list(machine.explained(message["id"], said)) if said else []
+                return told + machine.ended(message["id"], message["code"], message["signal"], message["tail"], now_s)
             case "fenced":
                 log.error("the keeper killed the actors: the agent had not extended the lease in time")
         return []
@@ -399,4 +403,6 @@ class Agent:
             self._do(self._machine.failed(launch_id, str(error), clock_s(), for_good=True))
             self._do(self._machine.ended(launch_id, -1, 0, "", clock_s()))
             return
+        if ERROR_FILE in prepared.spec["env"] and isinstance(step, i.Spawn):
+            self._error_files[launch_id] = {ERROR_FILE: prepared.spec["env"][ERROR_FILE]}
         self._keeper.spawn(prepared)

@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from spoke.cli.metrics import MetricsAddress, serving
-from spoke.cli.options import Pool, Url
-from spoke.cli.run import parse_pairs
+from spoke.cli.options import Pool, Url, parse_pairs
 from spoke.errors import InvalidRequest
 
 log = logging.getLogger("spoke.cli")

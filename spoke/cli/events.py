@@ -71,7 +71,8 @@ def generic(event: e.Event) -> str:
     )
 
 
-def _gang(spec: GangSpec) -> str:
+def gang_words(spec: GangSpec) -> str:
+    """What a gang asks for, in one line."""
     name = f"{spec.name!r} " if spec.name else ""
     size = f"{spec.shape} actors"
     each = [(group.name, group.resources) for group in spec.groups] or [("", spec.resources)]
@@ -125,7 +126,7 @@ def _registered(event: e.NodeRegistered) -> str:
 
 def _queued(event: e.GangQueued) -> str:
     until = f", until {local_time(event.deadline_ms)}" if event.deadline_ms else ""
-    return f"{event.ticket_id} {_gang(event.spec)} for {event.client_id}{until}{_because(event.reason)}"
+    return f"{event.ticket_id} {gang_words(event.spec)} for {event.client_id}{until}{_because(event.reason)}"
 
 
 def _exited(event: e.ActorExited) -> str:
@@ -173,8 +174,8 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.GpuMarkedUnhealthy: lambda v: f"GPU {v.index} of {v.node_id} ({v.kind}){_asked(v)}{_because(v.reason)}",
     e.GpuMarkedHealthy: lambda v: f"GPU {v.index} of {v.node_id}{_asked(v)}{_because(v.reason)}",
     e.GangQueued: _queued,
-    e.GangAllocated: lambda v: f"{v.ticket_id} {_gang(v.spec)} for {v.client_id}; {_places(v.slots)}",
-    e.GangRefused: lambda v: f"{v.ticket_id or '-'} {_gang(v.spec)} for {v.client_id} ({v.code}): {v.reason}",
+    e.GangAllocated: lambda v: f"{v.ticket_id} {gang_words(v.spec)} for {v.client_id}; {_places(v.slots)}",
+    e.GangRefused: lambda v: f"{v.ticket_id or '-'} {gang_words(v.spec)} for {v.client_id} ({v.code}): {v.reason}",
     e.GangCancelled: lambda v: f"{v.ticket_id}{_because(v.reason)}",
     e.GangPrioritized: lambda v: f"{v.ticket_id} has priority {v.priority}{_asked(v)}",
     e.TicketPreempting: lambda v: f"{v.ticket_id} until {local_time(v.deadline_ms)}{_because(v.reason)}",

@@ -49,7 +49,7 @@ def explain(
     if json:
         write_json(asdict(told))
     else:
-        _show(told)
+        show(told)
 
 
 def explained(found: Past, name: str, end: str) -> Explanation:
@@ -134,7 +134,8 @@ def _just_before(event_id: str) -> str:
     return f"{ms}-{seq - 1}" if seq else f"{max(0, ms - 1)}-{2**64 - 1}"
 
 
-def _show(told: Explanation) -> None:
+def show(told: Explanation) -> None:
+    """Print an explanation."""
     say(clean(told.sentence + "."))
     lines = {
         "needs": told.needs,

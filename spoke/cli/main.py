@@ -33,6 +33,7 @@ from spoke.cli import (
     up,
     web,
 )
+from spoke.cli.job.command import RunCommand
 from spoke.cli.output import complain, forget_output
 from spoke.errors import NodeRemoved, SpokeError
 
@@ -93,7 +94,7 @@ def _root(
 
 
 app.command("up")(up.up)
-app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
+app.command("run", cls=RunCommand, context_settings={"allow_interspersed_args": False})(run.run)
 app.command("status")(pool.status)
 app.command("nodes")(pool.nodes)
 app.command("tickets")(pool.tickets)

@@ -60,3 +60,16 @@ def opened(url: str | None, pool: str | None) -> Iterator[Opened]:
             yield Opened(place, redis, keys)
         except RedisError as error:  # an OSError may as well come from the terminal: it is not the server's here
             raise explain(error, place) from error
+
+
+def parse_pairs(option: str, pairs: list[str]) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a dict; raises InvalidRequest."""
+    from spoke.errors import InvalidRequest
+
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise InvalidRequest(f"{option} {pair!r} cannot be read: write {option} NAME=VALUE")
+        found[name] = value
+    return found

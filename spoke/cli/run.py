@@ -7,7 +7,6 @@ one queue, so that a signal never interrupts the client in the middle of somethi
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import signal
 import time
@@ -15,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from spoke.cli.node import parse_time
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain
-from spoke.errors import ActorStartFailed, InvalidRequest, SpokeError
+from spoke.errors import ActorStartFailed, SpokeError
 
 if TYPE_CHECKING:
     from spoke.cli.stream import OutputStream
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from spoke.client.logs import LogReader
     from spoke.client.sync import Client
     from spoke.client.tracking import ActorExit
-    from spoke.events.rules import Strategy
 
 T = TypeVar("T")
 LOOK_EVERY_S = 2.0
@@ -53,9 +50,20 @@ class Interrupted(SpokeError):
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run at every rank.")],
-    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="On how many different nodes.")] = 1,
-    actors_per_node: Annotated[int, typer.Option(metavar="N", help="How many processes on each.")] = 1,
+    ctx: typer.Context,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[JOBFILE] [-- COMMAND...]", help="What to run at every rank; or a YAML or TOML file."),
+    ] = None,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes", "--nnodes", metavar="N|MIN:MAX", help="On how many different nodes; or as many as fit."
+        ),
+    ] = "1",
+    actors_per_node: Annotated[
+        int, typer.Option("--actors-per-node", "--nproc-per-node", metavar="N", help="How many processes on each.")
+    ] = 1,
     gpus_per_actor: Annotated[
         float, typer.Option(metavar="N", help="GPUs for each process; below 1 it is a share of one, like 0.25.")
     ] = 0,
@@ -129,6 +137,32 @@ def run(
     env: Annotated[
         list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Set this in its environment.")
     ] = None,
+    restart: Annotated[
+        str | None,
+        typer.Option(metavar="POLICY", help="When a rank fails: never (default), on_failure (it alone), gang (all)."),
+    ] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(metavar="N", help="How often it is started again (default 3; with --torch 0).")
+    ] = None,
+    start_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="It must be up by then; for actors and health checks.")
+    ] = "0",
+    exit_hook: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Run this on the node each time that a rank has ended.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A limit of its processes, like nofile=65536 or memlock=unlimited."),
+    ] = None,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="The command is a Python script, run as torchrun would run it.")
+    ] = False,
+    module: Annotated[bool, typer.Option("--module", "-m", help="With --torch: a module, as with python -m.")] = False,
+    no_python: Annotated[bool, typer.Option("--no-python", help="With --torch: a program, without python.")] = False,
+    role: Annotated[str, typer.Option(metavar="NAME", help="With --torch: the workers' ROLE_NAME.")] = "default",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be asked and where it would be now, and end.")
+    ] = False,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
@@ -139,77 +173,31 @@ def run(
     gang. What RANK, WORLD_SIZE, MASTER_ADDR and the like are, each process finds in its environment.
     """
     import spoke
+    from spoke.cli.job.options import job_of
+    from spoke.cli.job.plan import plan_of
     from spoke.client.logs import LogReader
     from spoke.protocol.identity import find_key
     from spoke.protocol.url import resolve_pool, resolve_url
 
     # what the client logs would stand between the ranks' lines
     logging.basicConfig(level=logging.ERROR, format="spoke: %(message)s")
-    variables = parse_pairs("--env", env or [])
-    resources = spoke.Resources(
-        gpus=gpus_per_actor,
-        cpus=cpus_per_actor,
-        memory=memory_per_actor,
-        gpu_memory=gpu_memory_per_actor,
-        nics=nics_per_actor,
-    )
+    plan = plan_of(job_of(ctx, command or []))
+    if dry_run:
+        from spoke.cli.job import dry_run as dry
+
+        raise typer.Exit(dry.dry_run(plan, url, pool))
     inbox = Inbox()
     with inbox.signals():
         client = spoke.Client(url, pool=pool)
         job = Job(client, LogReader(resolve_url(url), resolve_pool(pool), find_key()), inbox)
         try:
-            granted = client.gang_allocate(
-                nodes,
-                actors_per_node,
-                resources,
-                strict_pack,
-                timeout=None if timeout == -1 else timeout,
-                on_failure="release",
-                grace_s=grace,
-                name=name,
-                gpu_models=gpu_model or (),
-                strategy=cast("Strategy | None", strategy),
-                where=parse_labels("--where", where or []),
-                where_not=parse_labels("--where-not", where_not or []),
-                min_gpu_memory=min_gpu_memory,
-                near=near,
-                exclusive=exclusive,
-                same=same,
-                prefer_same=prefer_same,
-                min_nodes=min_nodes,
-                priority=priority,
-                project=project,
-                expected_duration=None if expected_duration is None else parse_time(expected_duration),
-                max_duration=None if max_duration is None else parse_time(max_duration),
-                preemptible=preemptible,
-                reservation=reservation,
-            )
-            code = job.run(granted, command, variables, os.getcwd() if cwd is None else cwd, grace)
+            granted = client.gang_allocate(**plan.ask)
+            code = job.run(granted, plan.launch, plan.grace_s)
         except Interrupted as stopped:
             code = 128 + stopped.number
         finally:
             client.close(HURRY_CLOSE_S if inbox.signal_count > 1 else 10.0)
     raise typer.Exit(code)
-
-
-def parse_pairs(option: str, pairs: list[str]) -> dict[str, str]:
-    """``NAME=VALUE`` texts as a dict; raises InvalidRequest."""
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise InvalidRequest(f"{option} {pair!r} cannot be read: write {option} NAME=VALUE")
-        found[name] = value
-    return found
-
-
-def parse_labels(option: str, pairs: list[str]) -> dict[str, list[str]]:
-    """``LABEL=VALUE`` texts as the values of each label; raises InvalidRequest."""
-    found: dict[str, list[str]] = {}
-    for pair in pairs:
-        ((label, value),) = parse_pairs(option, [pair]).items()
-        found.setdefault(label, []).append(value)
-    return found
 
 
 class Inbox:
@@ -271,7 +259,7 @@ class Job:
     inbox: Inbox
     _reason: str = ""
 
-    def run(self, granted: Future[Gang], argv: list[str], env: dict[str, str], cwd: str, grace_s: float) -> int:
+    def run(self, granted: Future[Gang], launch: Callable[[Gang], Future[Any]], grace_s: float) -> int:
         """Wait for the places, run, release; the exit code. Raises Interrupted and SpokeErrors after the release."""
         from spoke.cli.stream import OutputStream
 
@@ -286,7 +274,7 @@ class Job:
         try:
             output.start()
             try:
-                self._run(gang, argv, env, cwd)
+                self._run(gang, launch)
             except ActorStartFailed as error:
                 not_started = error
             finally:
@@ -299,16 +287,10 @@ class Job:
             raise not_started
         return 0 if failure is None else self._explain(failure, gang, output)
 
-    def _run(self, gang: Gang, argv: list[str], env: dict[str, str], cwd: str) -> None:
-        self.inbox.wait(gang.launch_command(argv, env=env, cwd=cwd))
-        waits = {gang.wait_for_rank(rank) for rank in range(len(gang))}
-        for future in waits:
-            self.inbox.expect(future)
-        while waits:
-            done = self.inbox.next(None)
-            if done in waits:
-                waits.discard(done)
-                done.result()
+    def _run(self, gang: Gang, launch: Callable[[Gang], Future[Any]]) -> None:
+        gang.on_notice(lambda notice: complain(notice.reason))
+        self.inbox.wait(launch(gang))
+        self.inbox.wait(gang.wait(ranks=range(len(gang))))
 
     def _release(self, gang: Gang, grace_s: float) -> None:
         """Give everything back, and wait for it within a limit; a second signal ends the waiting."""
@@ -333,6 +315,7 @@ class Job:
         if failure.phase == "exited":
             code = 128 + failure.signal if failure.signal else failure.code
             how = signal_name(failure.signal) if failure.signal else f"code {failure.code}"
+            how += f": {failure.reason}" if failure.reason else ""
         else:
             code, how = 1, f"{failure.phase}{f': {failure.reason}' if failure.reason else ''}"
         why = f" ({gang.releasing})" if failure.expected and gang.releasing else ""

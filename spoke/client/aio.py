@@ -14,7 +14,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Env, Gang, Ids, Types
+from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Commands, Env, Gang, Ids, Types
 from spoke.client.handle import ActorHandle
 from spoke.client.lines import LogLine
 from spoke.client.operate import AsyncOperations
@@ -25,6 +25,7 @@ from spoke.errors import ClientClosed
 from spoke.events.model import OnFailure, Resources, Slot
 from spoke.events.rules import Group, Labels, Strategy
 from spoke.events.supervision import Supervision
+from spoke.protocol.launch import Torchrun
 from spoke.protocol.notice import Notice
 from spoke.transport import Stream, Transport
 from spoke.transport.mailbox import CAPACITY, Mailbox
@@ -251,15 +252,17 @@ class AsyncGang:
 
     async def launch_command(
         self,
-        argv: Sequence[str],
+        argv: Commands,
         *,
         env: Env = None,
         cwd: str | None = None,
         supervision: Supervision | None = None,
+        torchrun: Torchrun | None = None,
     ) -> list[AsyncActorHandle]:
         """Run a command at every rank; see ``Client.launch_command``."""
         launch = self.sync.launch_command
-        return _wrap_all(await _await_late(launch, argv, env=env, cwd=cwd, supervision=supervision))
+        options = {"env": env, "cwd": cwd, "supervision": supervision, "torchrun": torchrun}
+        return _wrap_all(await _await_late(launch, argv, **options))
 
     async def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> list[ActorExit]:
         """Wait for the ends of the actors; see ``Gang.wait``."""
@@ -457,16 +460,17 @@ class AsyncClient(AsyncOperations):
     async def launch_command(
         self,
         ticket_id: str,
-        argv: Sequence[str],
+        argv: Commands,
         *,
         env: Env = None,
         cwd: str | None = None,
         supervision: Supervision | None = None,
+        torchrun: Torchrun | None = None,
         timeout: float | None = None,
     ) -> list[AsyncActorHandle]:
         """Run a command at every rank; see ``Client.launch_command``."""
         launch = self.sync.launch_command
-        options = {"env": env, "cwd": cwd, "supervision": supervision, "timeout": timeout}
+        options = {"env": env, "cwd": cwd, "supervision": supervision, "torchrun": torchrun, "timeout": timeout}
         return _wrap_all(await _await_late(launch, ticket_id, argv, **options))
 
     async def spawn(

@@ -17,6 +17,7 @@ from spoke.client.tracking import ENDED, ActorExit, Ticket
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events.model import Slot
 from spoke.events.supervision import Supervision
+from spoke.protocol.launch import Torchrun
 from spoke.protocol.notice import Notice
 from spoke.protocol.replies import ActorInfo
 from spoke.transport import CallServer
@@ -31,6 +32,8 @@ RELEASE_TIMEOUT_S = 60.0
 Args = Mapping[str, Any] | Callable[[Slot], Mapping[str, Any]] | None
 Types = str | Mapping[str, str]
 """A registered type, or one for each group of a mixed gang."""
+Commands = Sequence[str] | Mapping[str, Sequence[str]]
+"""A command's words, or those for each group of a mixed gang."""
 Ids = Sequence[str] | Callable[[Slot], str] | None
 Env = Mapping[str, str] | None
 
@@ -130,14 +133,17 @@ class Gang:
 
     def launch_command(
         self,
-        argv: Sequence[str],
+        argv: Commands,
         *,
         env: Env = None,
         cwd: str | None = None,
         supervision: Supervision | None = None,
+        torchrun: Torchrun | None = None,
     ) -> Future[list[ActorHandle]]:
         """Run a command at every rank; see ``Client.launch_command``."""
-        return self.client.launch_command(self.ticket_id, argv, env=env, cwd=cwd, supervision=supervision)
+        return self.client.launch_command(
+            self.ticket_id, argv, env=env, cwd=cwd, supervision=supervision, torchrun=torchrun
+        )
 
     def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> Future[list[ActorExit]]:
         """The ends of all actors that were launched, or of those at ``ranks``.

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from spoke.client.gang import Args, Env, Ids, Types
+from spoke.client.gang import Args, Commands, Env, Ids, Types
 from spoke.errors import InvalidRequest, LimitExceeded, RankOutOfRange
 from spoke.events.model import ActorSpec, Member, Slot
 from spoke.events.supervision import NONE, Supervision
-from spoke.protocol.launch import LaunchBlob, encode_blob, pack_blobs
+from spoke.protocol.launch import LaunchBlob, Torchrun, encode_blob, pack_blobs
 from spoke.protocol.requests import ARGS_BYTES_MAX
 from spoke.transport import pack
 
@@ -50,11 +50,15 @@ def check_rank(rank: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How actors are run: the environment's additions, the working directory, how their agents look after them."""
+    """How actors are run: the environment's additions, the working directory, how their agents look after them.
+
+    ``torchrun``: commands are run as torchrun would.
+    """
 
     env: Env = None
     cwd: str | None = None
     supervision: Supervision | None = None
+    torchrun: Torchrun | None = None
 
     def spec(self, type_name: str = "", argv: tuple[str, ...] = ()) -> ActorSpec:
         """What to run; raises InvalidRequest."""
@@ -86,8 +90,24 @@ def gang_plan(types: Types, args: Args, ids: Ids, way: Way) -> Plan:
     return _WholeGang(next(iter(by_group.values())), packed, ids, _env(way.env), by_group)
 
 
-def command_plan(argv: Sequence[str], way: Way) -> Plan:
-    """A command at every rank."""
+def command_plan(argv: Commands, way: Way) -> Plan:
+    """A command at every rank; with a command for each group, at the ranks of those."""
+    if way.torchrun is not None and not isinstance(way.torchrun, Torchrun):
+        raise InvalidRequest(f"torchrun must be a spoke.Torchrun, not {way.torchrun!r:.100}")
+    if not isinstance(argv, Mapping):
+        by_group: dict[str, ActorSpec] = {}
+        spec = way.spec(argv=_checked_words(argv))
+    else:
+        by_group = {
+            _checked_text("a group's name", group): way.spec(argv=_checked_words(w)) for group, w in argv.items()
+        }
+        if not by_group:
+            raise InvalidRequest("a launch by groups names at least one group and its command")
+        spec = next(iter(by_group.values()))
+    return _WholeGang(spec, b"", lambda slot: f"rank-{slot.global_rank}", _env(way.env), by_group, way.torchrun)
+
+
+def _checked_words(argv: Sequence[str]) -> tuple[str, ...]:
     if isinstance(argv, str) or not argv or not all(isinstance(word, str) for word in argv):
         raise InvalidRequest(f"a command is a list of words, like ['python', 'train.py'], not {str(argv)[:200]!r}")
     for word in argv:
@@ -96,7 +116,7 @@ def command_plan(argv: Sequence[str], way: Way) -> Plan:
         raise InvalidRequest("the command's first word, the program, is empty")
     if sum(map(len, argv)) > ARGV_BYTES_MAX:
         raise InvalidRequest(f"the command is longer than {ARGV_BYTES_MAX} characters: put its input into a file")
-    return _WholeGang(way.spec(argv=tuple(argv)), b"", lambda slot: f"rank-{slot.global_rank}", _env(way.env))
+    return tuple(argv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +140,7 @@ class _WholeGang:
     ids: Ids
     env: dict[str, str]
     by_group: Mapping[str, ActorSpec] = field(default_factory=dict)
+    torchrun: Torchrun | None = None
 
     def __call__(self, slots: Sequence[Slot], secret: bytes, log_key: bytes = b"") -> Parts:
         if self.by_group:
@@ -132,7 +153,7 @@ class _WholeGang:
         if callable(self.args):
             blobs = [encode_blob(LaunchBlob(secret, _pack_args(self.args(slot)), self.env, log_key)) for slot in slots]
         else:
-            blobs = [encode_blob(LaunchBlob(secret, self.args, self.env, log_key))]
+            blobs = [encode_blob(LaunchBlob(secret, self.args, self.env, log_key, self.torchrun))]
         return self._members(slots), _pack_blobs(blobs)
 
     def _members(self, slots: Sequence[Slot]) -> tuple[Member, ...]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from spoke.client import launching
 from spoke.client.asking import gang_spec
 from spoke.client.futures import Chain, failed
-from spoke.client.gang import Args, Env, Gang, Ids, Types, close_all
+from spoke.client.gang import Args, Commands, Env, Gang, Ids, Types, close_all
 from spoke.client.handle import ActorHandle, Line
 from spoke.client.lines import LogLine, batches_of, flat, flat_async
 from spoke.client.memory import GangMemory
@@ -29,6 +29,7 @@ from spoke.events.supervision import Supervision
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.identity import Key, find_key
+from spoke.protocol.launch import Torchrun
 from spoke.protocol.logs import log_key
 from spoke.protocol.server import explained
 from spoke.protocol.url import mask_url, resolve_pool, resolve_url
@@ -295,15 +296,20 @@ class Client(Operations, Closing):
     def launch_command(
         self,
         ticket_id: str,
-        argv: Sequence[str],
+        argv: Commands,
         *,
         env: Env = None,
         cwd: str | None = None,
         supervision: Supervision | None = None,
+        torchrun: Torchrun | None = None,
         timeout: float | None = None,
     ) -> Future[list[ActorHandle]]:
-        """Run a command at every rank of a ticket, on agents that allow commands; otherwise as ``launch_gang``."""
-        plan = launching.command_plan(argv, launching.Way(env, cwd, supervision))
+        """Run a command at every rank of a ticket, on agents that allow commands; otherwise as ``launch_gang``.
+
+        In a mixed gang ``argv`` may be a dict, a command for each group. ``torchrun``: its environment is also that of
+        torchrun's workers.
+        """
+        plan = launching.command_plan(argv, launching.Way(env, cwd, supervision, torchrun))
         return self._launch(ticket_id, plan, lambda handles: handles, timeout)
 
     def spawn(

@@ -14,16 +14,30 @@ from spoke.events.codec import DecodeError
 
 
 @dataclass(frozen=True, slots=True)
+class Torchrun:
+    """A command that is run as torchrun would: what its environment says besides. ``run_id`` empty: the ticket's id.
+
+    ``max_restarts`` is only told; what follows a failure is said by the launch's restart policy.
+    """
+
+    run_id: str = ""
+    role: str = "default"
+    max_restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchBlob:
     """``args`` is the msgpack of the actor's arguments, ``env`` is added to its environment.
 
-    ``log_key`` opens its output to readers, in pools with signed requests (see ``logs.py``).
+    ``log_key`` opens its output to readers, in pools with signed requests (see ``logs.py``). ``torchrun``: its
+    environment is also that of torchrun's workers.
     """
 
     secret: bytes
     args: bytes = b""
     env: dict[str, str] = field(default_factory=dict)
     log_key: bytes = b""
+    torchrun: Torchrun | None = None
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -10,8 +10,8 @@ import pytest
 from spoke.cli import moments, output
 from spoke.cli.daemons import parse_gpus
 from spoke.cli.events import TYPE_WIDTH, event_document, event_line
+from spoke.cli.options import parse_pairs
 from spoke.cli.output import Prefixer
-from spoke.cli.run import parse_pairs
 from spoke.cli.views import how_it_ended, needs, ticket_document
 from spoke.errors import InvalidRequest
 from spoke.events import types as e

@@ -40,11 +40,11 @@ class ToldGang:
     def __len__(self) -> int:
         return len(self.ticket.exits)
 
-    def launch_command(self, argv: list[str], **options: Any) -> Future[Any]:
-        return self._launched
+    def on_notice(self, tell: Any) -> None:
+        self.tell = tell
 
-    def wait_for_rank(self, rank: int) -> Future[Any]:
-        return done(self.ticket.exits[rank])
+    def wait(self, *, ranks: Any) -> Future[Any]:
+        return done([self.ticket.exits[rank] for rank in ranks if rank in self.ticket.exits])
 
     def release(self) -> Future[bool]:
         self.releases += 1
@@ -54,7 +54,7 @@ class ToldGang:
 def run(gang: ToldGang, inbox: Inbox | None = None) -> int:
     client: Any = SimpleNamespace(status=lambda: SimpleNamespace(nodes=(), tickets=()), client_id="c", is_open=True)
     return Job(client, LogReader("redis://127.0.0.1:1", "default"), inbox or Inbox()).run(
-        done(gang), ["true"], {}, "/", 0.1
+        done(gang), lambda gang: gang._launched, 0.1
     )
 
 

@@ -21,6 +21,7 @@ from spoke.events.state import NodeState, mask_of
 from spoke.events.topology import Topology, cost
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
+from spoke.protocol.launch import LaunchBlob
 from tests.builders import MemoryPool, node_spec
 
 PAIRS = tuple(
@@ -115,7 +116,8 @@ def test_an_actor_finds_its_nics_group_and_numa_node_in_its_environment() -> Non
         nics=("mlx5_0:1", "mlx5_1:1"), numa_node=1, group="worker", rank_in_group=3, group_size=8,
     )  # fmt: skip
     site = Site("default", "n0", "mark", "h", (), Path(), "/")
-    env = environment(order, {"NCCL_IB_HCA": "mine"}, site, {})
+    mine = LaunchBlob(b"", env={"NCCL_IB_HCA": "mine"})
+    env = environment(order, mine, site, {})
     assert env["SPOKE_NICS"] == "mlx5_0:1,mlx5_1:1"
     assert env["NCCL_IB_HCA"] == "=mlx5_0:1,mlx5_1:1"
     assert (env["SPOKE_NUMA_NODE"], env["SPOKE_GROUP"], env["SPOKE_RANK_IN_GROUP"], env["SPOKE_GROUP_SIZE"]) == (
@@ -124,7 +126,7 @@ def test_an_actor_finds_its_nics_group_and_numa_node_in_its_environment() -> Non
         "3",
         "8",
     )
-    bare = environment(replace(order, nics=(), numa_node=-1, group=""), {"NCCL_IB_HCA": "mine"}, site, {})
+    bare = environment(replace(order, nics=(), numa_node=-1, group=""), mine, site, {})
     assert bare["NCCL_IB_HCA"] == "mine"
     assert not {"SPOKE_NICS", "SPOKE_GROUP", "SPOKE_NUMA_NODE"} & bare.keys()
 
