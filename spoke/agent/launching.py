@@ -24,7 +24,10 @@ from spoke.protocol.orders import StartActor
 
 ROOT = str(Path(__file__).resolve().parents[2])
 _RUN = f"import sys; sys.path.append({ROOT!r}); from spoke.agent.actor_main import main; main()"
-"""Run with -c, since -m costs every start some milliseconds. The path is for an agent that runs uninstalled."""
+"""Run with -c, since -m costs every start some milliseconds. The path is for an agent that runs uninstalled.
+
+With -P nothing is imported from the working directory, which is the client's to choose.
+"""
 
 AGENTS_OWN = frozenset({"SPOKE_URL", "SPOKE_KEY", "SPOKE_KEY_FILE"})
 """Not for actors: with these they could speak to the server as the agent."""
@@ -65,7 +68,7 @@ def prepare(step: Spawn, site: Site, base_env: Mapping[str, str]) -> Prepared:
     order = step.order
     launch = decode_blob(step.blob) if step.blob else LaunchBlob(b"")
     is_command = bool(order.spec.argv)
-    argv = order.spec.argv or (sys.executable, "-c", _RUN, order.spec.type_name, order.actor_id)
+    argv = order.spec.argv or (sys.executable, "-P", "-c", _RUN, order.spec.type_name, order.actor_id)
     env = environment(order, launch, site, base_env, step.restarts)
     spec = _spec(order, order.launch_id, argv, env, site)
     spec |= {"is_command": is_command, "rlimits": dict((order.spec.supervision or NONE).rlimits)}

@@ -350,8 +350,12 @@ class AgentMachine:
             return "the node's agent is stopping: allocate elsewhere"
         if order.ticket_id in self._closed:
             return "its ticket is being given back"
-        if order.spec.argv and not self._settings.spec.allow_commands:
-            return "this node runs no commands: start the agent with --allow-commands, or launch a registered type"
+        if not self._settings.spec.allow_commands:
+            if order.spec.argv:
+                return "this node runs no commands: start the agent with --allow-commands, or launch a registered type"
+            care = order.spec.supervision
+            if care is not None and (care.exit_hook is not None or (care.health is not None and care.health.argv)):
+                return "this node runs no commands, and so no exit hooks: start the agent with --allow-commands"
         try:  # both become parts of a path
             check_name("the ticket id", order.ticket_id)
             check_name("the actor id", order.actor_id)

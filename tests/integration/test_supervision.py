@@ -198,6 +198,12 @@ def test_limits_and_the_working_directory_are_the_actors_own(client: spoke.Clien
     assert handle.call("cwd").result(T_S) == str(tmp_path)
 
 
+def test_nothing_is_imported_from_the_directory_that_a_client_chose(client: spoke.Client, tmp_path: Path) -> None:
+    (tmp_path / "msgpack.py").write_text("raise RuntimeError('brought by the client')")
+    (handle,) = on(client).launch("Fragile", cwd=str(tmp_path)).result(T_S)
+    assert handle.call("cwd").result(T_S) == str(tmp_path)
+
+
 def test_a_limit_that_cannot_be_had_is_named(client: spoke.Client) -> None:
     care = spoke.Supervision(rlimits={"nofile": 2**62})
     with pytest.raises(ActorStartFailed, match=f"its limit nofile cannot be set to {2**62}: more than"):

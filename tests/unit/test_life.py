@@ -8,7 +8,7 @@ import pytest
 
 from spoke.agent import instructions as i
 from spoke.agent.machine import AgentMachine
-from spoke.events.model import ActorSpec
+from spoke.events.model import ActorSpec, NodeSpec
 from spoke.events.supervision import ExitHook, HealthCheck, Restart, Supervision
 from spoke.protocol import orders as o
 from spoke.protocol import requests as r
@@ -284,6 +284,15 @@ def test_an_actor_has_ended_only_when_the_check_of_its_health_has() -> None:
     assert machine.actors_alive == ("1-0",)
     [report] = requests(machine.ended("1-0+health", -1, 9, "", 1.2))
     assert isinstance(report, r.ReportStartFailed)
+
+
+def test_an_agent_that_runs_no_commands_runs_no_exit_hooks_either() -> None:
+    machine = up(spec=NodeSpec("n0", "host", "10.0.0.1", "m"))
+    [report] = requests(
+        deliver(machine, a_start(spec=ActorSpec("T", supervision=Supervision(exit_hook=ExitHook(["x"])))))
+    )
+    assert isinstance(report, r.ReportStartFailed)
+    assert "--allow-commands" in report.reason
 
 
 # --- exit hooks ----------------------------------------------------------------------------------------------------
