@@ -115,4 +115,5 @@ def test_a_rank_that_fails_is_started_again_and_that_is_said(place: Path) -> Non
 def test_errors_name_the_file_and_the_key(place: Path) -> None:
     (place / "bad.yaml").write_text("command: ls\nnodez: 3")
     assert "bad.yaml: there is no key nodez; did you mean nodes?" in ran(place, "spoke run bad.yaml", code=1)
-    assert "needs a command or an actor" in ran(place, "spoke run --nodes 2", code=1)
+    assert "name what to run" in ran(place, "spoke run --nodes 2", code=2)
+    assert "MIN:MAX" in ran(place, "spoke run --nodes many ls", code=2)

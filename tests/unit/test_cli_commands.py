@@ -184,10 +184,8 @@ def test_run_asks_for_a_share_by_memory_and_for_models(monkeypatch: pytest.Monke
         def __init__(self, url: str | None, pool: str | None = None) -> None:
             pass
 
-        def gang_allocate(
-            self, nodes: int, actors_per_node: int, resources: Resources, *rest: Any, **named: Any
-        ) -> None:
-            asked.update(named, resources=resources)
+        def gang_allocate(self, **named: Any) -> None:
+            asked.update(named)
             raise InvalidRequest("that is all this test wants to know")
 
         def close(self, timeout: float) -> None:

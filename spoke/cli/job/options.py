@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -21,12 +22,16 @@ _LABELS = ("where", "where_not")
 def job_of(ctx: typer.Context, command: list[str]) -> schema.JobFile:
     """The job: what stands in its file, and before that what the options say. Raises InvalidRequest."""
     path = (ctx.obj or {}).get("job", "")
+    if not path and not command:
+        raise typer.BadParameter("name what to run at every rank: a command behind --, or a job file")
     job = schema.read_job(path) if path else schema.JobFile()
     given = {
         name: value
         for name, value in ctx.params.items()
         if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
+    if not re.fullmatch(r"[0-9]+(:[0-9]+)?", ctx.params["nodes"]):
+        raise typer.BadParameter(f"--nodes {ctx.params['nodes']!r}: write a number, or MIN:MAX like 1:4")
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name in _PAIRS:
