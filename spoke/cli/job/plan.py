@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -81,8 +81,8 @@ class Plan:
 def plan_of(job: schema.JobFile) -> Plan:
     """What a job asks for; raises InvalidRequest."""
     num_nodes, min_nodes = _nodes(job)
-    spans: dict[str, Callable[[Any], float]] = {"expected_duration": _seconds, "max_duration": _seconds}
-    timeout_s = None if job.timeout in (-1, "-1") else _seconds(job.timeout)
+    spans = ("expected_duration", "max_duration")
+    timeout_s = None if job.timeout in (-1, "-1") else _seconds("timeout", job.timeout)
     ask: dict[str, Any] = {
         "num_nodes": num_nodes,
         "actors_per_node": job.actors_per_node,
@@ -90,7 +90,7 @@ def plan_of(job: schema.JobFile) -> Plan:
         "strict_pack": job.strict_pack,
         "timeout": timeout_s,
         "on_failure": job.on_failure,
-        "grace_s": _seconds(job.grace),
+        "grace_s": _seconds("grace", job.grace),
         "gpu_models": tuple(job.gpu_model),
         "strategy": cast("Strategy | None", job.strategy),
         "where": job.where,
@@ -99,7 +99,7 @@ def plan_of(job: schema.JobFile) -> Plan:
         "min_nodes": min_nodes,
         "groups": [_group(name, group) for name, group in job.groups.items()],
         **{name: getattr(job, name) for name in _AS_THEY_ARE},
-        **{name: None if getattr(job, name) is None else read(getattr(job, name)) for name, read in spans.items()},
+        **{name: None if getattr(job, name) is None else _seconds(name, getattr(job, name)) for name in spans},
     }
     parts = job.groups if job.groups else {"": job}
     if job.groups and (job.command or job.actor):
@@ -115,7 +115,9 @@ def plan_of(job: schema.JobFile) -> Plan:
                 "torch runs one command at every rank: give the job one, and neither groups nor actors"
             )
         commands = {name: _python(words, torch) for name, words in commands.items()}
-    care = Supervision(restart, _seconds(job.start_timeout), _health(job), _hook(job), _limits(job.limits))
+    care = Supervision(
+        restart, _seconds("start_timeout", job.start_timeout), _health(job), _hook(job), _limits(job.limits)
+    )
     return Plan(
         ask=ask,
         commands=commands,
@@ -232,7 +234,11 @@ def _restart(job: schema.JobFile, *, torchrun: bool) -> Restart | None:
     if torchrun and asked.policy != "gang":
         raise InvalidRequest(f"torch restarts its workers together: restart is gang or never, not {asked.policy}")
     return Restart(
-        asked.policy, asked.max_restarts, _seconds(asked.backoff), _seconds(asked.backoff_max), _seconds(asked.window)
+        asked.policy,
+        asked.max_restarts,
+        _seconds("restart.backoff", asked.backoff),
+        _seconds("restart.backoff_max", asked.backoff_max),
+        _seconds("restart.window", asked.window),
     )
 
 
@@ -264,7 +270,9 @@ def _health(job: schema.JobFile) -> HealthCheck | None:
     if asked is None:
         return None
     words = schema.words_of(asked.command)
-    return HealthCheck(_seconds(asked.interval), _seconds(asked.timeout), asked.failures, words)
+    return HealthCheck(
+        _seconds("health.interval", asked.interval), _seconds("health.timeout", asked.timeout), asked.failures, words
+    )
 
 
 def _hook(job: schema.JobFile) -> ExitHook | None:
@@ -272,7 +280,7 @@ def _hook(job: schema.JobFile) -> ExitHook | None:
     if asked is None:
         return None
     if isinstance(asked, schema.Hook):
-        return ExitHook(schema.words_of(asked.command), _seconds(asked.timeout))
+        return ExitHook(schema.words_of(asked.command), _seconds("exit_hook.timeout", asked.timeout))
     return ExitHook(schema.words_of(asked))
 
 
@@ -280,9 +288,11 @@ def _limits(limits: Mapping[str, schema.Size]) -> dict[str, int]:
     return {name: UNLIMITED if value == "unlimited" else parse_bytes(value) for name, value in limits.items()}
 
 
-def _seconds(span: schema.Span) -> float:
-    if isinstance(span, str):
-        return parse_time(span)
-    if span < 0:
-        raise InvalidRequest(f"a time span is from 0 on, not {span!r}")
-    return float(span)
+def _seconds(what: str, span: schema.Span) -> float:
+    try:
+        seconds = parse_time(span) if isinstance(span, str) else float(span)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{what}: {error}") from error
+    if not seconds >= 0:
+        raise InvalidRequest(f"{what} is a time span from 0 on, not {span!r}")
+    return seconds
