@@ -14,7 +14,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Commands, Env, Gang, Ids, Types
+from spoke.client.gang import RELEASE_TIMEOUT_S, Args, Care, Commands, Env, Gang, Ids, Types
 from spoke.client.handle import ActorHandle
 from spoke.client.lines import LogLine
 from spoke.client.operate import AsyncOperations
@@ -244,7 +244,7 @@ class AsyncGang:
         ids: Ids = None,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
     ) -> list[AsyncActorHandle]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
         launch = self.sync.launch
@@ -256,7 +256,7 @@ class AsyncGang:
         *,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
         torchrun: Torchrun | None = None,
     ) -> list[AsyncActorHandle]:
         """Run a command at every rank; see ``Client.launch_command``."""
@@ -449,7 +449,7 @@ class AsyncClient(AsyncOperations):
         ids: Ids = None,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
         timeout: float | None = None,
     ) -> list[AsyncActorHandle]:
         """Start an actor at every rank; see ``Client.launch_gang``."""
@@ -464,7 +464,7 @@ class AsyncClient(AsyncOperations):
         *,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
         torchrun: Torchrun | None = None,
         timeout: float | None = None,
     ) -> list[AsyncActorHandle]:

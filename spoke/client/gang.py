@@ -34,6 +34,8 @@ Types = str | Mapping[str, str]
 """A registered type, or one for each group of a mixed gang."""
 Commands = Sequence[str] | Mapping[str, Sequence[str]]
 """A command's words, or those for each group of a mixed gang."""
+Care = Supervision | Mapping[str, Supervision] | None
+"""How actors are looked after; in a mixed gang it may be said for each group."""
 Ids = Sequence[str] | Callable[[Slot], str] | None
 Env = Mapping[str, str] | None
 
@@ -126,7 +128,7 @@ class Gang:
         ids: Ids = None,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
     ) -> Future[list[ActorHandle]]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
         return self.client.launch_gang(self.ticket_id, type, args, ids=ids, env=env, cwd=cwd, supervision=supervision)
@@ -137,7 +139,7 @@ class Gang:
         *,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
         torchrun: Torchrun | None = None,
     ) -> Future[list[ActorHandle]]:
         """Run a command at every rank; see ``Client.launch_command``."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from spoke.client.gang import Args, Commands, Env, Ids, Types
+from spoke.client.gang import Args, Care, Commands, Env, Ids, Types
 from spoke.errors import InvalidRequest, LimitExceeded, RankOutOfRange
 from spoke.events.model import ActorSpec, Member, Slot
 from spoke.events.supervision import NONE, Supervision
@@ -57,15 +57,17 @@ class Way:
 
     env: Env = None
     cwd: str | None = None
-    supervision: Supervision | None = None
+    supervision: Care = None
     torchrun: Torchrun | None = None
 
-    def spec(self, type_name: str = "", argv: tuple[str, ...] = ()) -> ActorSpec:
+    def spec(self, type_name: str = "", argv: tuple[str, ...] = (), group: str = "") -> ActorSpec:
         """What to run; raises InvalidRequest."""
-        if self.supervision is not None and not isinstance(self.supervision, Supervision):
-            raise InvalidRequest(f"supervision must be a spoke.Supervision, not {self.supervision!r:.100}")
-        kept = None if self.supervision == NONE else self.supervision
-        return ActorSpec(type_name, argv, _checked_text("cwd", self.cwd or ""), kept)
+        care = self.supervision
+        if isinstance(care, Mapping):
+            care = care.get(group)
+        if care is not None and not isinstance(care, Supervision):
+            raise InvalidRequest(f"supervision must be a spoke.Supervision, or one for each group, not {care!r:.100}")
+        return ActorSpec(type_name, argv, _checked_text("cwd", self.cwd or ""), None if care == NONE else care)
 
 
 def actor_plan(rank: int, type_name: str, actor_id: str, args: Mapping[str, Any] | None, way: Way) -> Plan:
@@ -82,7 +84,7 @@ def gang_plan(types: Types, args: Args, ids: Ids, way: Way) -> Plan:
     if not isinstance(types, Mapping):
         return _WholeGang(way.spec(_checked_text("the actor type", types)), packed, ids, _env(way.env))
     by_group = {
-        _checked_text("a group's name", group): way.spec(_checked_text("the actor type", name))
+        _checked_text("a group's name", group): way.spec(_checked_text("the actor type", name), group=group)
         for group, name in types.items()
     }
     if not by_group:
@@ -99,7 +101,8 @@ def command_plan(argv: Commands, way: Way) -> Plan:
         spec = way.spec(argv=_checked_words(argv))
     else:
         by_group = {
-            _checked_text("a group's name", group): way.spec(argv=_checked_words(w)) for group, w in argv.items()
+            _checked_text("a group's name", group): way.spec(argv=_checked_words(w), group=group)
+            for group, w in argv.items()
         }
         if not by_group:
             raise InvalidRequest("a launch by groups names at least one group and its command")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from spoke.client import launching
 from spoke.client.asking import gang_spec
 from spoke.client.futures import Chain, failed
-from spoke.client.gang import Args, Commands, Env, Gang, Ids, Types, close_all
+from spoke.client.gang import Args, Care, Commands, Env, Gang, Ids, Types, close_all
 from spoke.client.handle import ActorHandle, Line
 from spoke.client.lines import LogLine, batches_of, flat, flat_async
 from spoke.client.memory import GangMemory
@@ -280,7 +280,7 @@ class Client(Operations, Closing):
         ids: Ids = None,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
         timeout: float | None = None,
     ) -> Future[list[ActorHandle]]:
         """Start an actor of a registered type at every rank of a ticket, in one request.
@@ -300,7 +300,7 @@ class Client(Operations, Closing):
         *,
         env: Env = None,
         cwd: str | None = None,
-        supervision: Supervision | None = None,
+        supervision: Care = None,
         torchrun: Torchrun | None = None,
         timeout: float | None = None,
     ) -> Future[list[ActorHandle]]:

@@ -16,7 +16,8 @@ from spoke.client.launching import Way
 from spoke.client.status import NodeStatus, _rows
 from spoke.client.upkeep import Upkeep
 from spoke.errors import InvalidRequest, LimitExceeded, MalformedData, NotSerializable, RankOutOfRange
-from spoke.events.model import GangSpec
+from spoke.events.model import ActorSpec, GangSpec
+from spoke.events.supervision import Supervision
 from spoke.protocol.launch import decode_blob, unpack_blobs
 from spoke.transport import unpack
 from tests.fakes import slots_of
@@ -175,3 +176,11 @@ def test_an_actor_does_not_pay_for_the_client() -> None:
     code = "import sys, spoke; spoke.Actor, spoke.register_actor; print(*({'redis', 'typer'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_how_members_are_looked_after_may_be_said_by_group() -> None:
+    care = {"b": Supervision(start_timeout_s=3.0)}
+    plan = launching.command_plan({"a": ["x"], "b": ["y"]}, Way(supervision=care))
+    assert plan.by_group == {"a": ActorSpec(argv=("x",)), "b": ActorSpec(argv=("y",), supervision=care["b"])}
+    with pytest.raises(InvalidRequest, match="names at least one group"):
+        launching.command_plan({}, Way())

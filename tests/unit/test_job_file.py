@@ -106,7 +106,7 @@ def test_a_job_file_is_a_plan(folder: Path) -> None:
     assert plan.commands == {"": ["python", "train.py", "--lr", "0.1"]}
     assert plan.cwd == str(folder / "work")
     assert plan.env == {"MODE": "fast", "NAME": "a b", "OMP_NUM_THREADS": "4"}
-    assert plan.supervision == Supervision(
+    assert plan.supervision[""] == Supervision(
         Restart("gang", 5, 2.0, 60.0, 600.0),
         90.0,
         HealthCheck(5.0, 5.0, 3, ("curl", "-f", "http://localhost")),
@@ -134,12 +134,11 @@ def test_options_go_before_the_file_and_may_stand_behind_it(folder: Path) -> Non
         assert (plan.ask["num_nodes"], plan.ask["min_nodes"], plan.ask["name"]) == (2, None, "mine")
         assert plan.env["MODE"] == "other"
         assert plan.env["OMP_NUM_THREADS"] == "4"
-        care = plan.supervision
-        assert care is not None
+        care = plan.supervision[""]
         assert care.restart == Restart("gang", 1, 2.0, 60.0, 600.0)
         assert care.rlimits["core"] == 0
         assert care.rlimits["nofile"] == 65536
-    assert planned(file, "--restart", "never").supervision.restart is None  # type: ignore[union-attr]
+    assert planned(file, "--restart", "never").supervision[""].restart is None
     assert planned(file, "--", "echo", "--nodes").commands == {"": ["echo", "--nodes"]}
 
 
@@ -154,7 +153,7 @@ def test_options_alone_mean_what_they_meant() -> None:
     )
     assert plan.ask["where"] == {"rack": ["a", "b"]}
     assert plan.ask["resources"] == Resources(gpus=0.5)
-    assert (plan.env, plan.supervision, plan.torchrun) == ({"A": "1"}, None, None)
+    assert (plan.env, plan.supervision, plan.torchrun) == ({"A": "1"}, {"": Supervision()}, None)
     assert plan.ask["on_failure"] == "release"
     assert planned("--timeout", "-1", "x").ask["timeout"] is None
 
@@ -163,13 +162,19 @@ def test_groups_have_their_own_commands() -> None:
     job = job_from(
         {
             "groups": {
-                "head": {"command": "serve", "cpus_per_actor": 2},
+                "head": {"command": "serve", "cpus_per_actor": 2, "restart": "on_failure"},
                 "worker": {"nodes": "1:2", "gpus_per_actor": 1, "command": ["work", 1]},
-            }
+            },
+            "limits": {"core": 0},
         },
         "job.yaml",
     )
     plan = plan_of(job)
+    limits = {"core": 0}
+    assert plan.supervision == {
+        "head": Supervision(Restart(), rlimits=limits),
+        "worker": Supervision(rlimits=limits),
+    }
     assert plan.commands == {"head": ["serve"], "worker": ["work", "1"]}
     assert plan.spec.shape == "1x1 head + 1-2x1 worker"
 
@@ -184,12 +189,12 @@ def test_torch_runs_python_scripts_and_restarts_as_torchrun_does(monkeypatch: py
     monkeypatch.delenv("PYTHON_EXEC", raising=False)
     plan = planned("--torch", "--nnodes", "1:2", "--nproc-per-node", "2", "train.py", "--epochs", "3")
     assert plan.commands == {"": [sys.executable, "-u", "train.py", "--epochs", "3"]}
-    assert (plan.torchrun, plan.supervision) == (Torchrun("", "default", 0), None)
+    assert (plan.torchrun, plan.supervision) == (Torchrun("", "default", 0), {"": Supervision()})
     assert plan.spec.shape == "1-2x2"
     plan = planned("--torch", "--max-restarts", "3", "--role", "trainer", "-m", "pkg.train")
     assert plan.commands == {"": [sys.executable, "-u", "-m", "pkg.train"]}
     assert plan.torchrun == Torchrun("", "trainer", 3)
-    assert plan.supervision == Supervision(Restart("gang", 3, 0.0, 0.0, 0.0))
+    assert plan.supervision == {"": Supervision(Restart("gang", 3, 0.0, 0.0, 0.0))}
     monkeypatch.setenv("PYTHON_EXEC", "/opt/python")
     assert planned("--torch", "x.py").commands == {"": ["/opt/python", "-u", "x.py"]}
     assert planned("--torch", "--no-python", "bin/x").commands == {"": ["bin/x"]}

@@ -87,6 +87,15 @@ def test_a_wait_is_measured_from_the_request_to_the_grant() -> None:
     assert value(meters.registry, "spoke_gang_wait_seconds_sum") == 2.5
 
 
+def test_restarts_are_counted_by_their_policy() -> None:
+    pool, meters = pool_of(1), Meters("p")
+    meters.event(e.ActorRestarting("t-1", 0, "a", "n0", 1, 3, 0, "", 100), pool.state, 0)
+    meters.event(e.GangRestarting("t-1", 1, 0, 3, 0, "", (0, 1, 2), 1, 100), pool.state, 0)
+    meters.event(e.GangRestarted("t-1", 1, (0, 1, 2), 100), pool.state, 0)
+    assert value(meters.registry, "spoke_actor_restarts_total", policy="on_failure") == 1
+    assert value(meters.registry, "spoke_actor_restarts_total", policy="gang") == 3
+
+
 def test_an_agent_counts_what_it_does() -> None:
     now = [10.0]
     meters = AgentMeters("p", "n", clock=lambda: now[0])
@@ -103,6 +112,9 @@ def test_an_agent_counts_what_it_does() -> None:
     meters.watch(i.Send(r.Envelope(r.ReportExited("t-1", 0, "l-1", 0, 9), node_id="n", incarnation="i")))
     assert value(meters.registry, "spoke_agent_exits_total", node="n", how="signal") == 1
     assert value(meters.registry, "spoke_agent_actors", node="n") == 0
+    assert value(meters.registry, "spoke_agent_restarts_total", node="n") == 0
+    meters.watch(i.Spawn(order, b"", 1))
+    assert value(meters.registry, "spoke_agent_restarts_total", node="n") == 1
     meters.watch(i.KillAll())
     assert value(meters.registry, "spoke_agent_fences_total", node="n") == 1
     assert value(meters.registry, "spoke_agent_up", node="n") == 0

@@ -42,10 +42,10 @@ def _show_job(plan: Plan) -> None:
     say(f"in         {clean(plan.cwd)}")
     if plan.env:
         say(f"sets       {clean(' '.join(sorted(plan.env)))}")
-    care = plan.supervision
-    restart = care.restart if care is not None else None
-    if restart is not None:
-        say(f"restarts   {restart.policy}, at most {restart.max_restarts} times")
+    for name, care in plan.supervision.items():
+        if care.restart is not None:
+            group = f"{name}: " if name else ""
+            say(f"restarts   {clean(group)}{care.restart.policy}, at most {care.restart.max_restarts} times")
     if plan.torchrun is not None:
         say("torchrun   its variables are set, too")
 

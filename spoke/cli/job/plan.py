@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from msgspec.structs import replace
 
@@ -37,7 +37,7 @@ class Plan:
     args: Mapping[str, Mapping[str, Any]]
     env: Mapping[str, str]
     cwd: str
-    supervision: Supervision | None
+    supervision: Mapping[str, Supervision]
     torchrun: Torchrun | None
 
     @property
@@ -56,6 +56,10 @@ class Plan:
         terms = ("priority", "project", "expected_duration", "max_duration", "preemptible", "reservation")
         return gang_spec(terms=terms_of(*(ask.pop(name) for name in terms)), detached=False, **ask)
 
+    @property
+    def _care(self) -> Supervision | Mapping[str, Supervision]:
+        return self.supervision.get("", self.supervision)
+
     def launch(self, gang: Gang) -> Future[list[ActorHandle]]:
         """Start everything."""
 
@@ -70,12 +74,10 @@ class Plan:
                 ids=rank_id,
                 env=self.env,
                 cwd=self.cwd,
-                supervision=self.supervision,
+                supervision=self._care,
             )
         argv = self.commands.get("", self.commands)
-        return gang.launch_command(
-            argv, env=self.env, cwd=self.cwd, supervision=self.supervision, torchrun=self.torchrun
-        )
+        return gang.launch_command(argv, env=self.env, cwd=self.cwd, supervision=self._care, torchrun=self.torchrun)
 
 
 def plan_of(job: schema.JobFile) -> Plan:
@@ -108,16 +110,14 @@ def plan_of(job: schema.JobFile) -> Plan:
     actors = {name: part.actor for name, part in parts.items() if part.actor}
     _check_parts(parts, commands, actors)
     torch = _torch(job)
-    restart = _restart(job, torchrun=torch is not None)
     if torch is not None:
         if actors or len(commands) != 1:
             raise InvalidRequest(
                 "torch runs one command at every rank: give the job one, and neither groups nor actors"
             )
         commands = {name: _python(words, torch) for name, words in commands.items()}
-    care = Supervision(
-        restart, _seconds("start_timeout", job.start_timeout), _health(job), _hook(job), _limits(job.limits)
-    )
+    care = {name: _care(part, job, torchrun=torch is not None) for name, part in parts.items()}
+    restart = care[""].restart if torch is not None else None
     return Plan(
         ask=ask,
         commands=commands,
@@ -125,7 +125,7 @@ def plan_of(job: schema.JobFile) -> Plan:
         args={name: part.args for name, part in parts.items()},
         env={name: str(value) for name, value in job.env.items()},
         cwd=os.getcwd() if job.cwd is None else job.cwd,
-        supervision=None if care == Supervision() else care,
+        supervision=care,
         torchrun=None
         if torch is None
         else Torchrun(job.name, torch.role, restart.max_restarts if restart is not None else 0),
@@ -223,12 +223,29 @@ def _python(words: Sequence[str], torch: schema.Torch) -> list[str]:
     return [python, "-u", *(["-m"] if torch.module else []), *words]
 
 
-def _restart(job: schema.JobFile, *, torchrun: bool) -> Restart | None:
-    asked = job.restart
+def _care(part: schema.Group, job: schema.JobFile, *, torchrun: bool) -> Supervision:
+    """How a group's members are looked after: as it says, and where it says nothing, as the job does."""
+    plain = schema.Group()
+    own = {name: getattr(part, name) for name in _CARE if getattr(part, name) != getattr(plain, name)}
+    asked = {name: getattr(job, name) for name in _CARE} | own
+    return Supervision(
+        _restart(asked["restart"], torchrun=torchrun),
+        _seconds("start_timeout", asked["start_timeout"]),
+        _health(asked["health"]),
+        _hook(asked["exit_hook"]),
+        _limits(asked["limits"]),
+    )
+
+
+_CARE = ("restart", "start_timeout", "health", "exit_hook", "limits")
+
+
+def _restart(asked: str | schema.Restart, *, torchrun: bool) -> Restart | None:
     if isinstance(asked, str):
         if asked == "never":
             return None
-        asked = _as_torchrun(3) if torchrun and asked == "gang" else schema.Restart(policy=asked)
+        policy = cast("Literal['on_failure', 'gang']", asked)
+        asked = _as_torchrun(3) if torchrun and policy == "gang" else schema.Restart(policy=policy)
     if asked.policy == "never":
         return None
     if torchrun and asked.policy != "gang":
@@ -265,8 +282,7 @@ def restart_of(policy: str | None, max_restarts: int | None, job: schema.JobFile
     return replace(job, restart=replace(known, **changes))
 
 
-def _health(job: schema.JobFile) -> HealthCheck | None:
-    asked = job.health
+def _health(asked: schema.Health | None) -> HealthCheck | None:
     if asked is None:
         return None
     words = schema.words_of(asked.command)
@@ -275,8 +291,7 @@ def _health(job: schema.JobFile) -> HealthCheck | None:
     )
 
 
-def _hook(job: schema.JobFile) -> ExitHook | None:
-    asked = job.exit_hook
+def _hook(asked: schema.Command | schema.Hook | None) -> ExitHook | None:
     if asked is None:
         return None
     if isinstance(asked, schema.Hook):

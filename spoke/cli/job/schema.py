@@ -30,28 +30,6 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Base of all: an unknown key is an error."""
 
 
-class Group(_Part):
-    """Members that are alike: what each needs, where they may be, what they run."""
-
-    nodes: int | str = 1
-    min_nodes: int | None = None
-    actors_per_node: int = 1
-    gpus_per_actor: float = 0
-    gpu_memory_per_actor: Size = 0
-    gpu_model: list[str] = []
-    cpus_per_actor: float = 0
-    memory_per_actor: Size = 0
-    nics_per_actor: int = 0
-    strict_pack: bool | None = None
-    strategy: str | None = None
-    where: Labels = {}
-    where_not: Labels = {}
-    min_gpu_memory: Size = 0
-    command: Command = []
-    actor: str = ""
-    args: dict[str, Any] = {}
-
-
 class Restart(_Part):
     """What follows a failure; see ``spoke.Restart``."""
 
@@ -76,6 +54,33 @@ class Hook(_Part):
 
     command: Command
     timeout: Span = 30.0
+
+
+class Group(_Part):
+    """Members that are alike: what each needs, where they may be, what they run, how they are looked after."""
+
+    nodes: int | str = 1
+    min_nodes: int | None = None
+    actors_per_node: int = 1
+    gpus_per_actor: float = 0
+    gpu_memory_per_actor: Size = 0
+    gpu_model: list[str] = []
+    cpus_per_actor: float = 0
+    memory_per_actor: Size = 0
+    nics_per_actor: int = 0
+    strict_pack: bool | None = None
+    strategy: str | None = None
+    where: Labels = {}
+    where_not: Labels = {}
+    min_gpu_memory: Size = 0
+    command: Command = []
+    actor: str = ""
+    args: dict[str, Any] = {}
+    restart: Literal["never", "on_failure", "gang"] | Restart = "never"
+    start_timeout: Span = 0
+    health: Health | None = None
+    exit_hook: Command | Hook | None = None
+    limits: dict[str, Size] = {}
 
 
 class Torch(_Part):
@@ -109,11 +114,6 @@ class JobFile(Group):
     cwd: str | None = None
     env: dict[str, Word] = {}
     env_files: list[str] = []
-    restart: Literal["never", "on_failure", "gang"] | Restart = "never"
-    start_timeout: Span = 0
-    health: Health | None = None
-    exit_hook: Command | Hook | None = None
-    limits: dict[str, Size] = {}
     torch: bool | Torch = False
 
 
