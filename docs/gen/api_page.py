@@ -18,7 +18,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "What a gang asks for and gets": ("Resources", "Group", "Slot", "ActorExit", "LogLine", "Notice"),
     "Inside an actor": ("Actor", "ActorContext", "register_actor"),
     "Data": ("Stream", "Mailbox", "Buffer", "BufferHandle", "Transport"),
-    "Looking after actors": ("Supervision", "Restart", "HealthCheck", "ExitHook"),
+    "Looking after actors": ("Supervision", "Restart", "HealthCheck", "ExitHook", "Torchrun"),
     "The pool": ("PoolStatus", "NodeStatus", "TicketStatus", "Explanation", "PendingReason"),
 }
 """What is public, in the order of the page; errors and ``__version__`` follow by themselves."""

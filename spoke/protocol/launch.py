@@ -18,6 +18,9 @@ class Torchrun:
     """A command that is run as torchrun would: what its environment says besides. ``run_id`` empty: the ticket's id.
 
     ``max_restarts`` is only told; what follows a failure is said by the launch's restart policy.
+
+    >>> Torchrun("digits", max_restarts=3).role
+    'default'
     """
 
     run_id: str = ""
