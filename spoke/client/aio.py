@@ -309,6 +309,9 @@ class AsyncGang:
     def __repr__(self) -> str:
         return f"<Async{repr(self.sync)[1:]}"
 
+    def _repr_html_(self) -> str:
+        return self.sync._repr_html_()
+
 
 class AsyncClient(AsyncOperations):
     """``Client`` for asyncio: ``async with spoke.AsyncClient(url) as client``. The options are those of ``Client``.

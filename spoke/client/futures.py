@@ -1,12 +1,15 @@
-"""The futures that a client hands out. Cancelling one withdraws what it stands for."""
+"""The futures that a client hands out. Cancelling one withdraws what it stands for, and so does Ctrl-C in its wait."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import wait as wait_for
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spoke.client import progress
 from spoke.errors import SpokeError
 from spoke.protocol.explanation import PendingReason
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WHY_S_MAX = 0.5
+ASK_WHY_EVERY_S = 5.0
 ASK_WHY_FROM_S = 1.0
 """Who waits for less polls: its TimeoutError says what was known, and costs no request."""
 FORKED = "this client belongs to the process that forked this one: open a client of its own here (spoke.Client(...))"
@@ -22,6 +26,9 @@ FORKED = "this client belongs to the process that forked this one: open a client
 
 class Pending(Future[T]):
     """The future of one request or one wait. ``convert`` makes its value of what the session learns."""
+
+    _asked_why_at = 0.0
+    _known: PendingReason | None = None
 
     def __init__(
         self,
@@ -39,14 +46,40 @@ class Pending(Future[T]):
         self.number = 0
 
     def result(self, timeout: float | None = None) -> T:
-        """The value; raises what it failed with, or TimeoutError after ``timeout`` seconds, which says why it waits."""
+        """The value; raises what it failed with, or TimeoutError after ``timeout`` seconds, which says why it waits.
+
+        Ctrl-C raises KeyboardInterrupt at once and withdraws what was asked for, as ``cancel`` does; a wait for the end
+        of actors stays. In a notebook and at a prompt a line says what is waited for (see SPOKE_PROGRESS).
+        """
         self._session.check_process()
         try:
-            return super().result(timeout)
+            return wait_and_show(self, super().result, timeout, self._what)
         except TimeoutError:
             if timeout is None or self.done():  # it failed with a TimeoutError of its own, or at this very moment
                 return super().result(0)
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise
         raise TimeoutError(self._why_not_yet(timeout))
+
+    def _interrupted(self) -> None:
+        if self.is_wait or self.cancel() or self._unwanted is None:
+            return
+        if not self.cancelled() and super().exception(0) is None:
+            self._unwanted(super().result(0))  # it came at this very moment, and nobody will ever take it
+
+    def _what(self) -> str:
+        """What is waited for; asks the allocator for it now and then."""
+        queued = self._session.queued(self)
+        if queued is None:
+            return "the actors run" if self.is_wait else "no answer yet"
+        if time.monotonic() - self._asked_why_at >= ASK_WHY_EVERY_S:
+            self._asked_why_at = time.monotonic()
+            self._known = self.pending_reason(WHY_S_MAX)
+        known = self._known
+        if known is None:
+            return f"{queued.ticket_id}: {queued.reason}"
+        return f"{known.place} of {known.waiting} in line: {known.sentence}"
 
     def pending_reason(self, timeout: float = 5.0) -> PendingReason | None:
         """Why the gang that was asked for is not granted yet, as the allocator sees it now: ``str`` of it is a sentence
@@ -63,6 +96,10 @@ class Pending(Future[T]):
     def exception_or_result(self, timeout: float) -> T:
         """The value, as ``result``, without asking why if it does not come."""
         return super().result(timeout)
+
+    def __repr__(self) -> str:
+        queued = None if self.done() else self._session.queued(self)
+        return super().__repr__() if queued is None else f"<Pending {queued.ticket_id} in line: {queued.reason}>"
 
     def _why_not_yet(self, timeout: float) -> str:
         queued = self._session.queued(self)
@@ -113,6 +150,18 @@ class Chain(Future[T]):
         super().__init__()
         self._under_way: Future[Any] | None = None
 
+    def result(self, timeout: float | None = None) -> T:
+        """The value, as ``Pending.result``."""
+        try:
+            return wait_and_show(self, super().result, timeout, self._what)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    def _what(self) -> str:
+        step = self._under_way
+        return step._what() if isinstance(step, Pending) else "no answer yet"
+
     def pending_reason(self, timeout: float = 5.0) -> PendingReason | None:
         """Why the gang that was asked for is not granted yet; see ``Pending.pending_reason``."""
         step = self._under_way
@@ -148,6 +197,23 @@ class Chain(Future[T]):
         if not self.done():
             with contextlib.suppress(InvalidStateError):
                 self.set_exception(error)
+
+
+def wait_and_show(
+    future: Future[T], take: Callable[[float | None], T], timeout: float | None, what: Callable[[], str]
+) -> T:
+    """What ``take`` gives, which is the future's own ``result``; after a moment with a line, where a person looks."""
+    first = progress.AFTER_S if timeout is None or timeout > progress.AFTER_S else timeout
+    try:
+        return take(first)
+    except TimeoutError:
+        if first == timeout or future.done():
+            raise
+    rest = None if timeout is None else timeout - first
+    line = progress.find_line()
+    if line is not None:
+        rest = progress.watch(lambda pause: bool(wait_for([future], pause).done), what, line, rest)
+    return take(rest)
 
 
 def _spent(*learned: Any) -> Any:

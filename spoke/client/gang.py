@@ -17,6 +17,7 @@ from spoke.client.tracking import ENDED, ActorExit, Ticket
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events.model import Slot
 from spoke.events.supervision import Supervision
+from spoke.protocol.html import html_table
 from spoke.protocol.launch import Torchrun
 from spoke.protocol.notice import Notice
 from spoke.protocol.replies import ActorInfo
@@ -26,6 +27,7 @@ from spoke.transport.mailbox import CAPACITY, Mailbox
 if TYPE_CHECKING:
     from spoke.client.sync import Client
 
+NODES_SHOWN = 4
 RELEASE_TIMEOUT_S = 60.0
 """How long the end of a ``with gang:`` block waits until everything is confirmed free."""
 
@@ -255,8 +257,34 @@ class Gang:
             self.release().result(RELEASE_TIMEOUT_S)
 
     def __repr__(self) -> str:
-        nodes = ",".join(dict.fromkeys(slot.node_id for slot in self.slots[:64]))
-        return f"<Gang {self.ticket_id} {len(self)} slots on {nodes}>"
+        nodes = list(dict.fromkeys(slot.node_id for slot in self.slots))
+        more = f" and {len(nodes) - NODES_SHOWN} more nodes" if len(nodes) > NODES_SHOWN else ""
+        return f"<Gang {self._summary()} on {', '.join(nodes[:NODES_SHOWN])}{more}>"
+
+    def _summary(self) -> str:
+        name = f" {self.ticket.spec.name!r}" if self.ticket.spec.name else ""
+        state = ", released" if self.released else f", releasing: {self.releasing}" if self.releasing else ""
+        return f"{self.ticket_id}{name}: {len(self)} slots{state}"
+
+    def _repr_html_(self) -> str:
+        actors, exits = self.ticket.actors.copy(), self.exits
+        rows = []
+        for slot in self.slots:
+            actor, end = actors.get(slot.global_rank), exits.get(slot.global_rank)
+            how = "" if end is None else f"signal {end.signal}" if end.signal else f"code {end.code} {end.reason}"
+            rows.append(
+                (
+                    slot.global_rank,
+                    slot.node_id,
+                    ", ".join(map(str, slot.gpu_ids)),
+                    actor.actor_id if actor is not None else "",
+                    (end.phase if end is not None else actor.phase) if actor is not None else "not launched",
+                    (actor.pid or "") if actor is not None else "",
+                    how.strip(),
+                )
+            )
+        columns = (">rank", "node", "GPUs", "actor", "state", ">pid", "end")
+        return html_table(columns, rows, caption=self._summary())
 
 
 def close_all(lines: dict[str, Line | GangMemory]) -> None:

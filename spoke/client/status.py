@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,7 +10,8 @@ import msgspec
 
 from spoke.client.vitals import Leader, read_leader
 from spoke.errors import MalformedData
-from spoke.events.moments import ms_at
+from spoke.events.moments import moment, ms_at
+from spoke.protocol.html import html_line, html_table
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis
 
@@ -32,7 +33,7 @@ class CordonStatus:
     deadline_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class NodeStatus:
     """A node. ``state`` is up, cordoned, draining, drained or lost; ``memory`` is in bytes.
 
@@ -59,8 +60,14 @@ class NodeStatus:
     version: str = ""
     cordon: CordonStatus | None = None
 
+    def __repr__(self) -> str:
+        return f"<NodeStatus {self.node_id} {self.state}, {len(self.gpus_free)} of {self.gpus} GPUs free>"
 
-@dataclass(frozen=True, slots=True)
+    def _repr_html_(self) -> str:
+        return nodes_html((self,))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class TicketStatus:
     """A ticket. ``state`` is queued, allocated, active or releasing; ``since_ms`` is the server's time, since 1970.
 
@@ -93,8 +100,16 @@ class TicketStatus:
     ends_ms: int = 0
     reservation: str = ""
 
+    def __repr__(self) -> str:
+        words = [f"{self.ticket_id} {self.state} {self.gang}", *([repr(self.name)] if self.name else [])]
+        words += [f"on {_first(self.nodes)}"] if self.nodes else []
+        return f"<TicketStatus {' '.join(words)}{f': {self.reason}' if self.reason else ''}>"
 
-@dataclass(frozen=True, slots=True)
+    def _repr_html_(self) -> str:
+        return tickets_html((self,))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class PoolStatus:
     """A pool at one moment. ``allocator`` names who decides in it; empty when nobody does."""
 
@@ -112,6 +127,65 @@ class PoolStatus:
     def gpus_free(self) -> int:
         """The number of GPUs, of the nodes that are up, of which nobody has even a share."""
         return sum(len(node.gpus_free) for node in self.nodes if node.state == "up")
+
+    def __repr__(self) -> str:
+        return f"<PoolStatus {self._summary()}>"
+
+    def _summary(self) -> str:
+        return (
+            f"{self.pool}: {len(self.nodes)} nodes, {self.gpus_free} of {self.gpus} GPUs free, "
+            f"{len(self.tickets)} tickets, {f'led by {self.allocator}' if self.allocator else 'no allocator'}"
+        )
+
+    def _repr_html_(self) -> str:
+        nodes = nodes_html(self.nodes) if self.nodes else ""
+        return html_line(self._summary()) + nodes + (tickets_html(self.tickets) if self.tickets else "")
+
+
+def nodes_html(nodes: Iterable[NodeStatus]) -> str:
+    """Nodes as a table for a notebook."""
+    rows = (
+        (
+            node.node_id,
+            node.state,
+            f"{len(node.gpus_free)} of {node.gpus}",
+            node.gpu_model,
+            f"{node.cpus_free:g} of {node.cpus:g}",
+            f"{node.memory_free / 2**30:.3g} of {node.memory / 2**30:.3g} GiB",
+            _first(node.tickets),
+            "; ".join(
+                [*([node.cordon.reason] if node.cordon is not None else [])]
+                + [f"GPU {index}: {why}" for index, why in node.gpus_unhealthy.items()]
+            ),
+        )
+        for node in nodes
+    )
+    return html_table(
+        ("node", "state", ">GPUs free", "model", ">CPUs free", ">memory free", "tickets", "remarks"), rows
+    )
+
+
+def tickets_html(tickets: Iterable[TicketStatus]) -> str:
+    """Tickets as a table for a notebook."""
+    rows = (
+        (
+            ticket.ticket_id,
+            ticket.state,
+            ticket.name,
+            ticket.gang,
+            f"{ticket.gpus_per_actor:g}",
+            _first(ticket.nodes),
+            moment(ticket.since_ms),
+            ticket.project,
+            ticket.reason,
+        )
+        for ticket in tickets
+    )
+    return html_table(("ticket", "state", "name", "gang", ">GPUs each", "nodes", "since", "project", "reason"), rows)
+
+
+def _first(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_status(redis: Redis, keys: Keys) -> PoolStatus:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spoke.protocol.html import html_line, html_table
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -40,7 +42,7 @@ class NodeReason:
     holders: tuple[Holder, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
     """Why a ticket waits (or was refused, or is where it is) at one moment.
 
@@ -69,6 +71,25 @@ class Explanation:
     def __str__(self) -> str:
         """The sentence, and the table below it."""
         return "\n".join([self.sentence, *(_row(node) for node in self.nodes)])
+
+    def __repr__(self) -> str:
+        line = f", {self.place} of {self.waiting} in line" if self.place else ""
+        return f"<Explanation of {self.ticket_id} ({self.state}{line}): {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        line = f" ({self.place} of {self.waiting} in line)" if self.place else ""
+        rows = (
+            (
+                node.node_id,
+                f"{node.fits} of {node.wanted}",
+                amount(node.gpus_free, node.cpus_free, node.memory_free),
+                amount(node.gpus_missing, node.cpus_missing, node.memory_missing),
+                ", ".join(f"{one.ticket_id} ({one.user})" for one in node.holders),
+            )
+            for node in self.nodes
+        )
+        table = html_table(("node", ">members fit", "free", "missing", "held by"), rows, caption=self.sentence + line)
+        return table + html_line(self.starts)
 
 
 PendingReason = Explanation

@@ -31,8 +31,15 @@ class CallFuture(Future[Any]):
     """Whether there is something to take."""
 
     def result(self, timeout: float | None = None) -> Any:
-        """The method's result; raises what the call failed with, or TimeoutError after ``timeout`` seconds."""
-        return super().result(self._connection.read_for(self, timeout))
+        """The method's result; raises what the call failed with, or TimeoutError after ``timeout`` seconds.
+
+        Ctrl-C raises KeyboardInterrupt at once and gives the call up, as ``cancel`` does.
+        """
+        try:
+            return super().result(self._connection.read_for(self, timeout))
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call failed with, or None; raises TimeoutError after ``timeout`` seconds."""
