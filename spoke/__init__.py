@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spoke.client.aio import AsyncActorHandle as AsyncActorHandle
     from spoke.client.aio import AsyncClient as AsyncClient
     from spoke.client.aio import AsyncGang as AsyncGang
+    from spoke.client.futures import GangFuture as GangFuture
     from spoke.client.gang import Gang as Gang
     from spoke.client.handle import ActorHandle as ActorHandle
     from spoke.client.lines import LogLine as LogLine
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "spoke.agent.actor": ("Actor", "ActorContext", "register_actor"),
     "spoke.client.aio": ("AsyncActorHandle", "AsyncClient", "AsyncGang"),
+    "spoke.client.futures": ("GangFuture",),
     "spoke.client.gang": ("Gang",),
     "spoke.client.handle": ("ActorHandle",),
     "spoke.client.lines": ("LogLine",),

@@ -42,6 +42,9 @@ class ActorContext:
 
     ``restarts``: how often it was started again (of a gang that restarts as a whole: how often the gang was).
     ``stopping`` is set when the actor is told to stop (SIGTERM); what is left then is the ticket's grace time.
+
+    >>> ctx.rank, ctx.world_size, ctx.actor_id, ctx.node_id  # in an actor: self.ctx
+    (0, 2, 'Worker-0', 'node-0')
     """
 
     rank: int
@@ -71,6 +74,9 @@ class ActorContext:
     def peer(self, rank: int) -> Peer:
         """Another member of the gang: ``ctx.peer(1).call("method", ...)``, ``.stream``, ``.tell``, directly between the
         two actors. Raises RankOutOfRange.
+
+        >>> ctx.peer(1).call("add", 1, 2).result()
+        3
         """
         return self._running().peer(rank)
 
@@ -80,6 +86,10 @@ class ActorContext:
         The future, which can be awaited, is done when the value has arrived; when more than 64 MiB of this actor wait
         there, only when it is received. It fails with ActorUnreachable, or CallTimeout after ``timeout_s`` seconds.
         Raises ActorUnreachable when the member has ended, or does not run within 30 s.
+
+        >>> ctx.send(0, "a note to itself").result()
+        >>> ctx.recv(0).result()
+        'a note to itself'
         """
         return self._running().send(rank, value, tag, timeout_s)
 
@@ -87,6 +97,10 @@ class ActorContext:
         """The future, which can be awaited, of the next value that a member sends with this tag, in order of sending.
 
         It fails with WaitTimeout after ``timeout_s`` seconds (None: never), also when the member has ended meanwhile.
+
+        >>> arrived = ctx.send(0, [1, 2], tag=7)
+        >>> ctx.recv(0, tag=7).result()
+        [1, 2]
         """
         return self._running().recv(rank, tag, timeout_s)
 
@@ -96,6 +110,9 @@ class ActorContext:
         With ``to_caller``, only into those of whoever called the method that runs. A mailbox that is full does not take
         it: that is counted as lost there, unless there is room within ``timeout_s`` seconds. Clients that are gone are
         passed over.
+
+        >>> ctx.push("nobody has opened a mailbox")
+        0
         """
         return self._running().push(value, to_caller, timeout_s)
 
@@ -113,6 +130,14 @@ class Actor:
     ``run`` goes on in the main thread. Calls of one caller start in the order in which they were made: plain methods in
     up to ``max_concurrency`` threads, async ones on one event loop, of which each runs until it first awaits before the
     next one starts. With ``max_concurrency = 1`` plain methods run one at a time, strictly in order.
+
+    >>> @spoke.register_actor("Greeter")
+    ... class Greeter(spoke.Actor):
+    ...     def __init__(self, greeting="hello"):
+    ...         self.greeting = greeting
+    ...
+    ...     def greet(self, name):
+    ...         return f"{self.greeting} {name}, from rank {self.ctx.rank}"
     """
 
     max_concurrency: ClassVar[int] = 16
@@ -126,6 +151,11 @@ class Actor:
         """The actor's main body: when it returns, the actor exits with code 0; when it raises, with code 1.
 
         This one serves calls until the actor is told to stop. It may be ``async``.
+
+        >>> class Trainer(spoke.Actor):
+        ...     def run(self):
+        ...         while not self.ctx.stopping.is_set():
+        ...             self.train_a_step()
         """
         while not self.ctx.stopping.wait(_LOOK_S):
             pass  # SIGTERM may have been taken by another thread, which does not end this one's wait
@@ -134,6 +164,10 @@ class Actor:
         """Whether the actor is well; called, in a thread of its own, when its launch asks for health checks.
 
         False, or an exception, counts as a failed check, and so does no answer in time. This one is always well.
+
+        >>> class Engine(spoke.Actor):
+        ...     def healthy(self):
+        ...         return self.queue_length < 1_000
         """
         return True
 
@@ -141,6 +175,10 @@ class Actor:
         """Called, in a thread of its own, with what the ticket's clients are told, too: its node is drained, say.
 
         What it raises is printed to the actor's log. This one does nothing.
+
+        >>> class Trainer(spoke.Actor):
+        ...     def on_notice(self, notice):
+        ...         self.checkpoint_soon = notice.kind == "node_draining" and notice.deadline_ms > 0
         """
 
 
@@ -151,6 +189,11 @@ def register_actor(name: str) -> Callable[[_A], _A]:
     """Class decorator: let clients launch this actor class as ``name``.
 
     Raises InvalidRequest for a name that is unusable or taken by another class, and for what is no Actor.
+
+    >>> @spoke.register_actor("Echo")
+    ... class Echo(spoke.Actor):
+    ...     def echo(self, value):
+    ...         return value
     """
     if not isinstance(name, str):
         raise InvalidRequest(f'@spoke.register_actor needs a name, not {name!r}: write @spoke.register_actor("Name")')

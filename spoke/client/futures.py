@@ -24,7 +24,27 @@ ASK_WHY_FROM_S = 1.0
 FORKED = "this client belongs to the process that forked this one: open a client of its own here (spoke.Client(...))"
 
 
-class Pending(Future[T]):
+class GangFuture(Future[T]):
+    """The future of a gang, or of the actor that ``spawn`` starts in one: it also says why it waits.
+
+    Otherwise it is a ``concurrent.futures.Future``. Cancelling it withdraws the request.
+
+    >>> future = client.gang_allocate(2, 1, spoke.Resources(gpus=1))
+    >>> len(future.result(timeout=30))
+    2
+    """
+
+    def pending_reason(self, timeout: float = 5.0) -> PendingReason | None:
+        """Why the gang that was asked for is not granted yet, as the allocator sees it now: ``str`` of it is a sentence
+        and a table. None when it does not wait in line, or nobody answers within ``timeout`` seconds.
+
+        >>> print(waiting.pending_reason())
+        t-... waits: it needs ...
+        """
+        return None
+
+
+class Pending(GangFuture[T]):
     """The future of one request or one wait. ``convert`` makes its value of what the session learns."""
 
     _asked_why_at = 0.0
@@ -82,9 +102,7 @@ class Pending(Future[T]):
         return f"{known.place} of {known.waiting} in line: {known.sentence}"
 
     def pending_reason(self, timeout: float = 5.0) -> PendingReason | None:
-        """Why the gang that was asked for is not granted yet, as the allocator sees it now: ``str`` of it is a sentence
-        and a table. None when it does not wait in line, or nobody answers within ``timeout`` seconds.
-        """
+        """Why the gang that was asked for is not granted yet; see ``GangFuture.pending_reason``."""
         queued = self._session.queued(self)
         if queued is None or self.done():
             return None
@@ -143,7 +161,7 @@ class Pending(Future[T]):
             self.set_running_or_notify_cancel()
 
 
-class Chain(Future[T]):
+class Chain(GangFuture[T]):
     """The future of several requests in a row. Cancelling it cancels the one under way."""
 
     def __init__(self) -> None:
@@ -163,7 +181,7 @@ class Chain(Future[T]):
         return step._what() if isinstance(step, Pending) else "no answer yet"
 
     def pending_reason(self, timeout: float = 5.0) -> PendingReason | None:
-        """Why the gang that was asked for is not granted yet; see ``Pending.pending_reason``."""
+        """Why the gang that was asked for is not granted yet; see ``GangFuture.pending_reason``."""
         step = self._under_way
         return step.pending_reason(timeout) if isinstance(step, Pending) else None
 
@@ -220,8 +238,8 @@ def _spent(*learned: Any) -> Any:
     raise AssertionError("a future is fulfilled once")
 
 
-def failed(error: SpokeError) -> Future[Any]:
+def failed(error: SpokeError) -> GangFuture[Any]:
     """A future that has failed already."""
-    future: Future[Any] = Future()
+    future: GangFuture[Any] = GangFuture()
     future.set_exception(error)
     return future

@@ -47,6 +47,10 @@ class Gang:
 
     A detached gang, and one that this client only attached to, stay when the reference goes. As a context manager it
     is released at the end of the block, whichever it is.
+
+    >>> with client.gang_allocate(2, 1, spoke.Resources(gpus=1), name="resnet").result() as gang:
+    ...     gang
+    <Gang t-... 'resnet': 2 slots on node-0, node-1>
     """
 
     def __init__(self, client: Client, ticket: Ticket) -> None:
@@ -62,26 +66,47 @@ class Gang:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """The places, by rank. ``repair`` changes one of them."""
+        """The places, by rank. ``repair`` changes one of them.
+
+        >>> [(slot.global_rank, slot.node_id, len(slot.gpu_ids)) for slot in gang.slots]
+        [(0, 'node-0', 1), (1, 'node-1', 1)]
+        """
         return self.ticket.slots
 
     @property
     def master_addr(self) -> str:
-        """The address of rank 0's node, for rendezvous."""
+        """The address of rank 0's node, for rendezvous.
+
+        >>> gang.master_addr
+        '127.0.0.1'
+        """
         return self.ticket.master_addr
 
     @property
     def master_port(self) -> int:
-        """A port on rank 0's node that its agent keeps free for this gang."""
+        """A port on rank 0's node that its agent keeps free for this gang.
+
+        >>> gang.master_port > 1024
+        True
+        """
         return self.ticket.master_port
 
     @property
     def num_nodes(self) -> int:
-        """How many nodes it got, counted by group; an elastic gang may have fewer than it asked for."""
+        """How many nodes it got, counted by group; an elastic gang may have fewer than it asked for.
+
+        >>> gang.num_nodes
+        2
+        """
         return len({slot.group_rank for slot in self.slots})
 
     def ranks(self, group: str) -> range:
-        """The ranks of a group of a mixed gang; raises InvalidRequest if it has no such group."""
+        """The ranks of a group of a mixed gang; raises InvalidRequest if it has no such group.
+
+        >>> groups = [spoke.Group("controller"), spoke.Group("worker", num_nodes=2, resources=spoke.Resources(gpus=1))]
+        >>> client.gang_allocate(groups=groups).result().ranks("worker")
+        range(1, 3)
+        """
         found = [slot.global_rank for slot in self.slots if slot.group == group]
         if not found:
             known = ", ".join(dict.fromkeys(slot.group for slot in self.slots if slot.group)) or "none"
@@ -90,28 +115,51 @@ class Gang:
 
     @property
     def releasing(self) -> str:
-        """Why the gang is being given back; empty while it is not, as far as this client knows."""
+        """Why the gang is being given back; empty while it is not, as far as this client knows.
+
+        >>> gang.releasing
+        ''
+        """
         return self.ticket.releasing
 
     @property
     def released(self) -> bool:
-        """Whether nothing is left of it."""
+        """Whether nothing is left of it.
+
+        >>> gang.released, gang.release().result(), gang.released
+        (False, True, True)
+        """
         return self.ticket.released
 
     @property
     def actors(self) -> list[ActorHandle]:
-        """Handles on the actors that are known to run, by rank."""
+        """Handles on the actors that are known to run, by rank.
+
+        >>> actors = gang.launch("Worker").result()
+        >>> [actor.id for actor in gang.actors]
+        ['Worker-0', 'Worker-1']
+        """
         known = sorted(self.ticket.actors.copy().items())
         return [self.handle(actor) for _, actor in known if actor.phase not in ENDED]
 
     @property
     def exits(self) -> dict[int, ActorExit]:
-        """How the actors ended that have ended so far, by rank."""
+        """How the actors ended that have ended so far, by rank.
+
+        >>> actors = gang.launch_command(["false"]).result()
+        >>> ends = gang.wait().result()
+        >>> {rank: end.code for rank, end in gang.exits.items()}
+        {0: 1, 1: 1}
+        """
         return dict(sorted(self.ticket.exits.copy().items()))
 
     @property
     def notices(self) -> tuple[Notice, ...]:
-        """The last notices that came, oldest first: a node is being drained, and the like; see ``Notice``."""
+        """The last notices that came, oldest first: a node is being drained, and the like; see ``Notice``.
+
+        >>> gang.notices
+        ()
+        """
         return self.ticket.notices
 
     def on_notice(self, tell: Callable[[Notice], object]) -> None:
@@ -119,6 +167,8 @@ class Gang:
 
         It may use the client, and should not block for long. It must not refer to the gang if the gang is to be given
         back with its last reference.
+
+        >>> gang.on_notice(lambda notice: print(notice.kind, notice.reason))
         """
         self.ticket.on_notice = (*self.ticket.on_notice, tell)
 
@@ -132,7 +182,12 @@ class Gang:
         cwd: str | None = None,
         supervision: Care = None,
     ) -> Future[list[ActorHandle]]:
-        """Start one actor of a registered type at every rank; see ``Client.launch_gang``."""
+        """Start one actor of a registered type at every rank; see ``Client.launch_gang``.
+
+        >>> actors = gang.launch("Worker", {"lr": 0.1}, ids=["left", "right"]).result()
+        >>> [actor.id for actor in actors]
+        ['left', 'right']
+        """
         return self.client.launch_gang(self.ticket_id, type, args, ids=ids, env=env, cwd=cwd, supervision=supervision)
 
     def launch_command(
@@ -144,7 +199,12 @@ class Gang:
         supervision: Care = None,
         torchrun: Torchrun | None = None,
     ) -> Future[list[ActorHandle]]:
-        """Run a command at every rank; see ``Client.launch_command``."""
+        """Run a command at every rank; see ``Client.launch_command``.
+
+        >>> actors = gang.launch_command(["sh", "-c", "exit $RANK"]).result()
+        >>> [end.code for end in gang.wait().result()]
+        [0, 1]
+        """
         return self.client.launch_command(
             self.ticket_id, argv, env=env, cwd=cwd, supervision=supervision, torchrun=torchrun
         )
@@ -154,6 +214,10 @@ class Gang:
 
         Fails with WaitTimeout after ``timeout`` seconds (None: never); raises InvalidRequest if there is none to wait
         for.
+
+        >>> actors = gang.launch_command(["true"]).result()
+        >>> all(end.ok for end in gang.wait(timeout=30).result())
+        True
         """
         if ranks is not None and not all(type(rank) is int and 0 <= rank < len(self) for rank in ranks):
             raise InvalidRequest(f"ranks must be from 0 to {len(self) - 1}, not {list(ranks)[:20]!r}")
@@ -167,7 +231,12 @@ class Gang:
         return self.client.wait_for_exits(self, chosen, ends_of, timeout)
 
     def wait_for_rank(self, rank: int, timeout: float | None = None) -> Future[ActorExit]:
-        """The end of the actor at one rank."""
+        """The end of the actor at one rank.
+
+        >>> actors = gang.launch_command(["true"]).result()
+        >>> gang.wait_for_rank(1).result().code
+        0
+        """
 
         def end_of(ranks: Sequence[int]) -> ActorExit:
             found = self.ticket.exits_of(ranks)
@@ -185,15 +254,29 @@ class Gang:
         tail: int | None = None,
         since: float | datetime | None = None,
     ) -> Iterator[LogLine]:
-        """What its actors print, line by line; see ``Client.logs``."""
+        """What its actors print, line by line; see ``Client.logs``.
+
+        >>> actors = gang.launch_command(["sh", "-c", "echo hello from $RANK"]).result()
+        >>> sorted(line.text for line in gang.logs(follow=True))
+        ['hello from 0', 'hello from 1']
+        """
         return self.client.logs(self.ticket_id, rank, follow=follow, tail=tail, since=since)
 
     def repair(self, rank: int, *, elsewhere: bool = False) -> Future[Slot]:
-        """Give the failed member at a rank another place; see ``Client.gang_repair``."""
+        """Give the failed member at a rank another place; see ``Client.gang_repair``.
+
+        >>> failed = gang.launch_command(["false"]).result()[1].wait().result()
+        >>> gang.repair(failed.rank).result().node_id
+        'node-1'
+        """
         return self.client.gang_repair(self.ticket_id, rank, elsewhere=elsewhere)
 
     def release(self) -> Future[bool]:
-        """Give everything back; see ``Client.gang_release``."""
+        """Give everything back; see ``Client.gang_release``.
+
+        >>> gang.release().result()
+        True
+        """
         return self.client.gang_release(self.ticket_id)
 
     def handle(self, actor: ActorInfo) -> ActorHandle:
@@ -226,6 +309,12 @@ class Gang:
 
         Raises ActorUnreachable when one of them cannot be reached, InvalidRequest when none runs. Close it, or use it
         in a ``with`` block.
+
+        >>> with worker.gang.mailbox() as mailbox:
+        ...     worker.call("say", "hello").result()
+        ...     mailbox.get()
+        1
+        Push(rank=0, value='hello')
         """
         handles = [handle for handle in self.actors if handle.address]
         if not handles:

@@ -76,7 +76,12 @@ class Line:
 
 
 class ActorHandle:
-    """One actor of a gang. It keeps its gang, and so its GPUs, as long as it is referenced."""
+    """One actor of a gang. It keeps its gang, and so its GPUs, as long as it is referenced.
+
+    >>> worker = workers[0]
+    >>> worker.call("add", 1, 2).result()
+    3
+    """
 
     def __init__(self, gang: Gang, actor: ActorInfo, *, timeout_s: float | None = None) -> None:
         self._gang = gang
@@ -85,48 +90,84 @@ class ActorHandle:
 
     @property
     def gang(self) -> Gang:
-        """The gang that the actor is a member of."""
+        """The gang that the actor is a member of.
+
+        >>> len(worker.gang)
+        2
+        """
         return self._gang
 
     @property
     def id(self) -> str:
-        """The actor's id, as it was launched."""
+        """The actor's id, as it was launched.
+
+        >>> [worker.id for worker in workers]
+        ['Worker-0', 'Worker-1']
+        """
         return self._actor.actor_id
 
     @property
     def rank(self) -> int:
-        """The global rank."""
+        """The global rank.
+
+        >>> [worker.rank for worker in workers]
+        [0, 1]
+        """
         return self._actor.rank
 
     @property
     def slot(self) -> Slot:
-        """The place: node, host, ranks, GPUs."""
+        """The place: node, host, ranks, GPUs.
+
+        >>> worker.slot.node_id
+        'node-0'
+        """
         return self._gang.slots[self._actor.rank]
 
     @property
     def node_id(self) -> str:
-        """The node that the actor runs on."""
+        """The node that the actor runs on.
+
+        >>> worker.node_id
+        'node-0'
+        """
         return self._actor.node_id
 
     @property
     def pid(self) -> int:
-        """The process id on its node; 0 while it is started again."""
+        """The process id on its node; 0 while it is started again.
+
+        >>> worker.pid > 1
+        True
+        """
         return self._latest.pid
 
     @property
     def address(self) -> str:
-        """Where it takes calls; empty for a command, and while it is started again."""
+        """Where it takes calls; empty for a command, and while it is started again.
+
+        >>> worker.address
+        '...127.0.0.1...'
+        """
         return self._latest.address
 
     @property
     def phase(self) -> str:
-        """What is known of it: running, restarting, exited, start_failed or lost."""
+        """What is known of it: running, restarting, exited, start_failed or lost.
+
+        >>> worker.phase
+        'running'
+        """
         end = self.exit
         return self._latest.phase if end is None else end.phase
 
     @property
     def restarts(self) -> int:
-        """How often it was started again, as far as this client knows."""
+        """How often it was started again, as far as this client knows.
+
+        >>> worker.restarts
+        0
+        """
         return self._latest.restarts
 
     @property
@@ -137,7 +178,11 @@ class ActorHandle:
 
     @property
     def exit(self) -> ActorExit | None:
-        """How it ended; None while it runs, as far as this client knows."""
+        """How it ended; None while it runs, as far as this client knows.
+
+        >>> worker.exit is None
+        True
+        """
         ticket = self._gang.ticket
         known = ticket.actors.get(self.rank)
         if known is not None and known.launch_id != self._actor.launch_id:  # the rank was launched again since
@@ -145,7 +190,11 @@ class ActorHandle:
         return ticket.exits.get(self.rank)
 
     def options(self, *, timeout_s: float | None) -> ActorHandle:
-        """The same actor with other defaults: calls fail with CallTimeout after ``timeout_s`` seconds (None: never)."""
+        """The same actor with other defaults: calls fail with CallTimeout after ``timeout_s`` seconds (None: never).
+
+        >>> worker.options(timeout_s=5).call("echo", "in time").result()
+        'in time'
+        """
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest(f"timeout_s must be None or above 0, not {timeout_s!r}")
         return ActorHandle(self._gang, self._actor, timeout_s=timeout_s)
@@ -157,6 +206,9 @@ class ActorHandle:
         on an actor that was started again goes to its new process; until that is up it fails with ActorUnreachable.
         Raises NotSerializable for arguments that are not data, InvalidRequest for an actor that is a command. The
         first call opens the connection, for which it may take up to 10 s.
+
+        >>> worker.call("add", 1, b=2).result()
+        3
         """
         try:
             connection = self._connection(method)
@@ -175,6 +227,9 @@ class ActorHandle:
         use it in a ``with`` block), and the method's ``finally`` runs. Iterating raises ActorError (the method raised),
         ActorUnreachable, or CallTimeout when an item takes longer than the handle's ``timeout_s``. Raises, besides what
         ``call`` raises, ActorUnreachable.
+
+        >>> list(worker.stream("count", 3))
+        [0, 1, 2]
         """
         stream = self._connection(method).stream(method, args, kwargs, timeout_s=self._timeout_s)
         stream.gang = self._gang  # type: ignore[attr-defined]  # whoever reads keeps the actor
@@ -186,11 +241,19 @@ class ActorHandle:
         It starts after everything this client called before on this actor, and is sent at most once: a ``call`` that
         is answered later says that all that was told before has arrived. Raises ActorUnreachable where the actor is
         known to be gone, LimitExceeded where it does not read, and what ``call`` raises.
+
+        >>> worker.tell("echo", "nobody waits for this")
         """
         self._connection(method).tell(method, args, kwargs)
 
     def mailbox(self, capacity: int = CAPACITY) -> Mailbox:
-        """A mailbox for what this actor pushes from now on (``ctx.push``); see ``Gang.mailbox``."""
+        """A mailbox for what this actor pushes from now on (``ctx.push``); see ``Gang.mailbox``.
+
+        >>> with worker.mailbox() as mailbox:
+        ...     worker.tell("say", "hello")
+        ...     mailbox.get().value
+        'hello'
+        """
         return open_mailbox(self._gang, [self], capacity)
 
     def connection(self, what: str) -> Connection:
@@ -213,7 +276,11 @@ class ActorHandle:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the next call goes out without connecting first."""
+        """Whether the next call goes out without connecting first.
+
+        >>> worker.call("echo", 1).result(), worker.is_connected
+        (1, True)
+        """
         return self._gang.line(self._latest).is_open
 
     @property
@@ -221,15 +288,28 @@ class ActorHandle:
         """What carries the calls (``.name``), and why nothing better does (``.why_not``); ``str()`` says both.
 
         Opens the connection if no call has yet; raises what that raises.
+
+        >>> worker.transport.name in ("tcp", "shm", "rdma")
+        True
         """
         return self._connection("transport").transport
 
     def stop(self) -> Future[bool]:
-        """Ask the actor to stop (SIGTERM, then SIGKILL after the gang's grace time); its slot stays the gang's."""
+        """Ask the actor to stop (SIGTERM, then SIGKILL after the gang's grace time); its slot stays the gang's.
+
+        >>> actor = gang.launch("Worker").result()[1]
+        >>> actor.stop().result(), actor.wait().result().ok
+        (True, True)
+        """
         return self._gang.client.stop_actor(self._gang.ticket_id, self.rank)
 
     def wait(self, timeout: float | None = None) -> Future[ActorExit]:
-        """The actor's end. Fails with WaitTimeout after ``timeout`` seconds (None: never)."""
+        """The actor's end. Fails with WaitTimeout after ``timeout`` seconds (None: never).
+
+        >>> actor = gang.launch_command(["true"]).result()[0]
+        >>> actor.wait(timeout=30).result().code
+        0
+        """
         end = self.exit
         if end is not None:
             done: Future[ActorExit] = Future()
@@ -238,7 +318,11 @@ class ActorHandle:
         return self._gang.wait_for_rank(self.rank, timeout)
 
     def release(self) -> Future[bool]:
-        """Give back the whole gang of this actor; meant for those that ``spawn`` made."""
+        """Give back the whole gang of this actor; meant for those that ``spawn`` made.
+
+        >>> client.spawn("Worker", "alone").result().release().result()
+        True
+        """
         return self._gang.release()
 
     def _check_callable(self, what: str) -> None:

@@ -23,7 +23,12 @@ SINCE_S_MAX = 10 * 365 * 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A line of what the actor at a rank printed, without its end; bytes that are no UTF-8 are replaced."""
+    """A line of what the actor at a rank printed, without its end; bytes that are no UTF-8 are replaced.
+
+    >>> actors = gang.launch_command(["echo", "hello"]).result()
+    >>> next(gang.logs(rank=1, follow=True))
+    LogLine(rank=1, text='hello')
+    """
 
     rank: int
     text: str

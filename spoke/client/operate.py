@@ -28,11 +28,18 @@ class Operations(QueueOperations):
         """Place nothing new on a node; what runs there goes on. False if it was so already.
 
         It holds for the node's id until ``uncordon_node``, also when its agent starts anew.
+
+        >>> client.cordon_node("node-1", "its fan rattles").result(), client.uncordon_node("node-1").result()
+        (True, True)
         """
         return self._operate(r.CordonNode(_node(node_id), _reason(reason)))
 
     def uncordon_node(self, node_id: str) -> Future[bool]:
-        """Let a node have new slots again; a drain that is under way ends. False if nothing kept it from them."""
+        """Let a node have new slots again; a drain that is under way ends. False if nothing kept it from them.
+
+        >>> client.uncordon_node("node-1").result()  # nothing kept it from new slots
+        False
+        """
         return self._operate(r.UncordonNode(_node(node_id)))
 
     def drain_node(
@@ -43,6 +50,11 @@ class Operations(QueueOperations):
         The tickets' clients and actors are told at once (``Gang.on_notice``, ``Actor.on_notice``). The future is True
         once the node is drained, with ``wait=False`` once the drain has begun. It fails with NodeBusy if the drain is
         given up meanwhile.
+
+        >>> client.drain_node("node-1", deadline=600, reason="new kernel", wait=False).result()
+        True
+        >>> client.uncordon_node("node-1").result()
+        True
         """
         if deadline is not None and (type(deadline) not in (int, float) or not 0 <= deadline <= 365 * 86_400):
             raise InvalidRequest(f"deadline must be None or seconds from 0 up to a year, not {deadline!r}")
@@ -53,6 +65,10 @@ class Operations(QueueOperations):
         """Take a node out of the pool; its agent ends. The future is True once it is gone.
 
         It fails with NodeBusy if tickets hold places there; with ``force`` they are released first.
+
+        >>> client.remove_node("node-7", reason="sold").result()
+        Traceback (most recent call last):
+        spoke.errors.UnknownNode: ...
         """
         return self._operate(r.RemoveNode(_node(node_id), force, _reason(reason)))
 
@@ -60,18 +76,31 @@ class Operations(QueueOperations):
         """Mark one GPU of a node (by its physical index) unhealthy, so that it is not given out; or healthy again.
 
         Whoever holds it is told. What an operator has said stands until an operator says otherwise.
+
+        >>> client.mark_gpu("node-1", 3, healthy=False, reason="smells of smoke").result()
+        True
+        >>> client.mark_gpu("node-1", 3, healthy=True).result()
+        True
         """
         if type(index) is not int or index < 0:
             raise InvalidRequest(f"a GPU's index is a whole number from 0 on, not {index!r}")
         return self._operate(r.MarkGpu(_node(node_id), index, healthy, _reason(reason)))
 
     def explain(self, ticket_id: str) -> Future[Explanation]:
-        """Why a ticket waits, or is where it is: a sentence and a table; anybody may ask."""
+        """Why a ticket waits, or is where it is: a sentence and a table; anybody may ask.
+
+        >>> client.explain(gang.ticket_id).result().state
+        'allocated'
+        """
         check_name("the ticket id", ticket_id)
         return self._request(r.ExplainGang(ticket_id), lambda message, ticket: message.explanation)
 
     def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> Future[bool]:
-        """Move a waiting ticket to the head or the tail of the line; to the tail its owner may, too."""
+        """Move a waiting ticket to the head or the tail of the line; to the tail its owner may, too.
+
+        >>> client.move_ticket(waiting.pending_reason().ticket_id, "head").result()
+        True
+        """
         check_name("the ticket id", ticket_id)
         if to not in ("head", "tail"):
             raise InvalidRequest(f"a ticket is moved to 'head' or 'tail', not {to!r}")
@@ -89,37 +118,74 @@ class AsyncOperations(AsyncQueueOperations):
 
     @property
     def sync(self) -> Operations:
-        """The client that does the work."""
+        """The client that does the work.
+
+        >>> client.sync.is_open
+        True
+        """
         raise NotImplementedError
 
     async def cordon_node(self, node_id: str, reason: str = "") -> bool:
-        """Place nothing new on a node; see ``Client.cordon_node``."""
+        """Place nothing new on a node; see ``Client.cordon_node``.
+
+        >>> await client.cordon_node("node-1", "its fan rattles"), await client.uncordon_node("node-1")
+        (True, True)
+        """
         return await asyncio.wrap_future(self.sync.cordon_node(node_id, reason))
 
     async def uncordon_node(self, node_id: str) -> bool:
-        """Let a node have new slots again; see ``Client.uncordon_node``."""
+        """Let a node have new slots again; see ``Client.uncordon_node``.
+
+        >>> await client.uncordon_node("node-1")  # nothing kept it from new slots
+        False
+        """
         return await asyncio.wrap_future(self.sync.uncordon_node(node_id))
 
     async def drain_node(
         self, node_id: str, *, deadline: float | None = None, reason: str = "", wait: bool = True
     ) -> bool:
-        """Cordon a node until its tickets have gone; see ``Client.drain_node``."""
+        """Cordon a node until its tickets have gone; see ``Client.drain_node``.
+
+        >>> await client.drain_node("node-1", deadline=600, reason="new kernel", wait=False)
+        True
+        >>> await client.uncordon_node("node-1")
+        True
+        """
         return await asyncio.wrap_future(self.sync.drain_node(node_id, deadline=deadline, reason=reason, wait=wait))
 
     async def remove_node(self, node_id: str, *, force: bool = False, reason: str = "") -> bool:
-        """Take a node out of the pool; see ``Client.remove_node``."""
+        """Take a node out of the pool; see ``Client.remove_node``.
+
+        >>> await client.remove_node("node-7", reason="sold")
+        Traceback (most recent call last):
+        spoke.errors.UnknownNode: ...
+        """
         return await asyncio.wrap_future(self.sync.remove_node(node_id, force=force, reason=reason))
 
     async def mark_gpu(self, node_id: str, index: int, *, healthy: bool, reason: str = "") -> bool:
-        """Mark one GPU of a node unhealthy or healthy; see ``Client.mark_gpu``."""
+        """Mark one GPU of a node unhealthy or healthy; see ``Client.mark_gpu``.
+
+        >>> await client.mark_gpu("node-1", 3, healthy=False, reason="smells of smoke")
+        True
+        >>> await client.mark_gpu("node-1", 3, healthy=True)
+        True
+        """
         return await asyncio.wrap_future(self.sync.mark_gpu(node_id, index, healthy=healthy, reason=reason))
 
     async def explain(self, ticket_id: str) -> Explanation:
-        """Why a ticket waits, or is where it is; see ``Client.explain``."""
+        """Why a ticket waits, or is where it is; see ``Client.explain``.
+
+        >>> (await client.explain(gang.ticket_id)).state
+        'allocated'
+        """
         return await asyncio.wrap_future(self.sync.explain(ticket_id))
 
     async def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> bool:
-        """Move a waiting ticket in the line; see ``Client.move_ticket``."""
+        """Move a waiting ticket in the line; see ``Client.move_ticket``.
+
+        >>> await client.move_ticket(waiting.pending_reason().ticket_id, "head")
+        True
+        """
         return await asyncio.wrap_future(self.sync.move_ticket(ticket_id, to))
 
 

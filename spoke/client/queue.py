@@ -96,7 +96,11 @@ class QueueOperations:
     """The queue's part of ``Client``. Where requests are signed, it needs the key of an operator or administrator."""
 
     def queue_status(self) -> QueueStatus:
-        """The policy, the projects and the reservations, as the views show them."""
+        """The policy, the projects and the reservations, as the views show them.
+
+        >>> client.queue_status().policy.order
+        'priority'
+        """
         raise NotImplementedError
 
     def set_queue_policy(
@@ -115,6 +119,9 @@ class QueueOperations:
         planned start. ``preempt``: gangs may take the place of preemptible tickets. ``half_life``: seconds after which
         past use counts half. ``notice``: seconds between a notice and the release. ``depth``: how many waiting gangs
         are looked at for backfill.
+
+        >>> client.set_queue_policy("fair", half_life=3600).result()
+        True
         """
         if order is not None and order not in ORDERS:
             raise InvalidRequest(f"the queue's order is one of {', '.join(ORDERS)}, not {order!r}")
@@ -145,6 +152,9 @@ class QueueOperations:
 
         ``borrow``: it may have more while that is idle, in tickets that others can reclaim. ``weight``: its part in a
         fair order. What it holds beyond a new quota stays. False if nothing changes.
+
+        >>> client.set_quota("vision", gpus=4, weight=3).result()
+        True
         """
         quota = Quota(
             project,
@@ -158,13 +168,21 @@ class QueueOperations:
         return self._ask(r.SetQuota(quota))
 
     def remove_quota(self, project: str) -> Future[bool]:
-        """Take a project's quota away; False if it had none."""
+        """Take a project's quota away; False if it had none.
+
+        >>> client.remove_quota("speech").result()  # it has none
+        False
+        """
         if project != "*":
             check_name("the project", project)
         return self._ask(r.RemoveQuota(project))
 
     def set_priority(self, ticket_id: str, priority: int) -> Future[bool]:
-        """Give a ticket, waiting or live, another priority; its owner may lower it. False if it has this one."""
+        """Give a ticket, waiting or live, another priority; its owner may lower it. False if it has this one.
+
+        >>> client.set_priority(gang.ticket_id, 5).result()
+        True
+        """
         check_name("the ticket id", ticket_id)
         Terms(priority=priority)
         return self._ask(r.PrioritizeGang(ticket_id, priority))
@@ -176,12 +194,20 @@ class QueueOperations:
 
         ``start`` is in seconds since 1970 (0: now). Gangs use it with ``reservation=`` and its id, which
         ``queue_status`` shows; with ``project`` only that project's. Fails with ReservationRefused.
+
+        >>> client.create_reservation(1, 4, duration=600, project="vision", name="demo").result()
+        True
         """
         start_ms = round(start * 1000)
         return self._ask(r.CreateReservation(nodes, gpus, _ms("duration", duration), start_ms, project, name))
 
     def cancel_reservation(self, reservation_id: str) -> Future[bool]:
-        """Give a reservation's nodes back to everybody; what was placed there stays. Fails with UnknownReservation."""
+        """Give a reservation's nodes back to everybody; what was placed there stays. Fails with UnknownReservation.
+
+        >>> client.cancel_reservation("r-999").result()
+        Traceback (most recent call last):
+        spoke.errors.UnknownReservation: ...
+        """
         check_name("the reservation", reservation_id)
         return self._ask(r.CancelReservation(reservation_id))
 
@@ -197,11 +223,19 @@ class AsyncQueueOperations:
 
     @property
     def sync(self) -> QueueOperations:
-        """The client that does the work."""
+        """The client that does the work.
+
+        >>> client.sync.pool
+        'docs'
+        """
         raise NotImplementedError
 
     async def queue_status(self) -> QueueStatus:
-        """The policy, the projects and the reservations; see ``Client.queue_status``."""
+        """The policy, the projects and the reservations; see ``Client.queue_status``.
+
+        >>> (await client.queue_status()).policy.order
+        'priority'
+        """
         return await asyncio.to_thread(self.sync.queue_status)
 
     async def set_queue_policy(
@@ -214,7 +248,11 @@ class AsyncQueueOperations:
         notice: float | None = None,
         depth: int | None = None,
     ) -> bool:
-        """Order the queue by another policy; see ``Client.set_queue_policy``."""
+        """Order the queue by another policy; see ``Client.set_queue_policy``.
+
+        >>> await client.set_queue_policy("fair", half_life=3600)
+        True
+        """
         asked = await asyncio.to_thread(
             self.sync.set_queue_policy,
             order,
@@ -237,29 +275,50 @@ class AsyncQueueOperations:
         borrow: bool = True,
         weight: int = 1,
     ) -> bool:
-        """What a project has by right; see ``Client.set_quota``."""
+        """What a project has by right; see ``Client.set_quota``.
+
+        >>> await client.set_quota("vision", gpus=4, weight=3)
+        True
+        """
         return await asyncio.wrap_future(
             self.sync.set_quota(project, gpus=gpus, cpus=cpus, memory=memory, nodes=nodes, borrow=borrow, weight=weight)
         )
 
     async def remove_quota(self, project: str) -> bool:
-        """Take a project's quota away; see ``Client.remove_quota``."""
+        """Take a project's quota away; see ``Client.remove_quota``.
+
+        >>> await client.remove_quota("speech")  # it has none
+        False
+        """
         return await asyncio.wrap_future(self.sync.remove_quota(project))
 
     async def set_priority(self, ticket_id: str, priority: int) -> bool:
-        """Give a ticket another priority; see ``Client.set_priority``."""
+        """Give a ticket another priority; see ``Client.set_priority``.
+
+        >>> await client.set_priority(gang.ticket_id, 5)
+        True
+        """
         return await asyncio.wrap_future(self.sync.set_priority(ticket_id, priority))
 
     async def create_reservation(
         self, nodes: int, gpus: int, duration: float, *, start: float = 0.0, project: str = "", name: str = ""
     ) -> bool:
-        """Keep nodes for a time; see ``Client.create_reservation``."""
+        """Keep nodes for a time; see ``Client.create_reservation``.
+
+        >>> await client.create_reservation(1, 4, duration=600, project="vision", name="demo")
+        True
+        """
         return await asyncio.wrap_future(
             self.sync.create_reservation(nodes, gpus, duration, start=start, project=project, name=name)
         )
 
     async def cancel_reservation(self, reservation_id: str) -> bool:
-        """Give a reservation's nodes back; see ``Client.cancel_reservation``."""
+        """Give a reservation's nodes back; see ``Client.cancel_reservation``.
+
+        >>> await client.cancel_reservation("r-999")
+        Traceback (most recent call last):
+        spoke.errors.UnknownReservation: ...
+        """
         return await asyncio.wrap_future(self.sync.cancel_reservation(reservation_id))
 
 

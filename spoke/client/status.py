@@ -39,6 +39,9 @@ class NodeStatus:
 
     ``gpus_free`` are physical indices; ``gpus_shared`` says of each shared GPU, by its index, what fraction of it
     is free; ``gpus_unhealthy`` why GPUs are not given out; ``version`` is the release of its agent.
+
+    >>> client.status().nodes[0]
+    <NodeStatus node-0 up, 4 of 4 GPUs free>
     """
 
     node_id: str = ""
@@ -73,6 +76,9 @@ class TicketStatus:
 
     ``project`` is whom it counts for, ``borrowed`` whether that project had more than its quota with it; at ``ends_ms``
     it is released, by its ``max_duration`` or to make room (0: never).
+
+    >>> spoke.TicketStatus("t-7", "queued", gang="2x4", reason="needs 2 nodes with 4 GPUs free")
+    <TicketStatus t-7 queued 2x4: needs 2 nodes with 4 GPUs free>
     """
 
     ticket_id: str = ""
@@ -111,7 +117,11 @@ class TicketStatus:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PoolStatus:
-    """A pool at one moment. ``allocator`` names who decides in it; empty when nobody does."""
+    """A pool at one moment. ``allocator`` names who decides in it; empty when nobody does.
+
+    >>> client.status()
+    <PoolStatus docs: 2 nodes, 8 of 8 GPUs free, ... tickets, led by ...>
+    """
 
     pool: str
     allocator: str
@@ -120,12 +130,20 @@ class PoolStatus:
 
     @property
     def gpus(self) -> int:
-        """The number of GPUs of the nodes that are up."""
+        """The number of GPUs of the nodes that are up.
+
+        >>> client.status().gpus
+        8
+        """
         return sum(node.gpus for node in self.nodes if node.state == "up")
 
     @property
     def gpus_free(self) -> int:
-        """The number of GPUs, of the nodes that are up, of which nobody has even a share."""
+        """The number of GPUs, of the nodes that are up, of which nobody has even a share.
+
+        >>> client.status().gpus_free
+        8
+        """
         return sum(len(node.gpus_free) for node in self.nodes if node.state == "up")
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from spoke.client import launching
 from spoke.client.asking import gang_spec
-from spoke.client.futures import Chain, failed
+from spoke.client.futures import Chain, GangFuture, failed
 from spoke.client.gang import Args, Care, Commands, Env, Gang, Ids, Types, close_all
 from spoke.client.handle import ActorHandle, Line
 from spoke.client.lines import LogLine, batches_of, flat, flat_async
@@ -63,6 +63,11 @@ class Client(Operations, Closing):
 
     Raises InvalidRequest, ServerUnreachable, AuthenticationFailed or ServerUnsuitable. Once the lease is lost, every
     method raises LeaseLost; after ``close()`` and in a forked child, ClientClosed.
+
+    >>> with spoke.Client() as client:  # SPOKE_URL and SPOKE_POOL say where
+    ...     gang = client.gang_allocate(2, 1, spoke.Resources(gpus=1)).result()
+    ...     [slot.node_id for slot in gang]
+    ['node-0', 'node-1']
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class Client(Operations, Closing):
         max_duration: float | None = None,
         preemptible: bool = False,
         reservation: str = "",
-    ) -> Future[Gang]:
+    ) -> GangFuture[Gang]:
         """Reserve places for ``num_nodes`` x ``actors_per_node`` actors, all of them or none.
 
         ``strict_pack``: ``actors_per_node`` on one node, on ``num_nodes`` different nodes; False: as dense as it goes.
@@ -161,6 +166,10 @@ class Client(Operations, Closing):
 
         Raises InvalidRequest. The future fails with AllocationTimeout, AllocationError or AllocationCancelled, whose
         text says what was missing; with NoAllocator; with a ServerError. Cancelling it withdraws the request.
+
+        >>> gang = client.gang_allocate(2, 2, spoke.Resources(gpus=1)).result()
+        >>> len(gang), gang.num_nodes
+        (4, 2)
         """
         spec = gang_spec(
             num_nodes,
@@ -194,6 +203,9 @@ class Client(Operations, Closing):
 
         The future is True once all is confirmed free, and False if the ticket had ended before. It fails with
         UnknownTicket, or with WaitTimeout after ``timeout`` seconds (the release goes on).
+
+        >>> client.gang_release(gang.ticket_id).result()
+        True
         """
         check_name("the ticket id", _text("the ticket id", ticket_id))
         seconds = _check_timeout(timeout)
@@ -203,7 +215,11 @@ class Client(Operations, Closing):
             return failed(error)
 
     def attach(self, ticket_id: str) -> Future[Gang]:
-        """A ticket that another client was granted, with the actors that run in it. It stays that client's."""
+        """A ticket that another client was granted, with the actors that run in it. It stays that client's.
+
+        >>> client.attach(gang.ticket_id).result().ticket_id == gang.ticket_id
+        True
+        """
         check_name("the ticket id", _text("the ticket id", ticket_id))
         return self._request(r.AttachGang(ticket_id), self._granted)
 
@@ -214,6 +230,10 @@ class Client(Operations, Closing):
         with ``launch_actor``; peers reach it then. The rendezvous address moves with rank 0. It fails with
         AlreadyLaunched if the member is alive, RepairRefused if nothing fits or it has not failed, UnknownTicket,
         TicketEnded, RankOutOfRange.
+
+        >>> failed = gang.launch_command(["false"]).result()[1].wait().result()
+        >>> client.gang_repair(gang.ticket_id, failed.rank).result().global_rank
+        1
         """
         check_name("the ticket id", _text("the ticket id", ticket_id))
         try:
@@ -238,6 +258,10 @@ class Client(Operations, Closing):
         agents for more when its lines were taken, raises SpokeErrors (UnknownTicket, RankOutOfRange, Forbidden,
         LogsUnavailable, ServerError), and gives up its connections when it is closed or dropped. What is missing
         because a node is silent or lost is logged. Raises InvalidRequest.
+
+        >>> actors = gang.launch_command(["sh", "-c", "echo hello from $RANK"]).result()
+        >>> sorted(line.text for line in client.logs(gang.ticket_id, follow=True))
+        ['hello from 0', 'hello from 1']
         """
         self._session.check_open()
         return flat(batches_of(self._session, ticket_id, rank, follow=follow, tail=tail, since=since))
@@ -267,6 +291,10 @@ class Client(Operations, Closing):
         ``env`` is added to its environment, ``cwd`` is its working directory (relative to the agent's).
         ``supervision`` (``spoke.Supervision``): when it is started again, time limits, checks of its health, what is
         run at its end, limits of its process.
+
+        >>> actor = client.launch_actor(gang.ticket_id, 0, "Worker", "first").result()
+        >>> actor.call("echo", "hello").result()
+        'hello'
         """
         plan = launching.actor_plan(global_rank, type, id, args, launching.Way(env, cwd, supervision))
         return self._launch(ticket_id, plan, lambda handles: handles[0], timeout)
@@ -289,6 +317,9 @@ class Client(Operations, Closing):
         slot; else ``<type>-<rank>``. In a mixed gang ``type`` may be a dict, ``{"controller": "Controller", "worker":
         "Worker"}``: groups that it does not name are not launched. The handles come by rank; otherwise as
         ``launch_actor``.
+
+        >>> [actor.id for actor in client.launch_gang(gang.ticket_id, "Worker").result()]
+        ['Worker-0', 'Worker-1']
         """
         plan = launching.gang_plan(type, args, ids, launching.Way(env, cwd, supervision))
         return self._launch(ticket_id, plan, lambda handles: handles, timeout)
@@ -308,6 +339,10 @@ class Client(Operations, Closing):
 
         In a mixed gang ``argv`` may be a dict, a command for each group. ``torchrun``: its environment is also that of
         torchrun's workers.
+
+        >>> actors = client.launch_command(gang.ticket_id, ["python3", "-c", "print('hello')"]).result()
+        >>> [end.code for end in gang.wait().result()]
+        [0, 0]
         """
         plan = launching.command_plan(argv, launching.Way(env, cwd, supervision, torchrun))
         return self._launch(ticket_id, plan, lambda handles: handles, timeout)
@@ -329,10 +364,14 @@ class Client(Operations, Closing):
         gpu_models: Sequence[str] = (),
         grace_s: float = 5.0,
         name: str = "",
-    ) -> Future[ActorHandle]:
+    ) -> GangFuture[ActorHandle]:
         """Start one actor anywhere: a gang of one, allocated and launched. If the launch fails it is released.
 
         The ticket lives as long as the handle (``handle.gang``), or until ``handle.release()``.
+
+        >>> actor = client.spawn("Worker", "alone", spoke.Resources(gpus=1)).result()
+        >>> actor.call("add", 1, 2).result(), actor.release().result()
+        (3, True)
         """
         plan = launching.actor_plan(0, type, id, args, launching.Way(env, cwd, supervision))
         chain: Chain[ActorHandle] = Chain()
@@ -381,6 +420,10 @@ class Client(Operations, Closing):
         """Ask the actor at a rank to stop: SIGTERM, then SIGKILL after the gang's grace time. The slot stays.
 
         The future is True once it was told, False if none runs there; its end is what ``wait`` waits for.
+
+        >>> actors = gang.launch("Worker").result()
+        >>> client.stop_actor(gang.ticket_id, 1).result()
+        True
         """
         check_name("the ticket id", _text("the ticket id", ticket_id))
         try:
@@ -392,13 +435,21 @@ class Client(Operations, Closing):
     # --- the pool and the session --------------------------------------------------------------------------------
 
     def status(self) -> PoolStatus:
-        """The pool's nodes and tickets, read from its views (no request to the allocator). Raises ServerError."""
+        """The pool's nodes and tickets, read from its views (no request to the allocator). Raises ServerError.
+
+        >>> [(node.node_id, node.gpus) for node in client.status().nodes]
+        [('node-0', 4), ('node-1', 4)]
+        """
         self._session.check_open()
         with explained(self._session.url):
             return read_status(self._session.redis, self._session.keys)
 
     def queue_status(self) -> QueueStatus:
-        """The queue's policy, projects and reservations, read from the views. Raises ServerError."""
+        """The queue's policy, projects and reservations, read from the views. Raises ServerError.
+
+        >>> client.queue_status().policy.order
+        'priority'
+        """
         self._session.check_open()
         with explained(self._session.url):
             return read_queue(self._session.redis, self._session.keys)
@@ -407,28 +458,49 @@ class Client(Operations, Closing):
         """End the session: tickets are released (not detached ones), waiting futures fail with ClientClosed.
 
         Returns when the allocator has taken note, at the latest after ``timeout`` seconds and a little.
+
+        >>> client = spoke.Client()
+        >>> client.close()
+        >>> client.is_open
+        False
         """
         self._finalizer.detach()
         self._session.close(timeout)
 
     @property
     def url(self) -> str:
-        """The server's URL, without its password."""
+        """The server's URL, without its password.
+
+        >>> client.url
+        'redis://127.0.0.1:...'
+        """
         return mask_url(self._session.url)
 
     @property
     def pool(self) -> str:
-        """The pool's name."""
+        """The pool's name.
+
+        >>> client.pool
+        'docs'
+        """
         return self._session.keys.pool
 
     @property
     def client_id(self) -> str:
-        """The id of this session in the log and in the views."""
+        """The id of this session in the log and in the views.
+
+        >>> client.client_id
+        'c-...'
+        """
         return self._session.client_id
 
     @property
     def is_open(self) -> bool:
-        """Whether requests can be made."""
+        """Whether requests can be made.
+
+        >>> client.is_open
+        True
+        """
         return self._session.is_over is None
 
     def check_process(self) -> None:
@@ -494,7 +566,7 @@ class Client(Operations, Closing):
         blobs: bytes = b"",
         timeout: float | None = None,
         unwanted: Callable[[T], object] | None = None,
-    ) -> Future[T]:
+    ) -> GangFuture[T]:
         try:
             return self._session.request(request, convert, blobs=blobs, timeout_s=timeout, unwanted=unwanted)
         except SpokeError as error:

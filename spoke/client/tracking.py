@@ -18,6 +18,11 @@ class ActorExit:
     """How an actor ended. ``phase`` is exited, start_failed or lost; ``code`` is -1 when ``signal`` ended it.
 
     ``expected`` says that it had been told to stop. ``reason`` is set where neither code nor signal explains it.
+
+    >>> actors = gang.launch_command(["sh", "-c", "exit 3"]).result()
+    >>> end = gang.wait_for_rank(0).result()
+    >>> end.phase, end.code, end.ok
+    ('exited', 3, False)
     """
 
     rank: int
@@ -31,7 +36,11 @@ class ActorExit:
 
     @property
     def ok(self) -> bool:
-        """Whether it ended by itself with code 0, or because it was told to."""
+        """Whether it ended by itself with code 0, or because it was told to.
+
+        >>> spoke.ActorExit(0, "w", "node-0", "exited", code=-1, signal=9).ok
+        False
+        """
         return self.expected or (self.phase == "exited" and self.code == 0 and not self.signal)
 
 

@@ -296,6 +296,10 @@ class Slot(msgspec.Struct, frozen=True):
     the RDMA ports that it has for itself. ``numa_node`` is where all its GPUs are (-1: on several, or not known),
     ``link`` the farthest of the links between them (empty: not known, or fewer than two). In a mixed gang ``group`` is
     its group's name, and ``rank_in_group`` counts within the group.
+
+    >>> slot = gang.slots[1]
+    >>> slot.global_rank, slot.local_rank, slot.node_id, len(slot.gpu_ids)
+    (1, 0, 'node-1', 1)
     """
 
     global_rank: int

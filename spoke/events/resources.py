@@ -51,9 +51,9 @@ class Resources:
     ``gpus`` that is its share, beside a fraction the share is the larger of the two. ``nics`` is how many RDMA ports it
     has that no other actor with ``nics`` has; with 0 it has none of its own, and shares what its node has.
 
-    >>> Resources(gpus=2, cpus=1.5, memory="1GiB").memory
+    >>> spoke.Resources(gpus=2, cpus=1.5, memory="1GiB").memory
     1073741824
-    >>> Resources(gpus=0.25).gpu_milli, Resources(gpu_memory="10GiB").share_of(40 << 30)
+    >>> spoke.Resources(gpus=0.25).gpu_milli, spoke.Resources(gpu_memory="10GiB").share_of(40 << 30)
     (250, 250)
     """
 
@@ -84,21 +84,37 @@ class Resources:
 
     @property
     def is_share(self) -> bool:
-        """Whether the actor has a share of one GPU, instead of whole ones."""
+        """Whether the actor has a share of one GPU, instead of whole ones.
+
+        >>> spoke.Resources(gpus=0.5).is_share, spoke.Resources(gpus=2).is_share
+        (True, False)
+        """
         return type(self.gpus) is float or (self.gpus == 0 and self.gpu_memory != 0)
 
     @property
     def gpu_count(self) -> int:
-        """The number of whole GPUs; 0 for a share."""
+        """The number of whole GPUs; 0 for a share.
+
+        >>> spoke.Resources(gpus=2).gpu_count, spoke.Resources(gpus=0.5).gpu_count
+        (2, 0)
+        """
         return self.gpus if type(self.gpus) is int else 0
 
     @property
     def gpu_milli(self) -> int:
-        """The share that ``gpus`` asks for, in thousandths of a GPU; 0 if the share follows from ``gpu_memory``."""
+        """The share that ``gpus`` asks for, in thousandths of a GPU; 0 if the share follows from ``gpu_memory``.
+
+        >>> spoke.Resources(gpus=0.5).gpu_milli
+        500
+        """
         return round(self.gpus * GPU_MILLI) if type(self.gpus) is float else 0
 
     def share_of(self, gpu_memory: int) -> int:
-        """The share of a GPU that has so much memory (bytes), in thousandths; 0 if the need does not go into it."""
+        """The share of a GPU that has so much memory (bytes), in thousandths; 0 if the need does not go into it.
+
+        >>> spoke.Resources(gpu_memory="10GiB").share_of(80 << 30)
+        125
+        """
         wanted = int(self.gpu_memory)
         if wanted > gpu_memory:
             return 0
@@ -106,12 +122,20 @@ class Resources:
 
     @property
     def cpu_milli(self) -> int:
-        """The CPU need in thousandths of a core: the state counts in integers, so that sums are exact."""
+        """The CPU need in thousandths of a core: the state counts in integers, so that sums are exact.
+
+        >>> spoke.Resources(cpus=1.5).cpu_milli
+        1500
+        """
         return round(self.cpus * 1000)
 
     @property
     def memory_bytes(self) -> int:
-        """The memory need in bytes."""
+        """The memory need in bytes.
+
+        >>> spoke.Resources(memory="1GiB").memory_bytes
+        1073741824
+        """
         return int(self.memory)
 
 

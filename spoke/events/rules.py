@@ -65,6 +65,11 @@ class Group:
 
     The options mean what they mean for a gang (``Client.gang_allocate``), for these members. ``strict_pack`` None:
     True, unless a ``strategy`` is given. ``min_nodes``: it may get fewer nodes, down to these (0: ``num_nodes``).
+
+    >>> head = spoke.Group("controller", resources=spoke.Resources(cpus=2))
+    >>> rest = spoke.Group("worker", num_nodes=2, actors_per_node=2, resources=spoke.Resources(gpus=1))
+    >>> len(client.gang_allocate(groups=[head, rest]).result())
+    5
     """
 
     name: str
@@ -93,12 +98,20 @@ class Group:
 
     @property
     def size(self) -> int:
-        """The number of its actors, if it gets all its nodes."""
+        """The number of its actors, if it gets all its nodes.
+
+        >>> spoke.Group("worker", num_nodes=2, actors_per_node=4).size
+        8
+        """
         return self.num_nodes * self.actors_per_node
 
     @property
     def shaped(self) -> bool:
-        """Whether its actors keep together by node."""
+        """Whether its actors keep together by node.
+
+        >>> spoke.Group("worker").shaped, spoke.Group("worker", strategy="spread").shaped
+        (True, False)
+        """
         return self.strategy is None if self.strict_pack is None else self.strict_pack
 
 

@@ -29,7 +29,7 @@ class Restart:
     begins anew once an actor has run for ``window_s`` seconds (0: never). Before the first restart of a count it waits
     ``backoff_s``, before each later one twice as long, at most ``backoff_max_s``, less up to half of that by chance.
 
-    >>> Restart("on_failure", max_restarts=5, backoff_s=1.0).policy
+    >>> spoke.Restart("on_failure", max_restarts=5, backoff_s=1.0).policy
     'on_failure'
     """
 
@@ -56,7 +56,11 @@ class Restart:
             )
 
     def delay_s(self, count: int, token: str) -> float:
-        """How long to wait before the ``count``-th restart (from 1 on); ``token`` stands for the dice."""
+        """How long to wait before the ``count``-th restart (from 1 on); ``token`` stands for the dice.
+
+        >>> 1.0 <= spoke.Restart(backoff_s=2.0).delay_s(1, "any text") <= 2.0
+        True
+        """
         doubled = self.backoff_s * 2.0 ** min(count - 1, 60)
         by_chance = zlib.crc32(f"{token}/{count}".encode()) / 2**32
         return round(min(doubled, self.backoff_max_s) * (1.0 - by_chance / 2), 3)
@@ -70,6 +74,9 @@ class HealthCheck:
     ``healthy``, if it has one of its own. For a command ``argv`` is run, in its environment, and must exit with code 0;
     such a command is up when that has succeeded for the first time. After ``failures`` in a row the actor is killed,
     and that is a failure.
+
+    >>> care = spoke.Supervision(health=spoke.HealthCheck(interval_s=5.0, failures=2))
+    >>> actors = gang.launch("Worker", supervision=care).result()
     """
 
     interval_s: float = 10.0
@@ -92,6 +99,10 @@ class ExitHook:
     It runs in the actor's environment and directory; besides, SPOKE_EXIT_CODE, SPOKE_EXIT_SIGNAL (0: none),
     SPOKE_EXIT_REASON and SPOKE_RESTART_COUNT say what happened. Its GPUs stay its own until the hook is over. It
     is not run when everything must end at once: the node's lease is lost, or its agent dies.
+
+    >>> care = spoke.Supervision(exit_hook=spoke.ExitHook(["sh", "-c", "echo $SPOKE_EXIT_CODE > exit.txt"]))
+    >>> care.exit_hook.timeout_s
+    30.0
     """
 
     argv: Sequence[str]
@@ -109,6 +120,11 @@ class Supervision:
     ``start_timeout_s``: it must be up by then, else it is killed and has failed (0: what its agent is set to).
     ``rlimits``: limits of its process by name (``nofile``, ``core``, ``memlock``, ``as``, …), bytes or numbers; -1 is
     no limit.
+
+    >>> care = spoke.Supervision(restart=spoke.Restart(max_restarts=1, backoff_s=0.1), rlimits={"core": 0})
+    >>> actors = gang.launch_command(["false"], supervision=care).result()
+    >>> [end.code for end in gang.wait().result()]
+    [1, 1]
     """
 
     restart: Restart | None = None

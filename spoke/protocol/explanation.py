@@ -50,6 +50,10 @@ class Explanation:
     those that must go before it. ``nodes`` are those on which it would take the least to make room, or where it is;
     ``left_out`` says which nodes and GPUs do not count, and why. ``starts_ms`` is when it would start by expected
     durations (0: unknown), ``starts`` says it in words.
+
+    >>> why = client.explain(waiting.pending_reason().ticket_id).result()
+    >>> why.state, why.place, why.waiting
+    ('queued', 1, 1)
     """
 
     ticket_id: str

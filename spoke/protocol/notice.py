@@ -16,6 +16,9 @@ class Notice:
     ``gpu_unhealthy``, ``gpu_healthy``: a GPU that the ticket holds. ``member_repaired`` (to actors): a member
     has another slot. ``restarting`` (to clients): a member failed, and the ``ranks`` are started again.
     ``ranks`` are those that the notice is about.
+
+    >>> spoke.Notice("t-7", "node_draining", "node node-1 is being drained", node_id="node-1", ranks=(0, 1)).kind
+    'node_draining'
     """
 
     ticket_id: str

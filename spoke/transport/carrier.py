@@ -91,7 +91,11 @@ class Carrier(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Which transport carries the calls, and why none that is better: ``why_not`` by name."""
+    """Which transport carries the calls, and why none that is better: ``why_not`` by name.
+
+    >>> print(spoke.Transport("tcp", {"shm": "the actor is on another machine"}))
+    tcp (not shm: the actor is on another machine)
+    """
 
     name: str
     why_not: Mapping[str, str] = field(default_factory=dict)

@@ -25,6 +25,10 @@ class BufferHandle:
 
     Whoever has a part in the buffer's ticket (its actors, and clients that hold the gang) can use it; ``scope`` tells
     which ticket that is, and says nothing of its secret.
+
+    >>> handle = worker.call("buffer", b"weights").result()
+    >>> handle.nbytes, handle.writable
+    (7, True)
     """
 
     address: str
@@ -39,6 +43,11 @@ class BufferHandle:
         The future is done when the data is there; it can be awaited. It fails with ActorUnreachable when the owner's
         process is gone, CallTimeout after ``timeout_s`` seconds, InvalidRequest for a range outside the buffer, or a
         buffer that was closed. Leave ``target`` alone until then.
+
+        >>> handle, target = worker.call("buffer", b"weights").result(), bytearray(7)
+        >>> handle.read_into(target).result()
+        >>> bytes(target)
+        b'weights'
         """
         from spoke.transport.memory import read_into
 
@@ -47,6 +56,11 @@ class BufferHandle:
     def write_from(self, source: Any, offset: int = 0, *, timeout_s: float | None = TRANSFER_S) -> Future[None]:
         """Copy all of ``source`` into the buffer, from ``offset`` bytes on. As ``read_into``; InvalidRequest also for a
         buffer that may only be read.
+
+        >>> handle = worker.call("buffer", b"weights").result()
+        >>> handle.write_from(b"W").result()
+        >>> worker.call("read", handle).result()
+        b'Weights'
         """
         from spoke.transport.memory import write_from
 

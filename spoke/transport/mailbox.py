@@ -34,6 +34,13 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
     For each actor there is room for ``capacity`` messages (and 64 MiB) that were not taken; what is pushed beyond is
     lost, and counted in ``lost``. Messages of one actor come in the order in which it pushed them. When an actor ends
     the others go on; when none is left, ``get`` and the iteration raise ActorUnreachable after the last message.
+
+    >>> with worker.mailbox() as mailbox:
+    ...     worker.tell("say", "hello")
+    ...     for push in mailbox:
+    ...         push.rank, push.value
+    ...         break
+    (0, 'hello')
     """
 
     def __init__(self, connections: Mapping[int, Connection], capacity: int = CAPACITY) -> None:
@@ -49,11 +56,22 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
 
     @property
     def lost(self) -> int:
-        """How many messages did not fit, as far as the messages that came later have told."""
+        """How many messages did not fit, as far as the messages that came later have told.
+
+        >>> with worker.mailbox() as mailbox:
+        ...     mailbox.lost
+        0
+        """
         return sum(self._lost.values())
 
     def get(self, timeout: float | None = None) -> Push:
-        """The next message. Raises WaitTimeout after ``timeout`` seconds (None: never), ActorUnreachable at the end."""
+        """The next message. Raises WaitTimeout after ``timeout`` seconds (None: never), ActorUnreachable at the end.
+
+        >>> with worker.mailbox() as mailbox:
+        ...     mailbox.get(timeout=0.1)
+        Traceback (most recent call last):
+        spoke.errors.WaitTimeout: ...
+        """
         while True:
             found = self._take()
             if found is not None:
@@ -62,7 +80,13 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
                 raise self._nothing(timeout)
 
     async def get_async(self, timeout: float | None = None) -> Push:
-        """The same for asyncio."""
+        """The same for asyncio.
+
+        >>> with worker.mailbox() as mailbox:
+        ...     worker.tell("say", "hello")
+        ...     (await mailbox.get_async()).value
+        'hello'
+        """
         while True:
             found = self._take()
             if found is not None:
@@ -99,7 +123,11 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
         return Push(rank, value)
 
     def close(self) -> None:
-        """Let nobody push any more, and forget what has come."""
+        """Let nobody push any more, and forget what has come.
+
+        >>> mailbox = worker.mailbox(capacity=16)
+        >>> mailbox.close()
+        """
         self._closed = True
         for source in self._sources.values():
             source.cancel()

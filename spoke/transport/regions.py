@@ -210,6 +210,10 @@ class Buffer(Closing):
     reserved. In a client, give the ``gang`` whose actors may reach it; an actor's belong to its own gang. With
     ``writable=False`` others can only read. Keep the buffer as long as others use it: they get an error once it was
     closed, or collected, or its process has ended.
+
+    >>> with spoke.Buffer(bytearray(b"weights"), worker.gang) as buffer:
+    ...     worker.call("read", buffer.handle).result()
+    b'weights'
     """
 
     def __init__(self, data: Any, gang: Any = None, *, writable: bool = True) -> None:
@@ -239,11 +243,19 @@ class Buffer(Closing):
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size.
+
+        >>> spoke.Buffer(1024, worker.gang).nbytes
+        1024
+        """
         return self.handle.nbytes
 
     def close(self) -> None:
-        """Let nobody reach it any more. When this returns, nobody reads or writes the memory."""
+        """Let nobody reach it any more. When this returns, nobody reads or writes the memory.
+
+        >>> buffer = spoke.Buffer(1024, worker.gang)
+        >>> buffer.close()
+        """
         self._finalizer.detach()
         self._table.withdraw(self.handle.key)
 

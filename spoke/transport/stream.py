@@ -19,6 +19,11 @@ class Stream(AsyncClosing, Iterator[Any], AsyncIterator[Any]):
     method is raised after the items before it. Leaving early, by ``close``, by the end of a ``with`` block, or by
     letting go of the stream, stops the method: its ``finally`` runs. ``timeout_s`` limits the wait for each item:
     CallTimeout, and the stream is closed.
+
+    >>> for item in worker.stream("count", 2):
+    ...     item
+    0
+    1
     """
 
     def __init__(self, future: StreamFuture, timeout_s: float | None = None) -> None:
@@ -78,13 +83,25 @@ class Stream(AsyncClosing, Iterator[Any], AsyncIterator[Any]):
         )
 
     def close(self) -> None:
-        """Stop the method, unless it has ended, and forget what has come. Does not wait for it."""
+        """Stop the method, unless it has ended, and forget what has come. Does not wait for it.
+
+        >>> stream = worker.stream("count", 1_000_000)
+        >>> next(stream)
+        0
+        >>> stream.close()
+        """
         self._ended = True
         self._future.cancel()
         self._future.drop()
 
     async def aclose(self) -> None:
-        """The same for asyncio."""
+        """The same for asyncio.
+
+        >>> stream = worker.stream("count", 1_000_000)
+        >>> await anext(stream)
+        0
+        >>> await stream.aclose()
+        """
         self.close()
 
     def __del__(self) -> None:
