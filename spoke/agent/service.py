@@ -50,7 +50,7 @@ from spoke.protocol.url import mask_url
 from spoke.version import release_version
 
 if TYPE_CHECKING:
-    from spoke.agent.meters import Meters
+    from spoke.agent.watcher import Watcher
 
 log = logging.getLogger("spoke.agent")
 
@@ -60,7 +60,7 @@ PORTS_AGAIN_S = 5.0
 _Input = Callable[[float], Iterable[i.Instruction]]
 
 
-def run_agent(config: AgentConfig, meters: Meters | None = None) -> None:
+def run_agent(config: AgentConfig, meters: Watcher | None = None) -> None:
     """Serve a node until SIGTERM or SIGINT (a second one stops the actors without grace).
 
     Call it from the main thread of a process of its own. Returns after an orderly end; raises SpokeError where the
@@ -142,7 +142,7 @@ def _health_monitor(config: AgentConfig, spec: NodeSpec, tell: Callable[[Health]
 class Agent:
     """One agent. Making it claims the node, checks the server and clears what an earlier agent left; ``run`` serves."""
 
-    def __init__(self, config: AgentConfig, meters: Meters | None = None) -> None:
+    def __init__(self, config: AgentConfig, meters: Watcher | None = None) -> None:
         self._meters = meters
         check_name("the node id", config.node_id)
         _check_key(config)

@@ -95,7 +95,7 @@ class Meters(Collector):
 
     # --- the allocator's thread ------------------------------------------------------------------------------------
 
-    def event(self, event: e.Event, before: PoolState, now_ms: int) -> None:
+    def event(self, event: e.Event, before: PoolState, now_ms: int, event_id: str = "") -> None:
         """Count an event that is about to change ``before``."""
         self._events[event.TYPE] += 1
         if isinstance(event, e.ActorRestarting):

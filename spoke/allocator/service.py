@@ -22,6 +22,7 @@ from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
 from spoke.allocator.limits import Limits
 from spoke.allocator.term import Term
+from spoke.allocator.watcher import watchers
 from spoke.allocator.wire import Wire
 from spoke.errors import Fenced, ServerUnreachable, SpokeError
 from spoke.protocol.arrival import WAIT_S, arrived
@@ -30,7 +31,8 @@ from spoke.protocol.server import check_server, connect, explain
 from spoke.protocol.url import mask_url
 
 if TYPE_CHECKING:
-    from spoke.allocator.meters import Meters
+    from spoke.allocator.tracing import AllocatorTracing
+    from spoke.allocator.watcher import Watcher
 
 log = logging.getLogger("spoke.allocator")
 
@@ -60,9 +62,12 @@ class AllocatorConfig:
 class Allocator:
     """The allocator of one pool; ``run`` leads it, or stands by until it can."""
 
-    def __init__(self, config: AllocatorConfig, meters: Meters | None = None) -> None:
+    def __init__(
+        self, config: AllocatorConfig, meters: Watcher | None = None, *, tracing: AllocatorTracing | None = None
+    ) -> None:
         self._config = config
-        self._meters = meters
+        self._tracing = tracing
+        self._meters = watchers(meters, tracing)
         self._keys = Keys(config.pool)
         self._client = connect(config.url, pool=config.pool)
         self._stop = threading.Event()
@@ -121,6 +126,9 @@ class Allocator:
             self._sleep(min(STANDBY_POLL_S, found.left_ms / 1000 + 0.01))
             return
         wire, term = Wire(self._client), None
+        gate = Gate(config.pool, config.masters)
+        if self._tracing is not None:
+            gate = self._tracing.gate(gate)
         if self._meters is not None:
             self._meters.begin_term()
         try:
@@ -133,7 +141,7 @@ class Allocator:
                 leader_ms=config.leader_ms,
                 snapshot_every=config.snapshot_every,
                 keep=config.keep_events,
-                gate=Gate(config.pool, config.masters),
+                gate=gate,
                 limits=config.limits,
                 seen=self._seen,
                 meters=self._meters,

@@ -31,7 +31,7 @@ from spoke.protocol.server import Redis
 from spoke.version import release_version
 
 if TYPE_CHECKING:
-    from spoke.allocator.meters import Meters
+    from spoke.allocator.watcher import Watcher
 
 READ_MAX = 256
 CHUNK = 64
@@ -69,7 +69,7 @@ class Term:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         seen: str = "0-0",
-        meters: Meters | None = None,
+        meters: Watcher | None = None,
     ) -> None:
         self._meters = meters
         self._monotonic_s = clock
@@ -212,7 +212,7 @@ class Term:
         batch.event(recorded, effects(self.state, recorded, blobs or {}), self._chain)
         self._views.touch(event, self.state)
         if self._meters is not None:
-            self._meters.event(event, self.state, now_ms)
+            self._meters.event(event, self.state, now_ms, recorded.id)
         fold(self.state, recorded)
 
     def _next_id(self, now_ms: int) -> str:

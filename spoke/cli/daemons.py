@@ -14,6 +14,7 @@ import typer
 
 from spoke.cli.metrics import MetricsAddress, serving
 from spoke.cli.options import Pool, Url, parse_pairs
+from spoke.cli.tracing import Trace, traced
 from spoke.errors import InvalidRequest
 
 log = logging.getLogger("spoke.cli")
@@ -61,6 +62,7 @@ def allocator(
     max_args: Annotated[str, typer.Option(metavar="SIZE", help="Arguments of one launch.")] = "16MiB",
     wait_for_server: ServerWait = 60.0,
     metrics: MetricsAddress = None,
+    trace: Trace = False,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
@@ -85,10 +87,15 @@ def allocator(
         from spoke.allocator.meters import Meters
 
         meters = Meters(config.pool)
-    service = Allocator(config, meters)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: service.stop())
-    with serving(metrics, meters):
+    with traced(trace, "spoke-allocator") as tracing, serving(metrics, meters):
+        spans = None
+        if tracing is not None:
+            from spoke.allocator.tracing import AllocatorTracing
+
+            spans = AllocatorTracing(tracing, config.pool)
+        service = Allocator(config, meters, tracing=spans)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop())
         service.run()
 
 
@@ -145,6 +152,7 @@ def agent(
         ),
     ] = "",
     metrics: MetricsAddress = None,
+    trace: Trace = False,
     address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where other nodes reach this one (default: found).")
     ] = "",
@@ -158,6 +166,7 @@ def agent(
     """
     from spoke.agent.config import AgentConfig, default_log_dir
     from spoke.agent.service import run_agent
+    from spoke.agent.watcher import watchers
     from spoke.cli.node import parse_time
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
@@ -204,8 +213,13 @@ def agent(
         from spoke.agent.meters import Meters
 
         meters = Meters(name, config.node_id)
-    with serving(metrics, meters):
-        run_agent(config, meters)
+    with traced(trace, "spoke-agent") as tracing, serving(metrics, meters):
+        spans = None
+        if tracing is not None:
+            from spoke.agent.tracing import AgentTracing
+
+            spans = AgentTracing(tracing, name, config.node_id)
+        run_agent(config, watchers(meters, spans))
 
 
 def parse_gpus(text: str) -> int | Literal["auto"]:

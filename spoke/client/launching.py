@@ -7,7 +7,7 @@ secret it gives the members and the packed blobs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from spoke.client.gang import Args, Care, Commands, Env, Ids, Types
@@ -120,6 +120,12 @@ def _checked_words(argv: Sequence[str]) -> tuple[str, ...]:
     if sum(map(len, argv)) > ARGV_BYTES_MAX:
         raise InvalidRequest(f"the command is longer than {ARGV_BYTES_MAX} characters: put its input into a file")
     return tuple(argv)
+
+
+def with_variable(plan: Plan, name: str, value: str) -> Plan:
+    """The same launch with one more variable in the actors' environment, unless it has it already."""
+    assert isinstance(plan, (_OneActor, _WholeGang))
+    return replace(plan, env={name: value, **plan.env})
 
 
 @dataclass(frozen=True, slots=True)

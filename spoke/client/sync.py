@@ -21,6 +21,7 @@ from spoke.client.operate import Operations
 from spoke.client.queue import QueueStatus, read_queue, terms_of
 from spoke.client.session import Session
 from spoke.client.status import PoolStatus, read_status
+from spoke.client.tracing import ClientTracing
 from spoke.client.tracking import Ticket
 from spoke.errors import InvalidRequest, RankOutOfRange, SpokeError, TicketEnded
 from spoke.events.model import OnFailure, Resources, Slot, check_name
@@ -32,6 +33,7 @@ from spoke.protocol.identity import Key, find_key
 from spoke.protocol.launch import Torchrun
 from spoke.protocol.logs import log_key
 from spoke.protocol.server import explained
+from spoke.protocol.tracing import VARIABLE, in_use
 from spoke.protocol.url import mask_url, resolve_pool, resolve_url
 from spoke.transport.choice import Choice
 from spoke.transport.closing import Closing
@@ -102,6 +104,8 @@ class Client(Operations, Closing):
             project=project,
         )
         self._session.open()
+        tracing = in_use()
+        self._tracing = None if tracing is None else ClientTracing(tracing, self.pool, self.client_id)
         self._finalizer = weakref.finalize(self, _close_later, self._session)
         self._finalizer.atexit = False  # the session is closed at exit by itself, while its threads still run
 
@@ -196,6 +200,10 @@ class Client(Operations, Closing):
             terms=terms_of(priority, project, expected_duration, max_duration, preemptible, reservation),
         )
         request = r.AllocateGang(spec, _timeout_ms(timeout))
+        if self._tracing is not None:
+            return self._tracing.allocate(
+                request, lambda asked: self._request(asked, self._granted, unwanted=Gang.release)
+            )
         return self._request(request, self._granted, unwanted=Gang.release)
 
     def gang_release(self, ticket_id: str, *, timeout: float | None = None) -> Future[bool]:
@@ -600,6 +608,22 @@ class Client(Operations, Closing):
         return self._gang_of(ticket)
 
     def _launch(
+        self,
+        ticket_id: str,
+        plan: launching.Plan,
+        convert: Callable[[list[ActorHandle]], T],
+        timeout: float | None,
+    ) -> Future[T]:
+        if self._tracing is None:
+            return self._launch_plan(ticket_id, plan, convert, timeout)
+
+        def launch(context: str) -> Future[T]:
+            traced = launching.with_variable(plan, VARIABLE, context)
+            return self._launch_plan(ticket_id, traced, convert, timeout)
+
+        return self._tracing.launch(ticket_id, plan.spec.title, launch)
+
+    def _launch_plan(
         self,
         ticket_id: str,
         plan: launching.Plan,

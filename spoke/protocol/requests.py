@@ -70,10 +70,14 @@ class CloseClient(Request, frozen=True):
 
 @_request("gang.allocate")
 class AllocateGang(Request, frozen=True):
-    """Grant a gang; wait in line for ``timeout_ms`` (None: for ever, 0: not at all)."""
+    """Grant a gang; wait in line for ``timeout_ms`` (None: for ever, 0: not at all).
+
+    ``trace`` is the context of the asker's span (W3C traceparent), if it traces; no event has it.
+    """
 
     spec: GangSpec
     timeout_ms: int | None = None
+    trace: str = ""
 
 
 @_request("gang.cancel")
