@@ -24,6 +24,7 @@ ENDED_TICKET_KEPT_S = 3600
 ENDED_TICKETS_KEPT = 10_000
 """At a thousand tickets a second an hour of them would fill the server."""
 PROJECTS_SHOWN_MAX = 200
+_ALWAYS = frozenset({"state", "since", "nodes"})
 
 
 class Views:
@@ -93,8 +94,9 @@ class Views:
         for ticket_id in self._tickets:
             ticket = state.tickets.get(ticket_id)
             if ticket is not None:
-                batch.add("HSET", keys.tickets, ticket_id, ticket_line(ticket))
-                batch.add("HSET", keys.ticket(ticket_id), *flat(ticket_fields(ticket)))
+                changing, asked = _changing(ticket), _asked(ticket)  # once for both: this is the allocator's thread
+                batch.add("HSET", keys.tickets, ticket_id, _line(changing, asked))
+                batch.add("HSET", keys.ticket(ticket_id), *flat(_fields(ticket, changing, asked)))
                 self._written.add(ticket_id)
             elif ticket_id in self._written:
                 self._written.discard(ticket_id)
@@ -214,9 +216,12 @@ def queue_fields(state: PoolState) -> dict[str, str | bytes | int]:
 
 def ticket_line(ticket: TicketState) -> bytes:
     """A ticket as one line of JSON: what changes first, and what does not apply left out."""
-    changing = _changing(ticket)
-    always = {name: changing.pop(name) for name in ("state", "since", "nodes")}
-    return orjson.dumps({**always, **_said(**changing), **_asked(ticket)})
+    return _line(_changing(ticket), _asked(ticket))
+
+
+def _line(changing: dict[str, Any], asked: dict[str, Any]) -> bytes:
+    said = {name: value for name, value in changing.items() if value or name in _ALWAYS}
+    return orjson.dumps({**said, **asked})
 
 
 def _changing(ticket: TicketState) -> dict[str, Any]:
@@ -262,9 +267,13 @@ def ticket_fields(ticket: TicketState) -> dict[str, str | bytes | int]:
 
     What can change is written even when it is empty, so that it takes the place of what stood there before.
     """
+    return _fields(ticket, _changing(ticket), _asked(ticket))
+
+
+def _fields(ticket: TicketState, changing: dict[str, Any], asked: dict[str, Any]) -> dict[str, str | bytes | int]:
     fields: dict[str, str | bytes | int] = {
         name: value if isinstance(value, (str, int)) and not isinstance(value, bool) else orjson.dumps(value)
-        for name, value in (*_changing(ticket).items(), *_asked(ticket).items())
+        for name, value in (*changing.items(), *asked.items())
     }
     if ticket.master_addr:
         fields["master"] = f"{ticket.master_addr}:{ticket.master_port}"
