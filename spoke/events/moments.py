@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -16,12 +17,17 @@ def moment(ms: int) -> str:
     """
     if not ms:
         return ""
+    seconds, rest = divmod(ms, 1000)
     try:
-        return datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000).isoformat(
-            timespec="milliseconds"
-        )[:-6] + "Z"  # fmt: skip
+        return f"{_second(seconds)}.{rest:03d}Z"
     except (ValueError, OverflowError, OSError):  # beyond what a calendar has
         return str(ms)
+
+
+@lru_cache(1024)
+def _second(seconds: int) -> str:
+    """Views say the same moments again and again, in the allocator's thread."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def ms_at(text: str) -> int:
