@@ -14,7 +14,7 @@ import spoke
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Clients": ("Client", "AsyncClient"),
-    "Gangs and handles": ("Gang", "AsyncGang", "ActorHandle", "AsyncActorHandle"),
+    "Gangs and handles": ("GangFuture", "Gang", "AsyncGang", "ActorHandle", "AsyncActorHandle"),
     "What a gang asks for and gets": ("Resources", "Group", "Slot", "ActorExit", "LogLine", "Notice"),
     "Inside an actor": ("Actor", "ActorContext", "register_actor"),
     "Data": ("Stream", "Mailbox", "Buffer", "BufferHandle", "Transport"),
@@ -36,6 +36,10 @@ def render() -> str:
         "`import spoke` has all of it; nothing else is public. `spoke.__version__` is the version. Methods that return "
         "a future start at once; `result(timeout)` waits. The clients, gangs and handles for asyncio have the same "
         "methods as coroutines.\n",
+        "The tests run the examples in a pool of two nodes with four GPUs each: `client` is open, `gang` was just "
+        "granted two slots with a GPU each, `workers` are two running actors (`worker` the first), `waiting` is the "
+        "future of a gang that waits in line, `ctx` an actor's own context. `await` stands where a notebook allows "
+        "it.\n",
     ]
     for section, names in [*SECTIONS.items(), *([("More", more)] if more else [])]:
         parts.append(f"## {section}\n")
@@ -147,5 +151,6 @@ def _errors(names: list[str]) -> Iterator[str]:
     for name in names:
         thing = getattr(spoke, name)
         bases = ", ".join(f"`{base.__name__}`" for base in thing.__bases__ if base is not Exception) or "`Exception`"
-        told = " ".join(doc(thing).replace("|", "\\|").split())
+        words = doc(thing).partition("\n\n>>> ")[0]  # an example is no part of a table
+        told = " ".join(words.replace("|", "\\|").split())
         yield f"| `{name}` | {bases} | {told} |"
