@@ -28,6 +28,7 @@ INSIDE = {
     "BufferHandle.as_data",
     "Client.check_process",
     "Client.dropped",
+    "Client.logs_async",
     "Client.secret_of",
     "Client.wait_for_exits",
     "Gang.close_lines",
