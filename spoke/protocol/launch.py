@@ -19,7 +19,7 @@ class Torchrun:
 
     ``max_restarts`` is only told; what follows a failure is said by the launch's restart policy.
 
-    >>> Torchrun("digits", max_restarts=3).role
+    >>> spoke.Torchrun("digits", max_restarts=3).role
     'default'
     """
 
