@@ -38,11 +38,11 @@ from spoke.events.state import (
 def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
     """The state after the event. Raises InvalidTransition for an event that cannot follow."""
     event = recorded.event
-    handle, asked = _STEPS[type(event)]
-    handle(state, recorded.id, event)
+    kind = type(event)
+    _HANDLERS[kind](state, recorded.id, event)
     if state.waiting.aside and event.TYPE.startswith(("node.", "gpu.")):
         state.waiting.recall()
-    if asked and event.seq:  # type: ignore[attr-defined]
+    if kind in _ASKED and event.seq:  # type: ignore[attr-defined]
         _mark_decided(state, event.client_id, event.seq)  # type: ignore[attr-defined]
     state.last_id = recorded.id
     return state
@@ -51,9 +51,9 @@ def fold(state: PoolState, recorded: e.Recorded) -> PoolState:
 def fold_all(state: PoolState, ids: Iterable[str], events: Iterable[e.Event]) -> None:
     """Fold many events. Raises InvalidTransition; the state is then at the event before."""
     for event_id, event in zip(ids, events, strict=True):
-        handle, asked = _STEPS[type(event)]
-        handle(state, event_id, event)
-        if asked and event.seq:  # type: ignore[attr-defined]
+        kind = type(event)
+        _HANDLERS[kind](state, event_id, event)
+        if kind in _ASKED and event.seq:  # type: ignore[attr-defined]
             _mark_decided(state, event.client_id, event.seq)  # type: ignore[attr-defined]
         state.last_id = event_id
 
@@ -761,4 +761,4 @@ _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     e.ActorLost: _actor_failed,
     e.ActorStopRequested: _actor_stop_requested,
 }
-_STEPS = {cls: (handle, "seq" in cls.__struct_fields__) for cls, handle in _HANDLERS.items()}
+_ASKED = frozenset(cls for cls in _HANDLERS if "seq" in cls.__struct_fields__)

@@ -135,6 +135,7 @@ def test_errors_come_where_they_are_awaited() -> None:
 def test_both_clients_have_the_same_surface(sync: type, aio: type) -> None:
     inner = {"wait_for_exits", "dropped", "secret_of", "check_process", "close_lines", "has_lines", "handle", "line"}
     inner |= {"wait_for_rank", "is_connected", "url", "pool", "client_id", "is_open", "memory_home", "connection"}
+    inner |= {"logs_async"}
     names = {name for name, _ in inspect.getmembers(sync) if not name.startswith("_")} - inner
     assert names <= {name for name, _ in inspect.getmembers(aio)}
     for name in names:

@@ -14,7 +14,7 @@ from tests.sim.run import Simulation, simulate
 from tests.sim.world import SimulationFailed
 
 SEEDS_PER_TEST = 20
-SEEDS_TO_FIND = 60
+SEEDS_TO_FIND = 120
 
 
 @pytest.mark.parametrize("first", range(1, 201, SEEDS_PER_TEST))

@@ -151,7 +151,7 @@ def test_a_fold_that_does_wrong_where_nobody_looks_is_found_and_its_event_named(
     at = next(at for at, one in enumerate(log) if at > 250 and isinstance(one.event, e.GangReleased))
     bad = e.Recorded(f"{log[at].ms}-1", e.GangExplained("t-1", "c-0", 0))
     log.insert(at + 1, bad)
-    monkeypatch.setitem(folding._STEPS, e.GangExplained, (lambda state, event_id, event: fault(state), True))
+    monkeypatch.setitem(folding._HANDLERS, e.GangExplained, lambda state, event_id, event: fault(state))
     report = verify(made(log))
     assert report.first_bad == bad.id, report.problems
     assert "gang.explained" in report.problems[0]
