@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from spoke.agent.config import LOG_BYTES, LOG_FILES
+from spoke.agent.foreign_code import brings_code
 from spoke.agent.instructions import Spawn, SpawnHelper
 from spoke.agent.logs.files import log_path
 from spoke.agent.procfs import LAUNCH_MARK
@@ -52,6 +53,7 @@ class Site:
     directory: str = ""
     log_bytes: int = LOG_BYTES
     log_files: int = LOG_FILES
+    allow_commands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,11 @@ def environment(
     for name, value in launch.env.items():
         if not name or "=" in name or "\0" in name + value:
             raise InvalidRequest(f"the environment variable {name!r} cannot be set: it has no usable name or value")
+        if not site.allow_commands and brings_code(name):
+            raise InvalidRequest(
+                f"the environment variable {name} says where code is loaded from, and this node runs only its own: "
+                "leave it out, or start the agent with --allow-commands"
+            )
     gpus = ",".join(map(str, order.gpu_ids))
     ours = {
         "CUDA_VISIBLE_DEVICES": gpus,

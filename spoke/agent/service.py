@@ -196,6 +196,7 @@ class Agent:
             directory,
             config.log_bytes,
             config.log_files,
+            config.allow_commands,
         )
         self._base_env = dict(os.environ)
         self._keeper = KeeperLink(self._heard, (claim.fd,), mark + "keeper")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import socket
@@ -222,6 +223,14 @@ def test_what_the_launch_adds_overrides_the_agents_environment_but_not_spokes_na
     assert env["CUDA_VISIBLE_DEVICES"] == "3,1"
     assert env[procfs.LAUNCH_MARK] == "realm/p/n0/1-0"
     assert "s" * 32 not in str(env)
+
+
+@pytest.mark.parametrize("name", ["PYTHONPATH", "LD_PRELOAD", "HOME", "PATH", "NCCL_NET_PLUGIN"])
+def test_a_node_that_runs_no_commands_takes_no_code_from_the_environment_either(name: str) -> None:
+    step = i.Spawn(a_start(), encode_blob(LaunchBlob(b"s" * 32, env={name: "/tmp/mine", "PYTHONHASHSEED": "0"})))
+    with pytest.raises(InvalidRequest, match=f"variable {name} says where code is loaded from.*--allow-commands"):
+        prepare(step, SITE, {})
+    assert prepare(step, dataclasses.replace(SITE, allow_commands=True), {}).spec["env"][name] == "/tmp/mine"
 
 
 def test_an_actor_finds_its_share_of_its_gpu_in_its_environment() -> None:
