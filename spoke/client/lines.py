@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from spoke.client.logs import Begin, LogReader
-from spoke.client.output import TicketOutput
+from spoke.client.output import Member, Places, TicketOutput, read_places
 from spoke.client.patience import log
 from spoke.client.session import Session
 from spoke.errors import InvalidRequest, LogsUnavailable
@@ -54,13 +54,35 @@ def _read(session: Session, ticket_id: str, rank: int | None, begin: Begin, *, f
     session.check_open()
     with closing(LogReader(session.url, session.keys.pool, session.key)) as reader, explained(session.url):
         output = TicketOutput(
-            session.redis, session.keys, reader, ticket_id, rank=rank, begin=begin, warn=_warner(ticket_id)
+            session.redis,
+            session.keys,
+            reader,
+            ticket_id,
+            rank=rank,
+            begin=begin,
+            places=lambda: _places(session, ticket_id),
+            warn=_warner(ticket_id),
         )
         if output.failed and not output.ranks:
             raise LogsUnavailable(f"nothing of the output of ticket {ticket_id} can be read: {output.problem}")
         for batch in output.batches(follow=follow):
             session.check_open()
             yield [LogLine(line.rank, line.data.decode(errors="replace")) for line in batch]
+
+
+def _places(session: Session, ticket_id: str) -> Places | None:
+    """Where the actors ran: as this client knows it, if the ticket is its own, since views are a moment behind."""
+    ticket = session.ticket(ticket_id)
+    if ticket is None or not (ticket.owned and ticket.actors):
+        found = read_places(session.redis, session.keys, ticket_id)
+        if ticket is None or found is not None:
+            return found
+    members = tuple(
+        Member(rank, actor.actor_id, actor.node_id, rank not in ticket.exits)
+        for rank, actor in sorted(ticket.actors.items())
+    )
+    nodes = dict.fromkeys(slot.node_id for slot in ticket.slots)
+    return Places(members, tuple(nodes), len(ticket.slots), ticket.released)
 
 
 def _warner(ticket_id: str) -> Callable[[str], None]:

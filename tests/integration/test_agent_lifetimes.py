@@ -56,6 +56,7 @@ def _family(tmp: Path, *, heeds_term: bool = True) -> tuple[str, list[Path]]:
         "    os.wait()\n"
         f"daemon({str(names[2])!r}, dict(os.environ))\n"
         f"daemon({str(names[3])!r}, {{}})\n"
+        f"while not all(map(os.path.exists, {[str(name) for name in names]!r})): time.sleep(0.01)\n"
     )
     return script, names
 
@@ -357,8 +358,10 @@ def test_sigterm_stops_the_actors_tells_it_and_leaves(allocator: Pool, tmp_path:
 
 def test_a_second_sigterm_does_without_the_grace(allocator: Pool) -> None:
     agent = allocator.join()
-    start = allocator.start(shell("trap '' TERM; while :; do sleep 0.01; done"), grace_s=60.0)
+    deaf = allocator.tmp / "deaf"
+    start = allocator.start(shell(f"trap '' TERM; touch {deaf}; while :; do sleep 0.01; done"), grace_s=60.0)
     allocator.report(start, r.ReportStarted)
+    wait_until(deaf.exists, "the actor hears no SIGTERM any more")
     agent.terminate()
     wait_until(lambda: "told to stop" in allocator.agent_log().read_text(), "the agent has heard the first SIGTERM")
     refused = allocator.start(shell("true"), rank=1)
