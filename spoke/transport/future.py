@@ -45,6 +45,10 @@ class CallFuture(Future[Any]):
         """What the call failed with, or None; raises TimeoutError after ``timeout`` seconds."""
         return super().exception(self._connection.read_for(self, timeout))
 
+    def read(self, timeout: float | None) -> float | None:
+        """Read the connection until it is done, or somebody else reads; how much of the timeout is left."""
+        return self._connection.read_for(self, timeout)
+
     def cancel(self) -> bool:
         """Give the call up: an async method is cancelled, a waiting one never starts, a running one is ignored."""
         if not super().cancel():

@@ -142,7 +142,23 @@ def leave(scope: Scope) -> None:
 
 
 class Transfer(Future[None]):
-    """The future of one transfer; it can be awaited."""
+    """The future of one transfer; it can be awaited. Waiting for it reads the connection that carries it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carried_by: CallFuture | None = None
+
+    def result(self, timeout: float | None = None) -> None:
+        """None when all is there; raises what the transfer failed with, or TimeoutError after ``timeout`` seconds."""
+        return super().result(self._read(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the transfer failed with, or None; raises TimeoutError after ``timeout`` seconds."""
+        return super().exception(self._read(timeout))
+
+    def _read(self, timeout: float | None) -> float | None:
+        call = self.carried_by
+        return timeout if call is None or self.done() else call.read(timeout)
 
     def __await__(self) -> Generator[Any, None, None]:
         import asyncio
@@ -231,9 +247,11 @@ class _Task:
 
     def _directly(self, owner: Owner, remote: RemoteMemory) -> None:
         call = owner.connection.copy(remote, self._copy, timeout_s=self._left_s())
+        self.future.carried_by = call
         call.add_done_callback(lambda _: self._copied(owner, remote, call))
 
     def _copied(self, owner: Owner, remote: RemoteMemory, call: CallFuture) -> None:
+        self.future.carried_by = None
         try:
             call.result(0)
         except (Gone, Unavailable):

@@ -19,12 +19,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spoke.allocator.gate import Gate
 from spoke.allocator.intake import Intake, size_of
 from spoke.allocator.limits import Limits
+from spoke.cli.job.schema import job_of, read_job
 from spoke.errors import InvalidRequest, LogError
 from spoke.events import snapshot
 from spoke.events import types as e
@@ -35,7 +37,7 @@ from spoke.events.invariants import violations
 from spoke.events.model import parse_bytes
 from spoke.events.snapshot import BadSnapshot
 from spoke.events.state import PoolState
-from spoke.protocol import launch
+from spoke.protocol import launch, logs
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
@@ -43,7 +45,7 @@ from spoke.protocol.identity import parse_key, read_masters
 from spoke.protocol.url import mask_url, parse_place, resolve_url
 from spoke.transport.dial import parse_address
 from tests.builders import MemoryPool, gang, node_spec
-from tests.hostile import hostile, spoiled
+from tests.hostile import broken, hostile, spoiled
 
 EXAMPLES = int(os.environ.get("SPOKE_FUZZ_EXAMPLES", "300"))
 PEAK_BYTES = 64 << 20
@@ -353,3 +355,61 @@ def test_a_hostile_key_or_size_is_read_or_named(text: str) -> None:
         parse_key(text)
     with contextlib.suppress(InvalidRequest):
         parse_bytes(text)
+
+
+ASKS = [
+    fields(logs.encode_ask(logs.ReadLogs("t-1", wanted, 500), "r-1", 7, opens=b"k" * 16, pool="p", node_id="n1"))
+    for wanted in ((), (logs.Wanted(0, "1-0", 5), logs.Wanted(1, "1-1", tail=10)))
+]
+ANSWERS = [
+    fields(logs.encode_answer(7, answer, data))
+    for answer, data in (
+        (logs.LogsAnswer((logs.Piece(0, "1-0", 5, 3, 0, 8),)), b"abc"),
+        (logs.LogsAnswer(files=(logs.LogFile(0, "1-0", 0, 8, 1, 2),), code="not_found", reason="gone"), b""),
+    )
+]
+
+
+@fuzzed
+@given(st.one_of(one_field_broken(ASKS), noise))
+def test_a_hostile_ask_for_logs_is_read_or_named(raw: Fields) -> None:
+    with little_memory(), contextlib.suppress(DecodeError):
+        asked = logs.decode_ask(raw)
+        assert "/" not in asked.ask.ticket_id
+        assert all("/" not in one.actor and one.rank >= 0 for one in asked.ask.wanted), "they become parts of a path"
+
+
+@fuzzed
+@given(st.one_of(one_field_broken(ANSWERS), noise))
+def test_a_hostile_answer_about_logs_is_read_or_named(raw: Fields) -> None:
+    with little_memory(), contextlib.suppress(DecodeError):
+        logs.decode_answer(raw)
+
+
+JOB = b"""nodes: 1:2
+actors_per_node: 2
+gpus_per_actor: 0.5
+where: {rack: [r1, r2]}
+env: {A: 1}
+restart: {policy: gang, max_restarts: 3}
+groups: {head: {command: python head.py}, body: {nodes: 2, health: {interval: 5s}, exit_hook: [true]}}
+command: [python, train.py]
+"""
+assert job_of(yaml.safe_load(JOB.replace(b"1:2", b"'1:2'").replace(b"[true]", b"['true']")), "job.yaml").nodes == "1:2"
+
+
+@fuzzed
+@given(st.one_of(spoiled(JOB), st.binary(max_size=200)), st.sampled_from(["job.yaml", "job.toml"]))
+def test_a_hostile_job_file_is_read_or_named(raw: bytes, name: str) -> None:
+    with TemporaryDirectory() as folder, little_memory():
+        path = Path(folder) / name
+        path.write_bytes(raw)
+        with contextlib.suppress(InvalidRequest):
+            read_job(str(path))
+
+
+@fuzzed
+@given(broken([yaml.safe_load(JOB)]))
+def test_a_job_of_which_some_of_the_values_are_others_is_read_or_named(job: Any) -> None:
+    with contextlib.suppress(InvalidRequest):
+        job_of(job, "job.yaml")
