@@ -257,7 +257,9 @@ def test_an_agent_cut_off_kills_its_actors_before_the_lease_runs_out(
 ) -> None:
     with pool_at(server.url, pool, tmp_path, lease_ms=2000) as allocator:
         allocator.join()
-        start = allocator.start(shell("trap '' TERM; while :; do sleep 0.01; done"))
+        deaf = tmp_path / "deaf"
+        start = allocator.start(shell(f"trap '' TERM; touch {deaf}; while :; do sleep 0.01; done"))
+        wait_until(deaf.exists, "the actor hears no SIGTERM any more")
         pid = allocator.report(start, r.ReportStarted).pid
         holder = node_lease("n0", allocator.incarnation["n0"])
         before = allocator.incarnation["n0"]
