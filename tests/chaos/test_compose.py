@@ -23,7 +23,7 @@ T_S = 60.0
 
 
 class Services:
-    """The services of the compose file as processes, which find each other by name, each with a /tmp of its own."""
+    """The services of the compose file as processes, which find each other by name, each with a folder of its own."""
 
     def __init__(self, compose: dict[str, Any], network: Network, directory: Path) -> None:
         self._services, self._network, self._directory = compose["services"], network, directory
@@ -33,14 +33,14 @@ class Services:
 
     def command(self, name: str, words: list[str]) -> list[str]:
         """What runs ``words`` where the service is."""
-        own, mounts = self._directory / name, [f"mount --bind {self._directory}/hosts /etc/hosts"]
+        own = self._directory / name
         if not own.exists():
             self._furnish(own)
-        mounts += [f"mount --bind {own} /tmp", "cd /tmp", 'exec "$@"']
+        steps = f'mount --bind {self._directory}/hosts /etc/hosts && cd {own} && exec "$@"'
         environment = [f"{key}={value}" for key, value in self._services[name].get("environment", {}).items()]
-        words = [word.replace("/etc/spoke/", "/tmp/spoke/") for word in words]
-        unshare = ["unshare", "--mount", "sh", "-c", " && ".join(mounts), "sh"]
-        path = f"PATH=/tmp/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        words = [word.replace("/tmp/", f"{own}/").replace("/etc/spoke/", f"{own}/spoke/") for word in words]
+        unshare = ["unshare", "--mount", "sh", "-c", steps, "sh"]
+        path = f"PATH={own}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         return [*self._network.on(name), *unshare, "env", path, *environment, *words]
 
     def _furnish(self, own: Path) -> None:
