@@ -35,6 +35,7 @@ FAILOVER_S = 3.0
 START_S = 30.0
 END_S = 20.0
 KEEPER = "/keeper"
+SCRIBE = "/scribe"
 RESTART_S = 2.0
 
 
@@ -84,10 +85,15 @@ class Machines:
         return [pid for pid in procfs.all_pids() if pid not in mine and _has(pid, self._mark) and procfs.is_alive(pid)]
 
     def actors(self) -> list[int]:
-        """All living processes of actors, their children included."""
-        marks = ((pid, procfs.mark_of(pid)) for pid in procfs.all_pids())
-        ours = [pid for pid, mark in marks if f"/{self.pool}/" in mark and not mark.endswith(KEEPER)]
-        return [pid for pid in ours if procfs.is_alive(pid)]
+        """All living processes of actors, their children included; and scribes that have lost their keeper."""
+        marks = {pid: mark for pid in procfs.all_pids() if f"/{self.pool}/" in (mark := procfs.mark_of(pid))}
+        keepers = {str(pid) for pid, mark in marks.items() if mark.endswith(KEEPER)}
+
+        def belongs(pid: int, mark: str) -> bool:
+            above = (procfs.stat_of(pid) or ["", ""])[1]
+            return mark.endswith(KEEPER) or (mark.endswith(SCRIBE) and above in keepers)
+
+        return [pid for pid, mark in marks.items() if not belongs(pid, mark) and procfs.is_alive(pid)]
 
     def keeper(self, agent: str) -> int:
         """The process id of an agent's keeper; 0 if it has none now."""
