@@ -22,7 +22,7 @@ from spoke.protocol.keys import Keys, node_lease
 from spoke.protocol.leases import renew_lease
 from spoke.protocol.orders import ORDERS_KEPT, Delivery, decode_order
 from spoke.protocol.requests import Envelope, encode_request
-from spoke.protocol.server import Redis, connect, explain, read_stream
+from spoke.protocol.server import Redis, connect, explain, read_stream, trimmed_behind
 from spoke.protocol.url import mask_url
 
 log = logging.getLogger("spoke.agent")
@@ -151,7 +151,7 @@ class OrderReader(Conversation):
     def _turn(self) -> bool:
         secret: list[bytes] = []
         found = read_stream(self._client, self._key, self._cursor, block_ms=BLOCK_MS, count=BATCH_MAX)
-        if len(found) == BATCH_MAX and self._trimmed_behind():
+        if len(found) == BATCH_MAX and trimmed_behind(self._client, self._key, self._cursor, ORDERS_KEPT):
             self._lost()
         for entry_id, fields in found:
             self._cursor = entry_id.decode()
@@ -166,12 +166,6 @@ class OrderReader(Conversation):
         if secret:  # secrets and arguments need not lie in the server any longer
             self._client.xdel(self._key, *secret)
         return True
-
-    def _trimmed_behind(self) -> bool:
-        """Whether the stream is as long as it gets, and begins behind the cursor."""
-        if self._client.xlen(self._key) < ORDERS_KEPT:
-            return False
-        return not self._client.xrevrange(self._key, max=self._cursor, count=1)
 
 
 class RequestSender(Conversation):

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.protocol.keys import Keys
 from spoke.protocol.replies import REPLIES_KEPT
-from spoke.protocol.server import BLOCK_MS_MAX, connect, pack_xread, take_xread
+from spoke.protocol.server import BLOCK_MS_MAX, connect, pack_xread, take_xread, trimmed_behind
 
 ENTRIES_MAX: Final = 512
 Replies = list[tuple[bytes, bytes]]
@@ -94,17 +94,11 @@ class Reader:
         read_on = pack_xread(self._stream, self._after, block_ms=BLOCK_MS_MAX, count=ENTRIES_MAX)
         self._connection.send_packed_command([read_on], check_health=False)
         entries = take_xread(self._connection)
-        if len(entries) == ENTRIES_MAX and self._trimmed_behind():
+        if len(entries) == ENTRIES_MAX and trimmed_behind(self._redis, self._stream, self._after, REPLIES_KEPT):
             self._missed()
         if entries:
             self._after = entries[-1][0]
         return [pair for _, flat in entries for pair in zip(flat[::2], flat[1::2], strict=True)]
-
-    def _trimmed_behind(self) -> bool:
-        """Whether the stream is as long as it gets, and begins behind the cursor."""
-        if self._redis.xlen(self._stream) < REPLIES_KEPT:
-            return False
-        return not self._redis.xrevrange(self._stream, max=self._after, count=1)
 
     def _failed(self, error: BaseException) -> None:
         assert self._outage.since is not None

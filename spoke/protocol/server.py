@@ -156,6 +156,11 @@ def transient(error: BaseException) -> bool:
 StreamEntries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
+def trimmed_behind(client: Redis, stream: str, after: str | bytes, kept: int) -> bool:
+    """Whether a stream that keeps its newest ``kept`` entries is as long as it gets, and begins behind ``after``."""
+    return client.xlen(stream) >= kept and not client.xrevrange(stream, max=after, count=1)
+
+
 def read_stream(client: Redis, key: str, after: str, *, block_ms: int | None = None, count: int = 256) -> StreamEntries:
     """The entries of one stream after an id, at most ``count``; waits up to ``block_ms`` for the first (None: not)."""
     found: Any = client.xread({key: after}, count=count, block=block_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from typing import Final
 
@@ -32,10 +33,7 @@ class Choice:
     def prepare(self) -> None:
         """Load what a transport needs, before a peer waits for it: pyverbs takes seconds from a slow disk."""
         if "rdma" in self.names:
-            from spoke.transport.rdma.device import usable
-
-            with contextlib.suppress(Exception):  # what is wrong is said to who wants to use it
-                usable()
+            _load_rdma()
 
     def carrier(self, name: str) -> Carrier:
         """The carrier of that name; Unavailable with the reason if there is none, or if it is not to be used."""
@@ -50,6 +48,14 @@ class Choice:
         if name == "shm":
             return ShmCarrier()
         raise Unavailable("this release does not have it")
+
+
+@functools.cache
+def _load_rdma() -> None:
+    from spoke.transport.rdma.device import usable  # late: few machines have it
+
+    with contextlib.suppress(Exception):  # what is wrong is said to who wants to use it
+        usable()
 
 
 def better_than(name: str) -> tuple[str, ...]:

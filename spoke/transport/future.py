@@ -36,14 +36,14 @@ class CallFuture(Future[Any]):
         Ctrl-C raises KeyboardInterrupt at once and gives the call up, as ``cancel`` does.
         """
         try:
-            return super().result(self._connection.read_for(self, timeout))
+            return super().result(self.read(timeout))
         except KeyboardInterrupt:
             self.cancel()
             raise
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call failed with, or None; raises TimeoutError after ``timeout`` seconds."""
-        return super().exception(self._connection.read_for(self, timeout))
+        return super().exception(self.read(timeout))
 
     def read(self, timeout: float | None) -> float | None:
         """Read the connection until it is done, or somebody else reads; how much of the timeout is left."""
