@@ -35,6 +35,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from spoke.agent import procfs
+from spoke.agent.datagrams import hear_all
 from spoke.agent.logs.files import DIRECTORY_MODE, FILE_MODE
 from spoke.agent.logs.link import ScribeLink
 
@@ -42,7 +43,6 @@ DOCUMENT_FD = 3
 STATUS_FD = 4
 RING = signal.SIGRTMIN + 7
 """Says to an actor that is up: there are notices for you at the agent. It has blocked this signal and waits for it."""
-DATAGRAM_BYTES_MAX = 64 * 1024
 STATUS_BYTES_MAX = 16 * 1024
 FINISH_S = 5.0
 """How long an actor's end waits until its output is in its log; shorter where GPUs must be free soon."""
@@ -162,22 +162,14 @@ class Keeper:
     # --- to and from the agent ---------------------------------------------------------------------------------------
 
     def _read_agent(self) -> bool:
-        while True:
-            try:
-                raw, fds, _, _ = socket.recv_fds(self._sock, DATAGRAM_BYTES_MAX, 2)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if not raw:
-                return False
-            for fd in fds:  # recv_fds passes no flags on, so that MSG_CMSG_CLOEXEC would do nothing
-                os.set_inheritable(fd, False)
-            try:
-                self._obey(json.loads(raw), fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+        return hear_all(self._sock, 2, self._take)
+
+    def _take(self, raw: bytes, fds: list[int]) -> None:
+        try:
+            self._obey(json.loads(raw), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _obey(self, message: dict[str, Any], fds: list[int]) -> None:
         match message["do"]:

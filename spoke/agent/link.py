@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spoke.agent import procfs
-from spoke.agent.keeper import DATAGRAM_BYTES_MAX
+from spoke.agent.datagrams import DATAGRAM_BYTES_MAX
 from spoke.agent.launching import ROOT, Prepared
 from spoke.errors import SpokeError
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from spoke.agent import procfs
-from spoke.agent.logs.scribe import DATAGRAM_BYTES_MAX, LAST_S
+from spoke.agent.datagrams import DATAGRAM_BYTES_MAX
+from spoke.agent.logs.scribe import LAST_S
 
 ROOT = str(Path(__file__).resolve().parents[3])
 _RUN = f"import sys; sys.path.append({ROOT!r}); from spoke.agent.logs.scribe import main; main()"

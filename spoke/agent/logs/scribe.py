@@ -27,9 +27,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from spoke.agent.datagrams import hear_all
 from spoke.agent.logs.files import DIRECTORY_MODE, FILE_MODE, MARK, RESOLUTION_MS, index_path, read_index, segments
 
-DATAGRAM_BYTES_MAX = 64 * 1024
 READ_BYTES = 1 << 16
 TAIL_BYTES = 2_000
 MARKS_MAX = 65_536
@@ -244,23 +244,16 @@ class Scribe:
 
     def _hear(self) -> bool:
         """Obey the keeper; False when it is gone. What came before is read first, since a pipe may be named by it."""
-        while True:
-            try:
-                raw, fds, _, _ = socket.recv_fds(self._sock, DATAGRAM_BYTES_MAX, 1)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if not raw:
-                return False
-            message = json.loads(raw)
-            if message["do"] == "open":
-                self._open(message, fds[0])
-            elif message["do"] == "finish":
-                self._finish(message["id"])
+        return hear_all(self._sock, 1, self._obey)
+
+    def _obey(self, raw: bytes, fds: list[int]) -> None:
+        message = json.loads(raw)
+        if message["do"] == "open":
+            self._open(message, fds[0])
+        elif message["do"] == "finish":
+            self._finish(message["id"])
 
     def _open(self, message: dict[str, Any], fd: int) -> None:
-        os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
         self._close(message["id"])  # a launch that is restarted has the same id
         path = message["log"]
