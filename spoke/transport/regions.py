@@ -87,8 +87,11 @@ class MemoryTable:
     def forget(self, key: bytes) -> None:
         """Let nobody reach it any more. Takes no lock: the garbage collector may call it."""
         region = self._regions.pop(key, None)
-        if region is not None:
-            self._queue.put(region.close)  # by the thread; where there is none, nothing was ever lent
+        if region is None:
+            return
+        if region.shared is not None:
+            region.shared.mark_closed()
+        self._queue.put(region.close)  # by the thread; where there is none, nothing was ever lent
 
     def withdraw(self, key: bytes) -> None:
         """The same; when it returns, nobody reads or writes the memory."""

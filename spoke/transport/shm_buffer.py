@@ -64,11 +64,15 @@ class SharedMemory:
         finally:
             os.close(fd)
 
+    def mark_closed(self) -> None:
+        """Let no new copy begin. Waits for nothing."""
+        self._closed[0] = 1
+
     def close(self) -> None:
         """Let nobody copy any more; waits, for a bounded time, for copies under way. The memory stays its holders'."""
         if not self._finalizer.alive:
             return
-        self._closed[0] = 1
+        self.mark_closed()
         deadline = time.monotonic() + CLOSE_S
         while not _lock(self._fd, fcntl.LOCK_EX) and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from spoke.errors import MalformedData
 from spoke.transport.direct import Copy, Gone, Unavailable
 from spoke.transport.endpoint import EndpointClosed
+from spoke.transport.regions import MemoryTable, Region
 from spoke.transport.shm_buffer import SharedMemory, ShmReach, lend
 
 
@@ -80,6 +81,16 @@ def test_nobody_copies_once_it_is_closed() -> None:
     with pytest.raises(Gone):
         remote.begin(Copy(None, memoryview(b"x"), 0, True), 1)
     assert bytes(memory) == bytes(10)
+
+
+def test_nobody_copies_once_its_owner_has_let_go_of_it() -> None:
+    table = MemoryTable(cast(Any, None))  # has not begun to close it
+    shared = SharedMemory(10, writable=True)
+    remote = opened(shared)
+    table.forget(table.register(Region(shared.view, True, shared)))
+    with pytest.raises(Gone):
+        remote.begin(Copy(None, memoryview(b"x"), 0, True), 1)
+    table.close(1.0)
 
 
 def test_closing_waits_for_a_copy_but_not_for_ever() -> None:
