@@ -95,12 +95,16 @@ class FakeAllocator:
         return [asked.request for asked in self.seen if isinstance(asked.request, kind)]
 
     def tell(self, client_id: str, seq: int, message: p.Message) -> None:
-        """Write a reply, or a notice with ``seq`` 0; tries as long as the server is away, and the test goes on."""
+        """Write a reply, or a notice with ``seq`` 0."""
+        self._patiently(lambda: self._redis.xadd(self.keys.reply(client_id), {seq: p.encode_message(message)}))
+
+    def _patiently(self, write: Callable[[], object]) -> None:
+        """Write, again as long as a test keeps the server away; what was written twice does no harm."""
         while not self._stopping.is_set():
             try:
-                self._redis.xadd(self.keys.reply(client_id), {seq: p.encode_message(message)})
+                write()
                 return
-            except (RedisError, OSError):  # a test has cut the connection; told twice does no harm
+            except (RedisError, OSError):
                 self._stopping.wait(0.01)
 
     def drop_lease(self, client_id: str) -> None:
@@ -137,12 +141,14 @@ class FakeAllocator:
         """The next ticket id."""
         return f"t-{next(self._numbers)}"
 
+    def _grant_lease(self, client_id: str, lease_ms: int) -> None:
+        seconds, micros = self._redis.time()  # type: ignore[misc]
+        self._redis.zadd(self.keys.leases, {client_lease(client_id): seconds * 1000 + micros // 1000 + lease_ms})
+
     def _answer(self, asked: Envelope) -> list[Reply]:
         request = asked.request
         if isinstance(request, r.ConnectClient):
-            seconds, micros = self._redis.time()  # type: ignore[misc]
-            deadline = seconds * 1000 + micros // 1000 + request.lease_ms
-            self._redis.zadd(self.keys.leases, {client_lease(asked.client_id): deadline})
+            self._patiently(lambda: self._grant_lease(asked.client_id, request.lease_ms))
         if isinstance(request, r.AllocateGang):
             ticket_id = self.new_ticket()
             self.tickets[ticket_id] = asked
