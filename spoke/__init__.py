@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from spoke.agent.actor import Actor as Actor
     from spoke.agent.actor import ActorContext as ActorContext
     from spoke.agent.actor import register_actor as register_actor
-    from spoke.client.aio import AsyncActorHandle as AsyncActorHandle
-    from spoke.client.aio import AsyncClient as AsyncClient
-    from spoke.client.aio import AsyncGang as AsyncGang
+    from spoke.client.aio.client import AsyncClient as AsyncClient
+    from spoke.client.aio.gang import AsyncGang as AsyncGang
+    from spoke.client.aio.handle import AsyncActorHandle as AsyncActorHandle
     from spoke.client.futures import GangFuture as GangFuture
-    from spoke.client.gang import Gang as Gang
-    from spoke.client.handle import ActorHandle as ActorHandle
-    from spoke.client.lines import LogLine as LogLine
+    from spoke.client.log_lines import LogLine as LogLine
     from spoke.client.status import NodeStatus as NodeStatus
     from spoke.client.status import PoolStatus as PoolStatus
     from spoke.client.status import TicketStatus as TicketStatus
-    from spoke.client.sync import Client as Client
+    from spoke.client.sync.client import Client as Client
+    from spoke.client.sync.gang import Gang as Gang
+    from spoke.client.sync.handle import ActorHandle as ActorHandle
     from spoke.client.tracking import ActorExit as ActorExit
     from spoke.errors import ActorError as ActorError
     from spoke.errors import ActorStartFailed as ActorStartFailed
@@ -75,13 +75,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "spoke.agent.actor": ("Actor", "ActorContext", "register_actor"),
-    "spoke.client.aio": ("AsyncActorHandle", "AsyncClient", "AsyncGang"),
+    "spoke.client.aio.client": ("AsyncClient",),
+    "spoke.client.aio.gang": ("AsyncGang",),
+    "spoke.client.aio.handle": ("AsyncActorHandle",),
     "spoke.client.futures": ("GangFuture",),
-    "spoke.client.gang": ("Gang",),
-    "spoke.client.handle": ("ActorHandle",),
-    "spoke.client.lines": ("LogLine",),
+    "spoke.client.sync.gang": ("Gang",),
+    "spoke.client.sync.handle": ("ActorHandle",),
+    "spoke.client.log_lines": ("LogLine",),
     "spoke.client.status": ("NodeStatus", "PoolStatus", "TicketStatus"),
-    "spoke.client.sync": ("Client",),
+    "spoke.client.sync.client": ("Client",),
     "spoke.client.tracking": ("ActorExit",),
     "spoke.errors": (
         "ActorError",

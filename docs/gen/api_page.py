@@ -37,9 +37,9 @@ def render() -> str:
         "a future start at once; `result(timeout)` waits. The clients, gangs and handles for asyncio have the same "
         "methods as coroutines.\n",
         "The tests run the examples in a pool of two nodes with four GPUs each: `client` is open, `gang` was just "
-        "granted two slots with a GPU each, `workers` are two running actors (`worker` the first), `waiting` is the "
-        "future of a gang that waits in line, `ctx` an actor's own context. `await` stands where a notebook allows "
-        "it.\n",
+        "granted two slots with a GPU each, `mixed` one controller and two workers, `workers` are two running actors "
+        "(`worker` the first), `ended` is a gang of two whose commands have ended, `waiting` the future of a gang that "
+        "waits in line, `ctx` an actor's own context. `await` stands where a notebook allows it.\n",
     ]
     for section, names in [*SECTIONS.items(), *([("More", more)] if more else [])]:
         parts.append(f"## {section}\n")
@@ -77,13 +77,14 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
 
 
 def _members(thing: type) -> list[tuple[str, Any]]:
-    """Public members with a docstring, in the order in which they were written; those of bases of ours, too."""
+    """Public members with a docstring, in the order in which they were written; those of bases of ours come first."""
     found: dict[str, Any] = {}
-    for cls in thing.__mro__:
+    for cls in reversed(thing.__mro__):
         if cls.__module__.startswith("spoke."):
             for name, value in vars(cls).items():
                 if not name.startswith("_") and inspect.getdoc(value):
-                    found.setdefault(name, value)
+                    found.pop(name, None)  # it stands where it was said last
+                    found[name] = value
     return list(found.items())
 
 

@@ -9,12 +9,9 @@ from pathlib import Path
 from prose import cell, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (
-    "spoke",
+TREES = (
     "spoke/cli",
-    "spoke/cli/sight",
     "spoke/allocator",
-    "spoke/allocator/placement",
     "spoke/agent",
     "spoke/client",
     "spoke/protocol",
@@ -24,6 +21,7 @@ FOLDERS = (
     "examples",
     "docs/gen",
 )
+"""From top to bottom, as imports go; each comes with the folders in it."""
 BEGIN, END = "<!-- map: begin (written by `make docs-gen`) -->", "<!-- map: end -->"
 
 
@@ -37,14 +35,16 @@ def render() -> str:
 
 def _map() -> str:
     parts = []
-    for folder in FOLDERS:
-        files = sorted((ROOT / folder).glob("*.py")) + sorted((ROOT / folder).glob("*.lua"))
+    trees = [ROOT / tree for tree in TREES]
+    folders = [ROOT / "spoke", *(path for tree in trees for path in (tree, *sorted(tree.rglob("*/"))))]
+    for folder in folders:
+        files = sorted(folder.glob("*.py")) + sorted(folder.glob("*.lua"))
         rows = [f"| `{path.name}` | {cell(_first_sentence(path))} |" for path in files if path.name != "__init__.py"]
-        package = ROOT / folder / "__init__.py"
+        package = folder / "__init__.py"
         intro = f"{_first_sentence(package)}\n\n" if package.exists() else ""
         if rows:
             table = "\n".join(["| file | what it is |", "|---|---|", *rows])
-            parts.append(f"### {folder}/\n\n{intro}{table}\n")
+            parts.append(f"### {folder.relative_to(ROOT)}/\n\n{intro}{table}\n")
     return "\n".join(parts)
 
 

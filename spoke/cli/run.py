@@ -24,9 +24,9 @@ from spoke.errors import ActorStartFailed, SpokeError
 
 if TYPE_CHECKING:
     from spoke.cli.stream import OutputStream
-    from spoke.client.gang import Gang
     from spoke.client.logs import LogReader
-    from spoke.client.sync import Client
+    from spoke.client.sync.client import Client
+    from spoke.client.sync.gang import Gang
     from spoke.client.tracking import ActorExit
 
 T = TypeVar("T")

@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from spoke.client import progress
 from spoke.errors import SpokeError
 from spoke.protocol.explanation import PendingReason
-
-if TYPE_CHECKING:
-    from spoke.client.session import Session
+from spoke.protocol.replies import Queued
 
 T = TypeVar("T")
 WHY_S_MAX = 0.5
@@ -44,6 +42,22 @@ class GangFuture(Future[T]):
         return None
 
 
+class Asked(Protocol):
+    """The session, as far as its futures ask it."""
+
+    def check_process(self) -> None:
+        """Raise ClientClosed in a forked child."""
+
+    def queued(self, future: Pending[Any]) -> Queued | None:
+        """What is known of the gang that a future stands for, if it waits in line."""
+
+    def explain(self, ticket_id: str) -> Pending[PendingReason]:
+        """Ask why a ticket waits."""
+
+    def withdraw(self, future: Pending[Any]) -> None:
+        """The future was cancelled."""
+
+
 class Pending(GangFuture[T]):
     """The future of one request or one wait. ``convert`` makes its value of what the session learns."""
 
@@ -52,7 +66,7 @@ class Pending(GangFuture[T]):
 
     def __init__(
         self,
-        session: Session,
+        session: Asked,
         convert: Callable[..., T],
         unwanted: Callable[[T], object] | None = None,
         *,

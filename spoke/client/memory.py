@@ -9,7 +9,6 @@ from typing import Final
 from spoke.transport import CallServer
 from spoke.transport.memory import join, leave
 
-MEMORY: Final = "memory"
 CLOSE_S: Final = 2.0
 
 

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import AuthenticationError, NoPermissionError
 
@@ -38,14 +38,18 @@ from spoke.protocol.notice import Notice
 from spoke.protocol.replies import Failed, Message, Queued, decode_message
 from spoke.protocol.server import check_server, connect
 
-if TYPE_CHECKING:
-    from spoke.client.gang import Gang
-
 T = TypeVar("T")
 BURST_S = 0.001
 """Requests closer together than this, with answers missing, are a burst: the sender's thread sends them."""
 RESEND_AFTER_S = 1.0
 JOIN_S = 3.0
+
+
+class ToClose(Protocol):
+    """What belongs to a ticket and ends with it: the connections to its actors."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Session:
@@ -85,7 +89,7 @@ class Session:
         self._resend_timer: Timer | None = None
         self._hearing = 0  # the thread in which callbacks run while replies are taken in
         self._asked_while_hearing = False
-        self.gangs: weakref.WeakValueDictionary[str, Gang] = weakref.WeakValueDictionary()
+        self.to_close: weakref.WeakValueDictionary[str, ToClose] = weakref.WeakValueDictionary()
         self._sender = Sender(self, url, self.keys, self.client_id, key)
         self._reader = Reader(
             url,
@@ -475,9 +479,9 @@ class Session:
             elif type(output) is m.Noticed:
                 self._tell(output.ticket, output.notice)
             elif type(output) is m.TicketGone:
-                gang = self.gangs.get(output.ticket.ticket_id)
-                if gang is not None and gang.has_lines:
-                    self.upkeep.soon(gang.close_lines)
+                ended = self.to_close.pop(output.ticket.ticket_id, None)
+                if ended is not None:
+                    self.upkeep.soon(ended.close)
             elif type(output) is m.Lost and self._closing is None:
                 log.error("client %s has lost its session: %s", self.client_id, output.error)
         if sends:

@@ -40,7 +40,7 @@ def run(
     observer: spoke.Client, code: str, *, check: bool = True, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", BEGIN + textwrap.dedent(code), observer._session.url, observer.pool],
+        [sys.executable, "-c", BEGIN + textwrap.dedent(code), observer.session.url, observer.pool],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -90,7 +90,7 @@ def test_a_stopped_process_loses_its_lease_and_is_told(observer: spoke.Client) -
         print(error)
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", BEGIN + textwrap.dedent(code), observer._session.url, observer.pool],
+        [sys.executable, "-c", BEGIN + textwrap.dedent(code), observer.session.url, observer.pool],
         stdout=subprocess.PIPE,
         text=True,
     )

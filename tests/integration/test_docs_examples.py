@@ -23,20 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ACTORS = Path(__file__).with_name("docs_actors.py")
 POOL = "docs"
 WAIT_S = 40
-INSIDE = {
-    "ActorHandle.connection",
-    "BufferHandle.as_data",
-    "Client.check_process",
-    "Client.dropped",
-    "Client.logs_async",
-    "Client.secret_of",
-    "Client.wait_for_exits",
-    "Gang.close_lines",
-    "Gang.handle",
-    "Gang.has_lines",
-    "Gang.line",
-    "Gang.memory_home",
-}
+INSIDE = {"BufferHandle.as_data", "Gang.memory_home"}
 """What Spoke's own parts ask of each other, and users need not know."""
 
 
@@ -98,6 +85,13 @@ class Place:
             if wanted & {"gang", "waiting"}:
                 gang = stack.enter_context(client.gang_allocate(2, 1, spoke.Resources(gpus=1)).result(WAIT_S))
                 found["gang"] = spoke.AsyncGang(gang) if asynchronous else gang
+            if "mixed" in wanted:
+                groups = [spoke.Group("controller"), spoke.Group("worker", num_nodes=2)]
+                found["mixed"] = stack.enter_context(client.gang_allocate(groups=groups).result(WAIT_S))
+            if "ended" in wanted:
+                found["ended"] = stack.enter_context(client.gang_allocate(1, 2).result(WAIT_S))
+                found["ended"].launch_command(["sh", "-c", "exit $RANK"]).result(WAIT_S)
+                found["ended"].wait().result(WAIT_S)
             if "waiting" in wanted:
                 future = client.gang_allocate(2, 4, spoke.Resources(gpus=1))
                 stack.callback(future.cancel)

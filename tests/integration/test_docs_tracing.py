@@ -97,7 +97,7 @@ def test_who_does_not_trace_is_not_made_to_import_it() -> None:
         if re.search(r"^(import|from) opentelemetry", path.read_text(), re.MULTILINE)
     ]
     assert at_once == []
-    code = "import spoke.client.sync\nfrom spoke.protocol.tracing import in_use\nprint(in_use())"
+    code = "import spoke.client.sync.client\nfrom spoke.protocol.tracing import in_use\nprint(in_use())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "None\n"
 

@@ -10,9 +10,9 @@ from concurrent.futures import Future
 import pytest
 
 import spoke
-from spoke.client import launching
+from spoke.client import plans
 from spoke.client.futures import Chain
-from spoke.client.launching import Way
+from spoke.client.plans import Way
 from spoke.client.status import NodeStatus, _rows
 from spoke.client.upkeep import Upkeep
 from spoke.errors import InvalidRequest, LimitExceeded, MalformedData, NotSerializable, RankOutOfRange
@@ -30,7 +30,7 @@ SECRET = b"s" * 32
 
 
 def test_one_actors_blob_carries_its_arguments_secret_and_environment() -> None:
-    members, blobs = launching.actor_plan(2, "T", "a", {"x": [1, 2]}, Way({"K": "v"}))(SLOTS, SECRET)
+    members, blobs = plans.actor_plan(2, "T", "a", {"x": [1, 2]}, Way({"K": "v"}))(SLOTS, SECRET)
     (raw,) = unpack_blobs(blobs, 1)
     blob = decode_blob(raw)
     assert [(member.rank, member.actor_id) for member in members] == [(2, "a")]
@@ -38,27 +38,27 @@ def test_one_actors_blob_carries_its_arguments_secret_and_environment() -> None:
 
 
 def test_arguments_may_be_a_function_of_the_slot() -> None:
-    members, blobs = launching.gang_plan("T", lambda slot: {"rank": slot.global_rank}, None, Way())(SLOTS, SECRET)
+    members, blobs = plans.gang_plan("T", lambda slot: {"rank": slot.global_rank}, None, Way())(SLOTS, SECRET)
     found = [unpack(decode_blob(raw).args) for raw in unpack_blobs(blobs, 4)]
     assert found == [{"rank": rank} for rank in range(4)]
     assert [member.actor_id for member in members] == ["T-0", "T-1", "T-2", "T-3"]
 
 
 def test_shared_arguments_are_sent_once() -> None:
-    _, blobs = launching.gang_plan("T", {"x": 1}, lambda slot: f"w{slot.global_rank}", Way())(SLOTS, SECRET)
+    _, blobs = plans.gang_plan("T", {"x": 1}, lambda slot: f"w{slot.global_rank}", Way())(SLOTS, SECRET)
     assert len(set(unpack_blobs(blobs, 4))) == 1
     assert len(blobs) < 200
 
 
 def test_ids_must_be_one_for_each_rank() -> None:
     with pytest.raises(InvalidRequest, match="3 actor ids were given for 4 ranks"):
-        launching.gang_plan("T", None, ["a", "b", "c"], Way())(SLOTS, SECRET)
+        plans.gang_plan("T", None, ["a", "b", "c"], Way())(SLOTS, SECRET)
 
 
 @pytest.mark.parametrize("rank", [4, -1, 10**9])
 def test_a_rank_that_the_gang_does_not_have_is_refused(rank: int) -> None:
     with pytest.raises(RankOutOfRange, match="ranks 0 to 3"):
-        launching.actor_plan(rank, "T", "a", None, Way())(SLOTS, SECRET)
+        plans.actor_plan(rank, "T", "a", None, Way())(SLOTS, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -71,31 +71,31 @@ def test_a_rank_that_the_gang_does_not_have_is_refused(rank: int) -> None:
 )
 def test_arguments_that_are_no_data_are_refused_before_anything_is_sent(args: object, error: type[Exception]) -> None:
     with pytest.raises(error):
-        launching.actor_plan(0, "T", "a", args, Way())  # type: ignore[arg-type]
+        plans.actor_plan(0, "T", "a", args, Way())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 10_000_000, "a\n", "\x00", "ä", None, 7])
 def test_unusable_names_are_refused(name: object) -> None:
     with pytest.raises(InvalidRequest):
-        launching.actor_plan(0, "T", name, None, Way())  # type: ignore[arg-type]
+        plans.actor_plan(0, "T", name, None, Way())  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest):
-        launching.actor_plan(0, name, "a", None, Way())  # type: ignore[arg-type]
+        plans.actor_plan(0, name, "a", None, Way())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("argv", [[], "ls -l", [""], ["a\0b"], [7], ["\ud800"], ["x" * (2 << 20)]])
 def test_unusable_commands_are_refused(argv: object) -> None:
     with pytest.raises(InvalidRequest):
-        launching.command_plan(argv, Way())  # type: ignore[arg-type]
+        plans.command_plan(argv, Way())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": 1}, {"A": "\0"}])
 def test_unusable_environments_are_refused(env: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest):
-        launching.command_plan(["ls"], Way(env))
+        plans.command_plan(["ls"], Way(env))
 
 
 def test_too_large_arguments_are_refused_with_advice() -> None:
-    plan = launching.actor_plan(0, "T", "a", {"x": b"0" * (17 << 20)}, Way())
+    plan = plans.actor_plan(0, "T", "a", {"x": b"0" * (17 << 20)}, Way())
     with pytest.raises(LimitExceeded, match="pass large data in a call"):
         plan(SLOTS, SECRET)
 
@@ -180,7 +180,7 @@ def test_an_actor_does_not_pay_for_the_client() -> None:
 
 def test_how_members_are_looked_after_may_be_said_by_group() -> None:
     care = {"b": Supervision(start_timeout_s=3.0)}
-    plan = launching.command_plan({"a": ["x"], "b": ["y"]}, Way(supervision=care))
+    plan = plans.command_plan({"a": ["x"], "b": ["y"]}, Way(supervision=care))
     assert plan.by_group == {"a": ActorSpec(argv=("x",)), "b": ActorSpec(argv=("y",), supervision=care["b"])}
     with pytest.raises(InvalidRequest, match="names at least one group"):
-        launching.command_plan({}, Way())
+        plans.command_plan({}, Way())

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from spoke.allocator.placement.general import never_fits
-from spoke.client.asking import gang_spec
-from spoke.client.launching import Way, gang_plan
+from spoke.client.plans import Way, gang_plan
+from spoke.client.spec import gang_spec
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.model import ActorSpec, GangSpec, Member, Nic, Resources, Slot

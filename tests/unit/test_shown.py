@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from spoke.client import progress
-from spoke.client.gang import Gang
+from spoke.client.known import KnownGang
 from spoke.client.status import CordonStatus, NodeStatus, PoolStatus, TicketStatus
 from spoke.client.tracking import Ticket
 from spoke.events.model import GangSpec, Resources
@@ -107,11 +107,11 @@ def test_a_gang_rank_by_rank() -> None:
     ticket = Ticket("t-1", spec, slots_of(spec), "127.0.0.1", 20_000)
     for rank, phase, code, signal in ((0, "running", 0, 0), (1, "exited", 3, 0), (2, "exited", -1, 9)):
         ticket.saw([ActorInfo(rank, f"a{rank}", "n0", f"1-{rank}", phase, 4000 + rank, code=code, signal=signal)])
-    gang = Gang(None, ticket)  # type: ignore[arg-type]
+    gang = KnownGang(ticket)
     found = cells(gang)
     assert found.tags.count("tr") == 5
     assert {"a0", "running", "4000", "code 3", "signal 9", "not launched"} <= set(found.texts)
-    assert repr(gang) == "<Gang t-1 'resnet': 4 slots on n0, n1>"
+    assert repr(gang) == "<KnownGang t-1 'resnet': 4 slots on n0, n1>"
     ticket.releasing = "its time was over"
     assert "releasing: its time was over" in repr(gang)
     ticket.end()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import spoke
-from spoke.client.launching import Way
+from spoke.client.plans import Way
 from spoke.errors import InvalidRequest
 from spoke.events.model import ActorSpec
 from spoke.events.supervision import ExitHook, HealthCheck, Restart, Supervision

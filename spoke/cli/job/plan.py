@@ -21,8 +21,8 @@ from spoke.events.supervision import UNLIMITED, ExitHook, HealthCheck, Restart, 
 from spoke.protocol.launch import Torchrun
 
 if TYPE_CHECKING:
-    from spoke.client.gang import Gang
-    from spoke.client.handle import ActorHandle
+    from spoke.client.sync.gang import Gang
+    from spoke.client.sync.handle import ActorHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,7 @@ class Plan:
     @property
     def spec(self) -> GangSpec:
         """What the pool would be asked for."""
-        from spoke.client.asking import gang_spec
-        from spoke.client.queue import terms_of
+        from spoke.client.spec import gang_spec, terms_of
 
         ask = dict(self.ask)
         ask.pop("timeout")

@@ -44,6 +44,7 @@ def batches_of(
     since: float | datetime | None,
 ) -> Iterator[list[LogLine]]:
     """The lines as they come, about once a second at least; see ``Client.logs``. Raises InvalidRequest at once."""
+    session.check_open()
     check_name("the ticket id", ticket_id)
     if rank is not None and (type(rank) is not int or rank < 0):
         raise InvalidRequest(f"rank must be None (all of them) or a whole number from 0 on, not {rank!r}")
@@ -51,7 +52,6 @@ def batches_of(
 
 
 def _read(session: Session, ticket_id: str, rank: int | None, begin: Begin, *, follow: bool) -> Iterator[list[LogLine]]:
-    session.check_open()
     with closing(LogReader(session.url, session.keys.pool, session.key)) as reader, explained(session.url):
         output = TicketOutput(
             session.redis,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spoke.client.checks import duration_ms
 from spoke.errors import InvalidRequest
 from spoke.events.model import GangSpec, OnFailure, Resources
 from spoke.events.rules import Group, Labels, Rules, Strategy, rules_of
@@ -53,6 +54,8 @@ def gang_spec(
         num_nodes = sum(group.num_nodes for group in groups)
     if type(exclusive) is not bool:
         raise InvalidRequest(f"exclusive must be True or False, not {exclusive!r}")
+    if on_failure not in {"release", "report"}:
+        raise InvalidRequest(f"on_failure must be 'release' or 'report', not {on_failure!r}")
     return GangSpec(
         num_nodes,
         actors_per_node,
@@ -69,4 +72,26 @@ def gang_spec(
         min_nodes=min_nodes or 0,
         groups=tuple(groups),
         terms=terms,
+    )
+
+
+def terms_of(
+    priority: int,
+    project: str,
+    expected_duration: float | None,
+    max_duration: float | None,
+    preemptible: bool,
+    reservation: str,
+) -> Terms:
+    """The terms of a gang, from what users write: durations in seconds. Raises InvalidRequest."""
+    untimed = expected_duration is None and max_duration is None
+    if untimed and type(priority) is int and not (priority or project or preemptible or reservation):
+        return DEFAULT
+    return Terms(
+        priority=priority,
+        project=project,
+        expected_ms=duration_ms("expected_duration", expected_duration),
+        max_ms=duration_ms("max_duration", max_duration),
+        preemptible=bool(preemptible),
+        reservation=reservation,
     )

@@ -1,81 +1,25 @@
-"""A handle on one actor: calls, its end, and where it runs."""
+"""A handle on one actor: calls, and its end."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from spoke.client.futures import failed
-from spoke.client.tracking import ActorExit, Ticket
+from spoke.client.known import KnownActor
+from spoke.client.tracking import ActorExit
 from spoke.errors import ActorUnreachable, InvalidRequest, SpokeError
-from spoke.events.model import Slot
 from spoke.protocol.replies import ActorInfo
-from spoke.transport import Connection, Stream, Transport, connect
+from spoke.transport import Connection, Stream, Transport
 from spoke.transport.credit import ITEMS_MAX
 from spoke.transport.mailbox import CAPACITY, Mailbox
-from spoke.transport.memory import Scope, join, leave
 
 if TYPE_CHECKING:
-    from spoke.client.gang import Gang
-    from spoke.client.sync import Client
-
-CONNECT_TIMEOUT_S = 10.0
+    from spoke.client.sync.gang import Gang
 
 
-class Line:
-    """The one connection of this client to one actor; opened by the first call, and again should it break."""
-
-    def __init__(self, client: Client, ticket: Ticket, actor: ActorInfo) -> None:
-        self._client = client
-        self._ticket = ticket
-        self._actor = actor
-        self._lock = threading.Lock()
-        self._connection: Connection | None = None
-        self._scope: Scope | None = None
-
-    @property
-    def restarts(self) -> int:
-        """Which of the actor's processes it leads to: how often the actor was started again before."""
-        return self._actor.restarts
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a call would go out without connecting first."""
-        connection = self._connection
-        return connection is not None and not connection.closed
-
-    def connection(self) -> Connection:
-        """The connection; raises ActorUnreachable."""
-        connection = self._connection
-        if connection is not None and not connection.closed:
-            return connection
-        with self._lock:
-            if self._connection is None or self._connection.closed:
-                if self._connection is not None:
-                    self._connection.close()
-                    self._connection = None
-                secret = self._client.secret_of(self._ticket)
-                self._connection = connect(
-                    self._actor.address, secret, timeout_s=CONNECT_TIMEOUT_S, transport=self._client.transport
-                )
-                if self._scope is None:
-                    self._scope = join(secret)  # handles of buffers that its answers hold work here
-            return self._connection
-
-    def close(self) -> None:
-        """Close the connection; calls under way fail with ActorUnreachable."""
-        with self._lock:
-            connection, self._connection = self._connection, None
-            scope, self._scope = self._scope, None
-        if connection is not None:
-            connection.close()
-        if scope is not None:
-            leave(scope)
-
-
-class ActorHandle:
+class ActorHandle(KnownActor):
     """One actor of a gang. It keeps its gang, and so its GPUs, as long as it is referenced.
 
     >>> worker = workers[0]
@@ -84,8 +28,8 @@ class ActorHandle:
     """
 
     def __init__(self, gang: Gang, actor: ActorInfo, *, timeout_s: float | None = None) -> None:
+        super().__init__(gang.ticket, actor)
         self._gang = gang
-        self._actor = actor
         self._timeout_s = timeout_s
 
     @property
@@ -96,98 +40,6 @@ class ActorHandle:
         2
         """
         return self._gang
-
-    @property
-    def id(self) -> str:
-        """The actor's id, as it was launched.
-
-        >>> [worker.id for worker in workers]
-        ['Worker-0', 'Worker-1']
-        """
-        return self._actor.actor_id
-
-    @property
-    def rank(self) -> int:
-        """The global rank.
-
-        >>> [worker.rank for worker in workers]
-        [0, 1]
-        """
-        return self._actor.rank
-
-    @property
-    def slot(self) -> Slot:
-        """The place: node, host, ranks, GPUs.
-
-        >>> worker.slot.node_id
-        'node-0'
-        """
-        return self._gang.slots[self._actor.rank]
-
-    @property
-    def node_id(self) -> str:
-        """The node that the actor runs on.
-
-        >>> worker.node_id
-        'node-0'
-        """
-        return self._actor.node_id
-
-    @property
-    def pid(self) -> int:
-        """The process id on its node; 0 while it is started again.
-
-        >>> worker.pid > 1
-        True
-        """
-        return self._latest.pid
-
-    @property
-    def address(self) -> str:
-        """Where it takes calls; empty for a command, and while it is started again.
-
-        >>> worker.address
-        '...127.0.0.1...'
-        """
-        return self._latest.address
-
-    @property
-    def phase(self) -> str:
-        """What is known of it: running, restarting, exited, start_failed or lost.
-
-        >>> worker.phase
-        'running'
-        """
-        end = self.exit
-        return self._latest.phase if end is None else end.phase
-
-    @property
-    def restarts(self) -> int:
-        """How often it was started again, as far as this client knows.
-
-        >>> worker.restarts
-        0
-        """
-        return self._latest.restarts
-
-    @property
-    def _latest(self) -> ActorInfo:
-        """The actor as it is now; its process may be another one than when the handle was made."""
-        known = self._gang.ticket.actors.get(self._actor.rank)
-        return known if known is not None and known.launch_id == self._actor.launch_id else self._actor
-
-    @property
-    def exit(self) -> ActorExit | None:
-        """How it ended; None while it runs, as far as this client knows.
-
-        >>> worker.exit is None
-        True
-        """
-        ticket = self._gang.ticket
-        known = ticket.actors.get(self.rank)
-        if known is not None and known.launch_id != self._actor.launch_id:  # the rank was launched again since
-            return ActorExit(self.rank, self.id, self.node_id, "exited", reason="another actor has taken its place")
-        return ticket.exits.get(self.rank)
 
     def options(self, *, timeout_s: float | None) -> ActorHandle:
         """The same actor with other defaults: calls fail with CallTimeout after ``timeout_s`` seconds (None: never).
@@ -256,23 +108,19 @@ class ActorHandle:
         """
         return open_mailbox(self._gang, [self], capacity)
 
-    def connection(self, what: str) -> Connection:
-        """The connection to the actor; raises ActorUnreachable, InvalidRequest for a command. ``what`` it is for."""
-        return self._connection(what)
-
     def _connection(self, method: str) -> Connection:
-        self._gang.client.check_process()
+        self._gang.client.session.check_process()
         latest = self._latest
         if latest.phase == "restarting":
             raise ActorUnreachable(
-                f"actor {self.id} (rank {self.rank} of ticket {self._gang.ticket_id}) is being started again (restart "
-                f"{latest.restarts}): call again when its handle's phase is running"
+                f"{self._who} is being started again (restart {latest.restarts}): call again when its handle's phase "
+                "is running"
             )
         self._check_callable(repr(method))
         end = self.exit
         if end is not None:
             raise self._ended(end)
-        return self._gang.line(latest).connection()
+        return self._gang.connections.to(latest).open()
 
     @property
     def is_connected(self) -> bool:
@@ -281,7 +129,7 @@ class ActorHandle:
         >>> worker.call("echo", 1).result(), worker.is_connected
         (1, True)
         """
-        return self._gang.line(self._latest).is_open
+        return self._gang.connections.to(self._latest).is_open
 
     @property
     def transport(self) -> Transport:
@@ -301,7 +149,7 @@ class ActorHandle:
         >>> actor.stop().result(), actor.wait().result().ok
         (True, True)
         """
-        return self._gang.client.stop_actor(self._gang.ticket_id, self.rank)
+        return self._gang.client.stop_actor(self._ticket.ticket_id, self.rank)
 
     def wait(self, timeout: float | None = None) -> Future[ActorExit]:
         """The actor's end. Fails with WaitTimeout after ``timeout`` seconds (None: never).
@@ -328,25 +176,24 @@ class ActorHandle:
     def _check_callable(self, what: str) -> None:
         if not self._latest.address and not self._actor.address:
             raise InvalidRequest(
-                f"{what} was called on actor {self.id} of ticket {self._gang.ticket_id}, which is a command and "
+                f"{what} was called on actor {self.id} of ticket {self._ticket.ticket_id}, which is a command and "
                 f"has no methods: launch a class that is registered with @spoke.register_actor instead"
             )
 
     def _ended(self, end: ActorExit) -> ActorUnreachable:
         how = f"signal {end.signal}" if end.signal else f"code {end.code}" if end.phase == "exited" else end.phase
         reason = f": {end.reason}" if end.reason else ""
-        return ActorUnreachable(
-            f"actor {self.id} (rank {self.rank} of ticket {self._gang.ticket_id}) has ended ({how}{reason})"
-        )
+        return ActorUnreachable(f"{self._who} has ended ({how}{reason})")
 
-    def __repr__(self) -> str:
-        return f"<ActorHandle {self.id} rank={self.rank} ticket={self._gang.ticket_id} node={self.node_id}>"
+    @property
+    def _who(self) -> str:
+        return f"actor {self.id} (rank {self.rank} of ticket {self._ticket.ticket_id})"
 
 
 def open_mailbox(gang: Gang, handles: Sequence[ActorHandle], capacity: int) -> Mailbox:
     """A mailbox at these actors; it keeps the gang."""
     if type(capacity) is not int or not 1 <= capacity <= ITEMS_MAX:
         raise InvalidRequest(f"a mailbox's capacity is from 1 to {ITEMS_MAX} messages, not {capacity!r}")
-    mailbox = Mailbox({handle.rank: handle.connection("mailbox") for handle in handles}, capacity)
+    mailbox = Mailbox({handle.rank: handle._connection("mailbox") for handle in handles}, capacity)
     mailbox.gang = gang  # type: ignore[attr-defined]
     return mailbox

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from spoke.client.queue import AsyncQueueOperations, QueueOperations
-from spoke.client.tracking import Ticket
+from spoke.client.sync.asking import Asking
 from spoke.errors import InvalidRequest
 from spoke.events.model import check_name
 from spoke.protocol import requests as r
 from spoke.protocol.explanation import Explanation
 
-T = TypeVar("T")
 
-
-class Operations(QueueOperations):
+class Operations(Asking):
     """The operators' part of ``Client``. Where requests are signed, it needs the key of an operator or administrator.
 
     The futures fail with Forbidden, UnknownNode, UnknownTicket, TicketEnded, InvalidRequest, or as all requests do.
@@ -32,7 +27,7 @@ class Operations(QueueOperations):
         >>> client.cordon_node("node-1", "its fan rattles").result(), client.uncordon_node("node-1").result()
         (True, True)
         """
-        return self._operate(r.CordonNode(_node(node_id), _reason(reason)))
+        return self._ask_whether(r.CordonNode(_node(node_id), _reason(reason)))
 
     def uncordon_node(self, node_id: str) -> Future[bool]:
         """Let a node have new slots again; a drain that is under way ends. False if nothing kept it from them.
@@ -40,7 +35,7 @@ class Operations(QueueOperations):
         >>> client.uncordon_node("node-1").result()  # nothing kept it from new slots
         False
         """
-        return self._operate(r.UncordonNode(_node(node_id)))
+        return self._ask_whether(r.UncordonNode(_node(node_id)))
 
     def drain_node(
         self, node_id: str, *, deadline: float | None = None, reason: str = "", wait: bool = True
@@ -59,7 +54,7 @@ class Operations(QueueOperations):
         if deadline is not None and (type(deadline) not in (int, float) or not 0 <= deadline <= 365 * 86_400):
             raise InvalidRequest(f"deadline must be None or seconds from 0 up to a year, not {deadline!r}")
         deadline_ms = None if deadline is None else math.ceil(deadline * 1000)
-        return self._operate(r.DrainNode(_node(node_id), deadline_ms, _reason(reason), wait))
+        return self._ask_whether(r.DrainNode(_node(node_id), deadline_ms, _reason(reason), wait))
 
     def remove_node(self, node_id: str, *, force: bool = False, reason: str = "") -> Future[bool]:
         """Take a node out of the pool; its agent ends. The future is True once it is gone.
@@ -70,7 +65,7 @@ class Operations(QueueOperations):
         Traceback (most recent call last):
         spoke.errors.UnknownNode: ...
         """
-        return self._operate(r.RemoveNode(_node(node_id), force, _reason(reason)))
+        return self._ask_whether(r.RemoveNode(_node(node_id), force, _reason(reason)))
 
     def mark_gpu(self, node_id: str, index: int, *, healthy: bool, reason: str = "") -> Future[bool]:
         """Mark one GPU of a node (by its physical index) unhealthy, so that it is not given out; or healthy again.
@@ -84,7 +79,7 @@ class Operations(QueueOperations):
         """
         if type(index) is not int or index < 0:
             raise InvalidRequest(f"a GPU's index is a whole number from 0 on, not {index!r}")
-        return self._operate(r.MarkGpu(_node(node_id), index, healthy, _reason(reason)))
+        return self._ask_whether(r.MarkGpu(_node(node_id), index, healthy, _reason(reason)))
 
     def explain(self, ticket_id: str) -> Future[Explanation]:
         """Why a ticket waits, or is where it is: a sentence and a table; anybody may ask.
@@ -93,7 +88,7 @@ class Operations(QueueOperations):
         'allocated'
         """
         check_name("the ticket id", ticket_id)
-        return self._request(r.ExplainGang(ticket_id), lambda message, ticket: message.explanation)
+        return self._ask(r.ExplainGang(ticket_id), lambda message, ticket: message.explanation)
 
     def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> Future[bool]:
         """Move a waiting ticket to the head or the tail of the line; to the tail its owner may, too.
@@ -104,89 +99,7 @@ class Operations(QueueOperations):
         check_name("the ticket id", ticket_id)
         if to not in ("head", "tail"):
             raise InvalidRequest(f"a ticket is moved to 'head' or 'tail', not {to!r}")
-        return self._operate(r.MoveGang(ticket_id, to))
-
-    def _operate(self, request: r.Request) -> Future[bool]:
-        return self._request(request, lambda message, ticket: bool(message.value))
-
-    def _request(self, request: r.Request, convert: Callable[[Any, Ticket | None], T]) -> Future[T]:
-        raise NotImplementedError
-
-
-class AsyncOperations(AsyncQueueOperations):
-    """The operators' part of ``AsyncClient``: as ``Operations``, with results instead of futures."""
-
-    @property
-    def sync(self) -> Operations:
-        """The client that does the work.
-
-        >>> client.sync.is_open
-        True
-        """
-        raise NotImplementedError
-
-    async def cordon_node(self, node_id: str, reason: str = "") -> bool:
-        """Place nothing new on a node; see ``Client.cordon_node``.
-
-        >>> await client.cordon_node("node-1", "its fan rattles"), await client.uncordon_node("node-1")
-        (True, True)
-        """
-        return await asyncio.wrap_future(self.sync.cordon_node(node_id, reason))
-
-    async def uncordon_node(self, node_id: str) -> bool:
-        """Let a node have new slots again; see ``Client.uncordon_node``.
-
-        >>> await client.uncordon_node("node-1")  # nothing kept it from new slots
-        False
-        """
-        return await asyncio.wrap_future(self.sync.uncordon_node(node_id))
-
-    async def drain_node(
-        self, node_id: str, *, deadline: float | None = None, reason: str = "", wait: bool = True
-    ) -> bool:
-        """Cordon a node until its tickets have gone; see ``Client.drain_node``.
-
-        >>> await client.drain_node("node-1", deadline=600, reason="new kernel", wait=False)
-        True
-        >>> await client.uncordon_node("node-1")
-        True
-        """
-        return await asyncio.wrap_future(self.sync.drain_node(node_id, deadline=deadline, reason=reason, wait=wait))
-
-    async def remove_node(self, node_id: str, *, force: bool = False, reason: str = "") -> bool:
-        """Take a node out of the pool; see ``Client.remove_node``.
-
-        >>> await client.remove_node("node-7", reason="sold")
-        Traceback (most recent call last):
-        spoke.errors.UnknownNode: ...
-        """
-        return await asyncio.wrap_future(self.sync.remove_node(node_id, force=force, reason=reason))
-
-    async def mark_gpu(self, node_id: str, index: int, *, healthy: bool, reason: str = "") -> bool:
-        """Mark one GPU of a node unhealthy or healthy; see ``Client.mark_gpu``.
-
-        >>> await client.mark_gpu("node-1", 3, healthy=False, reason="smells of smoke")
-        True
-        >>> await client.mark_gpu("node-1", 3, healthy=True)
-        True
-        """
-        return await asyncio.wrap_future(self.sync.mark_gpu(node_id, index, healthy=healthy, reason=reason))
-
-    async def explain(self, ticket_id: str) -> Explanation:
-        """Why a ticket waits, or is where it is; see ``Client.explain``.
-
-        >>> (await client.explain(gang.ticket_id)).state
-        'allocated'
-        """
-        return await asyncio.wrap_future(self.sync.explain(ticket_id))
-
-    async def move_ticket(self, ticket_id: str, to: Literal["head", "tail"] = "head") -> bool:
-        """Move a waiting ticket in the line; see ``Client.move_ticket``.
-
-        >>> await client.move_ticket(waiting.pending_reason().ticket_id, "head")
-        True
-        """
-        return await asyncio.wrap_future(self.sync.move_ticket(ticket_id, to))
+        return self._ask_whether(r.MoveGang(ticket_id, to))
 
 
 def _node(node_id: str) -> str:

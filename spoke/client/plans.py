@@ -6,11 +6,10 @@ secret it gives the members and the packed blobs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from spoke.client.gang import Args, Care, Commands, Env, Ids, Types
 from spoke.errors import InvalidRequest, LimitExceeded, RankOutOfRange
 from spoke.events.model import ActorSpec, Member, Slot
 from spoke.events.supervision import NONE, Supervision
@@ -21,6 +20,15 @@ from spoke.transport import pack
 ARGV_BYTES_MAX = 1 << 20
 _RANK_MAX = 1 << 31
 
+Args = Mapping[str, Any] | Callable[[Slot], Mapping[str, Any]] | None
+Types = str | Mapping[str, str]
+"""A registered type, or one for each group of a mixed gang."""
+Commands = Sequence[str] | Mapping[str, Sequence[str]]
+"""A command's words, or those for each group of a mixed gang."""
+Care = Supervision | Mapping[str, Supervision] | None
+"""How actors are looked after; in a mixed gang it may be said for each group."""
+Ids = Sequence[str] | Callable[[Slot], str] | None
+Env = Mapping[str, str] | None
 Parts = tuple[tuple[Member, ...], bytes]
 
 

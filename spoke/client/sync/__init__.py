@@ -1,0 +1,1 @@
+"""The client for programs with threads: what is asked returns a future."""
