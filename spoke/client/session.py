@@ -37,6 +37,7 @@ from spoke.protocol.keys import Keys
 from spoke.protocol.notice import Notice
 from spoke.protocol.replies import Failed, Message, Queued, decode_message
 from spoke.protocol.server import check_server, connect
+from spoke.version import release_version
 
 T = TypeVar("T")
 BURST_S = 0.001
@@ -124,14 +125,12 @@ class Session:
             part.start()
 
     def _ask_for_session(self) -> Pending[Any]:
-        from spoke import __version__
-
         connect_ = r.ConnectClient(
             lease_ms=round(self._lease_s * 1000),
             host=socket.gethostname(),
             pid=os.getpid(),
             user=_user(),
-            version=__version__,
+            version=release_version(),
             project=self._project,
         )
         return self.request(connect_, lambda message, ticket: None, direct=True)
