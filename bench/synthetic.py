@@ -18,6 +18,8 @@ from spoke.events.codec import event_args
 from spoke.events.model import ActorSpec, GangSpec, Gpu, NodeSpec, PortRange, Resources, Slot
 
 START_MS = 1_760_000_000_000
+STEP_MS = 20
+"""Between two events."""
 GPUS = 8
 USERS = 20
 GANGS = ((1, 1), (1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (2, 8))
@@ -118,7 +120,7 @@ def events(count: int, nodes: int = 100, seed: int = 1) -> Iterator[e.Recorded]:
             yield from maker.grant()
 
     for step, event in enumerate(islice(forever(), count)):
-        yield e.Recorded(f"{START_MS + step * 20}-0", event)
+        yield e.Recorded(f"{START_MS + step * STEP_MS}-0", event)
 
 
 def chained(log: Iterable[e.Recorded]) -> Iterator[tuple[str, dict[bytes, bytes]]]:

@@ -5,9 +5,10 @@ const canvas = document.getElementById("chart"), tip = document.getElementById("
 const filter = document.getElementById("filter"), draw2d = canvas.getContext("2d");
 const LEFT = 150, TOP = 24, ROW = 14;
 const view = { begin: data.begin, end: data.end, top: 0 };
-let rows = data.rows.map((_, row) => row), place = [], shown = [], wanted = false, drag = null;
-const barsOf = data.rows.map(() => []);
+let rows = data.rows.map((_, row) => row), place = [], shown = [], together = [], wanted = false, drag = null;
+const barsOf = data.rows.map(() => []), cellsOf = data.rows.map(() => []);
 for (const bar of data.bars) barsOf[bar[0]].push(bar);
+for (const cell of data.cells) cellsOf[cell[0]].push(cell);  // what short holdings took together: of no one ticket
 
 function colour(ticket) {
   return `hsl(${(ticket * 137.508) % 360} 62% ${44 + (ticket % 3) * 8}%)`;
@@ -19,11 +20,13 @@ function matches(ticket, words) {
 function applyFilter() {
   const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
   const good = data.tickets.map((_, ticket) => matches(ticket, words));
-  rows = []; shown = [];
+  rows = []; shown = []; together = [];
   data.rows.forEach((name, row) => {
     const named = words.length && words.every((word) => name.toLowerCase().includes(word));
     const bars = named ? barsOf[row] : barsOf[row].filter((bar) => good[bar[3]]);
-    if (bars.length || named || !words.length) { rows.push(row); shown.push(bars); }
+    if (bars.length || named || !words.length) {
+      rows.push(row); shown.push(bars); together.push(named || !words.length ? cellsOf[row] : []);
+    }
   });
   view.top = 0;
   document.getElementById("count").textContent = `${rows.length} of ${data.rows.length} GPUs`;
@@ -31,9 +34,9 @@ function applyFilter() {
 }
 function x(ms) { return LEFT + (ms - view.begin) / (view.end - view.begin) * (canvas.clientWidth - LEFT); }
 function timeAt(px) { return view.begin + (px - LEFT) / (canvas.clientWidth - LEFT) * (view.end - view.begin); }
-function firstAfter(bars, ms) {  // bars stand in the order of their begin; the longest tells how far back one can reach
+function firstAfter(bars, ms, longest) {  // bars stand in the order of their begin; the longest tells how far back one can reach
   let low = 0, high = bars.length;
-  while (low < high) { const mid = (low + high) >> 1; if (bars[mid][1] < ms - data.longest) low = mid + 1; else high = mid; }
+  while (low < high) { const mid = (low + high) >> 1; if (bars[mid][1] < ms - longest) low = mid + 1; else high = mid; }
   return low;
 }
 function later() { if (!wanted) { wanted = true; requestAnimationFrame(draw); } }
@@ -51,9 +54,10 @@ function draw() {
     const y = TOP + (at - view.top) * ROW;
     draw2d.fillStyle = at % 2 ? "#8881" : "#8882"; draw2d.fillRect(LEFT, y, width - LEFT, ROW);
     draw2d.fillStyle = "#777"; draw2d.fillText(data.rows[rows[at]], 4, y + ROW / 2, LEFT - 8);
+    drawCells(together[at] || [], y, width);
     const bars = shown[at] || [];
     let last = -1, lastRank = -1;
-    for (let n = firstAfter(bars, view.begin); n < bars.length && bars[n][1] <= view.end; n++) {
+    for (let n = firstAfter(bars, view.begin, data.longest); n < bars.length && bars[n][1] <= view.end; n++) {
       const bar = bars[n];
       if (bar[2] < view.begin) continue;
       const from = Math.max(LEFT, x(bar[1])), to = Math.min(width, x(bar[2]));
@@ -68,6 +72,16 @@ function draw() {
     }
   }
   axis(width, height);
+}
+function drawCells(cells, y, width) {
+  draw2d.fillStyle = "#888";
+  for (let n = firstAfter(cells, view.begin, data.cell_ms); n < cells.length && cells[n][1] <= view.end; n++) {
+    const cell = cells[n];
+    if (cell[2] < view.begin) continue;
+    const from = Math.max(LEFT, x(cell[1])), to = Math.min(width, x(cell[2])), tall = Math.max(1, (ROW - 2) * cell[4] / 1000);
+    draw2d.fillRect(from, y + ROW - 1 - tall, Math.max(1, to - from), tall);
+    place.push([from, y + 1, Math.max(from + 1, to), y + ROW - 1, null, cell]);
+  }
 }
 function axis(width, height) {
   const steps = [1, 1e3, 5e3, 15e3, 6e4, 3e5, 9e5, 36e5, 216e5, 864e5, 6048e5, 2592e6, 31536e6];
@@ -104,13 +118,19 @@ canvas.addEventListener("pointermove", (event) => {
     if (by) { scroll(by); drag[1] = event.clientY; }
   }
   const px = event.offsetX, py = event.offsetY;
-  const hit = place.find((box) => box[0] <= px && px <= box[2] && box[1] <= py && py <= box[3]);
+  const hit = place.findLast((box) => box[0] <= px && px <= box[2] && box[1] <= py && py <= box[3]);
   tip.hidden = !hit;
   if (hit) {
+    tip.style.left = Math.min(event.clientX + 12, innerWidth - 330) + "px"; tip.style.top = event.clientY + 12 + "px";
+  }
+  if (hit && hit[5]) {
+    const [row, begin, end, count, milli] = hit[5];
+    tip.textContent = [data.rows[row], `${new Date(begin).toISOString()} to ${new Date(end).toISOString()}`,
+      `${milli / 10} % held by what was short`, `${count.toLocaleString()} of them began here`].join("\n");
+  } else if (hit) {
     const [row, begin, end, ticket, milli] = hit[4], [id, name, user, reason] = data.tickets[ticket];
     tip.textContent = [`${id}${name ? ` (${name})` : ""}`, `user ${user || "-"}`, `${data.rows[row]}${milli < 1000 ? `, ${milli / 1000} of it` : ""}`,
       `${new Date(begin).toISOString()} to ${new Date(end).toISOString()}`, `${((end - begin) / 1000).toLocaleString()} s`, reason].filter(Boolean).join("\n");
-    tip.style.left = Math.min(event.clientX + 12, innerWidth - 330) + "px"; tip.style.top = event.clientY + 12 + "px";
   }
 });
 canvas.addEventListener("dblclick", reset);

@@ -222,6 +222,36 @@ def test_a_large_timeline_stays_small_enough() -> None:
     assert len(html(chart)) < 2_000_000
 
 
+@pytest.mark.parametrize("bars_max", [100, 1_000])
+def test_a_timeline_of_any_length_has_a_bounded_number_of_bars(bars_max: int) -> None:
+    log = list(events(30_000, nodes=2))
+    whole = chart_of("p", PoolState(), log, 0, log[-1].ms)
+    chart = chart_of("p", PoolState(), log, 0, log[-1].ms, bars_max)
+    assert len(whole.bars) > 4_000
+    assert not whole.note
+    assert len(chart.bars) + len(chart.cells) <= bars_max
+    assert len(chart.rows) == 16
+    assert chart.together + len(chart.bars) == len(whole.bars)
+    assert sum(count for _, _, _, count, _ in chart.cells) == chart.together
+    short = [bar for bar in whole.bars if bar[2] - bar[1] < chart.cell_ms]
+    assert len(short) == chart.together, "what is long has its own bar"
+    assert f"{chart.together:,} holdings" in chart.note
+    assert chart.note in html(chart)
+    assert chart.note in "".join(svg(chart))
+    held = sum((end - begin) * milli for _, begin, end, _, milli in chart.cells)
+    assert held == pytest.approx(sum((end - begin) * 1000 for _, begin, end, *_ in short), rel=0.01)
+    for row, begin, end, _, milli in chart.cells[:: len(chart.cells) // 50 + 1]:
+        inside = (min(end, bar[2]) - max(begin, bar[1]) for bar in short if bar[0] == row)
+        assert milli == pytest.approx(1000 * sum(max(0, ms) for ms in inside) / (end - begin), abs=1)
+
+
+def test_more_gpus_than_bars_are_a_timeline_all_the_same() -> None:
+    log = list(events(2_000, nodes=50))
+    chart = chart_of("p", PoolState(), log, 0, log[-1].ms, bars_max=10)
+    assert len(chart.rows) == 400
+    assert len(chart.bars) + len(chart.cells) <= 4 * 400
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
