@@ -16,6 +16,7 @@ PORTS_DEFAULT = 64
 LOG_BYTES = 64 << 20
 LOG_FILES = 4
 LOG_KEEP_S = 7 * 86_400.0
+LOG_TOTAL = "20%"
 
 
 def default_log_dir() -> Path:
@@ -44,7 +45,8 @@ class AgentConfig:
     where the health of the GPUs is found out: a JSON file, or ``module:function``; else NVML says it of real GPUs.
     At its start the agent waits up to ``server_wait_s`` for a server that is not there. An actor's log is put aside
     when it has ``log_bytes``, and ``log_files`` such files are kept; the output of a ticket is removed ``log_keep_s``
-    seconds after its end.
+    seconds after its end, or sooner, the oldest first, where all output has more than ``log_total``: a size, a share of
+    its filesystem like ``20%``, or ``off``.
     """
 
     url: str
@@ -70,3 +72,4 @@ class AgentConfig:
     log_bytes: int = LOG_BYTES
     log_files: int = LOG_FILES
     log_keep_s: float = LOG_KEEP_S
+    log_total: str = LOG_TOTAL

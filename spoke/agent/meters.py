@@ -9,9 +9,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from spoke.agent import instructions as i
 from spoke.agent.keeper import clock_s
+from spoke.errors import Forbidden, LimitExceeded, LogsUnavailable
 from spoke.protocol import requests as r
 
 _START_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
+
+_LOG_RESULTS = ("answered", Forbidden.code, LimitExceeded.code, LogsUnavailable.code)
 
 
 class Meters:
@@ -48,6 +51,29 @@ class Meters:
         ).labels(*at)
         exits = Counter("spoke_agent_exits", "Actors that ended, by how.", (*names, "how"), registry=self.registry)
         self._exits = {how: exits.labels(*at, how) for how in ("success", "failure", "signal")}
+
+        self._log_bytes = counter("spoke_agent_log_bytes", "Bytes of actors' output that were sent to readers.")
+        asks = Counter(
+            "spoke_agent_log_asks",
+            "Asks for actors' output, by what became of them: answered, or the code of the refusal.",
+            (*names, "result"),
+            registry=self.registry,
+        )
+        self._log_asks = {result: asks.labels(*at, result) for result in _LOG_RESULTS}
+        self._log_stored = gauge("spoke_agent_log_stored_bytes", "What all kept output has, looked at once a minute.")
+
+    def answered(self, size: int) -> None:
+        """A reader's ask was answered, with so many bytes of output."""
+        self._log_asks["answered"].inc()
+        self._log_bytes.inc(size)
+
+    def refused(self, code: str) -> None:
+        """A reader's ask was refused, or could not be served."""
+        self._log_asks[code].inc()
+
+    def stored(self, size: int) -> None:
+        """All output that is kept here has so many bytes."""
+        self._log_stored.set(size)
 
     def watch(self, step: i.Instruction) -> None:
         """Count what the state machine has said."""

@@ -33,6 +33,7 @@ from spoke.agent.link import KeeperLink
 from spoke.agent.liveness import Prober
 from spoke.agent.logs.access import admit
 from spoke.agent.logs.janitor import Janitor
+from spoke.agent.logs.room import parse_room
 from spoke.agent.logs.server import LogServer, Shelf
 from spoke.agent.machine import AgentMachine, Settings
 from spoke.agent.nvml import NvmlSource
@@ -50,7 +51,7 @@ from spoke.protocol.url import mask_url
 from spoke.version import release_version
 
 if TYPE_CHECKING:
-    from spoke.agent.watcher import Watcher
+    from spoke.agent.watcher import LogWatcher, Watcher
 
 log = logging.getLogger("spoke.agent")
 
@@ -60,13 +61,13 @@ PORTS_AGAIN_S = 5.0
 _Input = Callable[[float], Iterable[i.Instruction]]
 
 
-def run_agent(config: AgentConfig, meters: Watcher | None = None) -> None:
+def run_agent(config: AgentConfig, meters: Watcher | None = None, log_watcher: LogWatcher | None = None) -> None:
     """Serve a node until SIGTERM or SIGINT (a second one stops the actors without grace).
 
     Call it from the main thread of a process of its own. Returns after an orderly end; raises SpokeError where the
     node cannot be served: no usable server, the node id is taken, no GPU driver, processes that cannot be killed.
     """
-    agent = Agent(config, meters)
+    agent = Agent(config, meters, log_watcher)
     try:
         agent.run()
     finally:
@@ -142,8 +143,10 @@ def _health_monitor(config: AgentConfig, spec: NodeSpec, tell: Callable[[Health]
 class Agent:
     """One agent. Making it claims the node, checks the server and clears what an earlier agent left; ``run`` serves."""
 
-    def __init__(self, config: AgentConfig, meters: Watcher | None = None) -> None:
-        self._meters = meters
+    def __init__(
+        self, config: AgentConfig, meters: Watcher | None = None, log_watcher: LogWatcher | None = None
+    ) -> None:
+        self._meters, self._log_watcher = meters, log_watcher
         check_name("the node id", config.node_id)
         _check_key(config)
         keys = Keys(config.pool)
@@ -208,9 +211,10 @@ class Agent:
         self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered, self._missed)
         self._renewer = LeaseRenewer(config.url, keys, config.node_id, outage, config.lease_ms, self._renewed)
         self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]
-        shelf = Shelf(log_dir, config.pool, config.node_id, locked=config.key is not None)
-        self._logs = LogServer(config.url, keys, config.node_id, outage, shelf)
-        self._janitor = Janitor(config.url, keys, outage, log_dir, config.log_keep_s)
+        shelf = Shelf(log_dir, config.pool, config.node_id, key=config.key)
+        self._logs = LogServer(config.url, keys, config.node_id, outage, shelf, self._log_watcher)
+        room = parse_room(config.log_total)
+        self._janitor = Janitor(config.url, keys, outage, log_dir, config.log_keep_s, room, self._log_watcher)
         self._closers += [self._logs.stop, self._janitor.stop]
         self._monitor = _health_monitor(config, spec, self._found_health)
         if self._monitor is not None:

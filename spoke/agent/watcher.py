@@ -15,6 +15,19 @@ class Watcher(Protocol):
         """The state machine has said this."""
 
 
+class LogWatcher(Protocol):
+    """What is told of the output of actors that is kept and read here, by the threads that serve it."""
+
+    def answered(self, size: int) -> None:
+        """A reader's ask was answered, with so many bytes of output."""
+
+    def refused(self, code: str) -> None:
+        """A reader's ask was refused, or could not be served: the error's code says why."""
+
+    def stored(self, size: int) -> None:
+        """All output that is kept here has so many bytes."""
+
+
 class Watchers:
     """Several watchers as one."""
 

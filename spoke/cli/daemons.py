@@ -130,6 +130,13 @@ def agent(
     log_keep: Annotated[
         str, typer.Option(metavar="TIME", help="How long output is kept after its ticket's end, like 12h or 7d.")
     ] = "7d",
+    log_total: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE|PERCENT|off",
+            help="What all output here may have together: where it has more, the oldest of ended tickets is removed.",
+        ),
+    ] = "20%",
     topology: Annotated[
         Path | None,
         typer.Option(
@@ -165,6 +172,7 @@ def agent(
     In a pool with a master key, SPOKE_KEY or the file SPOKE_KEY_FILE holds the key of this node.
     """
     from spoke.agent.config import AgentConfig, default_log_dir
+    from spoke.agent.logs.room import parse_room
     from spoke.agent.service import run_agent
     from spoke.agent.watcher import watchers
     from spoke.cli.node import parse_time
@@ -184,6 +192,7 @@ def agent(
     keep_s = parse_time(log_keep)
     if keep_s < LOG_KEEP_S_MIN:
         raise InvalidRequest(f"--log-keep must be at least {LOG_KEEP_S_MIN:g} seconds, not {log_keep!r}")
+    parse_room(log_total)
     log_bytes = parse_bytes(log_size)
     if not LOG_BYTES_MIN <= log_bytes <= 1 << 40:
         raise InvalidRequest(f"--log-size must be from 64KiB to 1TiB, not {log_size!r}")
@@ -207,6 +216,7 @@ def agent(
         log_bytes=log_bytes,
         log_files=log_files,
         log_keep_s=keep_s,
+        log_total=log_total,
     )
     meters = None
     if metrics:
@@ -219,7 +229,7 @@ def agent(
             from spoke.agent.tracing import AgentTracing
 
             spans = AgentTracing(tracing, name, config.node_id)
-        run_agent(config, watchers(meters, spans))
+        run_agent(config, watchers(meters, spans), meters)
 
 
 def parse_gpus(text: str) -> int | Literal["auto"]:

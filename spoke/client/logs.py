@@ -26,7 +26,7 @@ from spoke.protocol.logs import (
     Wanted,
     decode_answer,
     encode_ask,
-    log_key,
+    opening,
 )
 from spoke.protocol.server import BLOCK_MS_MAX, connect
 
@@ -83,7 +83,7 @@ class LogReader:
         pipeline = self._redis.pipeline(transaction=False)
         for node_id, ask in asks:
             self._seq += 1
-            opens = log_key(self._key, self._keys.pool, ask.ticket_id)
+            opens = opening(self._key, self._keys.pool, ask.ticket_id, node_id)
             fields: Any = encode_ask(ask, self._name, self._seq, opens=opens, pool=self._keys.pool, node_id=node_id)
             pipeline.xadd(self._keys.logs(node_id), fields, maxlen=ASKS_KEPT, approximate=False)
             until_s = time.monotonic() + ask.wait_ms / 1000 + ANSWER_S

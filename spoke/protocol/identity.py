@@ -6,6 +6,9 @@ which knows the master, derives the key of the name that a request carries and c
 keep, and a request cannot be made in another's name without that name's key. A signature covers the pool and every
 field, so a copy is of no use elsewhere, and in its own pool the idempotency key makes it harmless.
 
+Keys of administrators and nodes have a second half, by which a node knows an administrator who asks for what its actors
+print, although it does not know the master: all administrators hold one reading key, and each node's follows from that.
+
 A key derived from a master is HMAC-SHA256 (RFC 2104) over the name, a signature keyed BLAKE2b (RFC 7693) of 16 bytes.
 """
 
@@ -18,7 +21,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +30,9 @@ from spoke.events.names import check_name
 
 Kind = Literal["user", "admin", "operator", "node"]
 KINDS: tuple[Kind, ...] = ("user", "admin", "operator", "node")
+_READERS = ("admin", "node")
 MASTER_BYTES = 32
+KEY_BYTES = 32
 MASTERS_MAX = 16
 FILE_BYTES_MAX = 16_384
 SIGNATURE_BYTES = 16
@@ -52,15 +57,27 @@ class Signer:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of one user, administrator or node. ``text`` is how it is handed out."""
+    """A key of one user, administrator or node. ``text`` is how it is handed out.
+
+    ``reading`` proves to a node, or to any, that an administrator asks for output.
+    """
 
     signer: Signer
     secret: bytes = field(repr=False)
+    reading: bytes = field(default=b"", repr=False)
 
     @property
     def text(self) -> str:
         """``kind:name:hex``."""
-        return f"{self.signer}:{self.secret.hex()}"
+        return f"{self.signer}:{(self.secret + self.reading).hex()}"
+
+    def reading_of(self, node_id: str) -> bytes:
+        """What administrators sign with when they ask this node for output; empty for whom that is not for."""
+        if self.signer.kind == "node" and self.signer.name == node_id:
+            return self.reading
+        if self.signer.kind == "admin" or self.signer == Signer("node", "*"):
+            return _reading(self.reading, node_id)
+        return b""
 
     def sign(self, pool: str, fields: Mapping[str, Value]) -> dict[str, Value]:
         """The two fields that make a request a signed one."""
@@ -77,9 +94,9 @@ def parse_key(text: str) -> Key:
         signer, secret = _signer(kind, name), bytes.fromhex(digits)
     except (ValueError, InvalidRequest):
         secret = b""
-    if len(secret) != sha256().digest_size:
+    if len(secret) != KEY_BYTES * (1 + (kind in _READERS)):
         raise InvalidRequest("the key cannot be read: it looks like user:NAME:HEX, and `spoke key issue` makes it")
-    return Key(signer, secret)
+    return Key(signer, secret[:KEY_BYTES], secret[KEY_BYTES:])
 
 
 def find_key(given: str | None = None) -> Key | None:
@@ -94,7 +111,11 @@ def find_key(given: str | None = None) -> Key | None:
 def issue(master: bytes, kind: str, name: str) -> Key:
     """The key of a name; raises InvalidRequest for a name that cannot be one."""
     signer = _signer(kind, name)
-    return Key(signer, hmac.digest(master, b"spoke key 1 " + str(signer).encode(), "sha256"))
+    secret = hmac.digest(master, b"spoke key 1 " + str(signer).encode(), "sha256")
+    if kind not in _READERS:
+        return Key(signer, secret)
+    reading = hmac.digest(master, b"spoke reading 1", "sha256")
+    return Key(signer, secret, _reading(reading, name) if kind == "node" and name != "*" else reading)
 
 
 def new_master(path: Path) -> None:
@@ -171,6 +192,10 @@ def _signer(kind: str, name: str) -> Signer:
     elif name != "*":
         check_name("the node id", name)
     return Signer(kind, name)
+
+
+def _reading(key: bytes, node_id: str) -> bytes:
+    return hmac.digest(key, b"node:" + node_id.encode(), "sha256")
 
 
 def _mac(secret: bytes, pool: str, values: Iterable[bytes]) -> bytes:

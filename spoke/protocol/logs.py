@@ -6,7 +6,8 @@ is sent when it is asked for: nothing flows while nobody reads, and no reader is
 
 Offsets count the bytes of a log since it was begun, also those that rotation has removed, so that they stay valid.
 In a pool with signed requests an ask is signed with the ticket's log key, which follows from the key of the user who
-launched: that user's clients derive it, the agent got it with the launch, and nobody else has it.
+launched: that user's clients derive it, the agent got it with the launch, and nobody else has it. An administrator
+signs with what that node's own key holds for it.
 """
 
 from __future__ import annotations
@@ -129,6 +130,13 @@ def log_key(key: Key | None, pool: str, ticket_id: str) -> bytes:
     if key is None:
         return b""
     return hmac.digest(key.secret, f"spoke logs 1 {pool} {ticket_id}".encode(), "sha256")
+
+
+def opening(key: Key | None, pool: str, ticket_id: str, node_id: str) -> bytes:
+    """What its holder signs an ask with: an administrator with the node's reading key, a user with the ticket's."""
+    if key is not None and key.signer.kind == "admin":
+        return key.reading_of(node_id)
+    return log_key(key, pool, ticket_id)
 
 
 def sign(opens: bytes, pool: str, node_id: str, reader: str, seq: int, body: bytes) -> bytes:

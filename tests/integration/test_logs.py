@@ -432,4 +432,7 @@ def test_in_a_pool_with_keys_output_is_for_the_user_who_launched(
             with pytest.raises(Forbidden, match="SPOKE_KEY"):
                 output_of(redis, url, pool, gang.ticket_id, key=key)
         gang.release().result(T_S)
-    assert output_of(redis, url, pool, gang.ticket_id, key=alice) == ["0 hers"]
+    for key in (alice, issue(master, "admin", "ops")):
+        assert output_of(redis, url, pool, gang.ticket_id, key=key) == ["0 hers"]
+    with pytest.raises(Forbidden):
+        output_of(redis, url, pool, gang.ticket_id, key=issue(master, "operator", "ops"))

@@ -27,10 +27,12 @@ def test_figures_are_served(shared_server: EmbeddedServer, pool: str, tmp_path: 
         gang.launch_command(["sh", "-c", "exit 3"]).result(30)
         gang.wait(30).result(40)
         ports = re.findall(r"http://127.0.0.1:(\d+)/metrics", daemons.said())
+        assert list(gang.logs()) == []
         both = scrape(ports[0]) | scrape(ports[1])
         label = f'pool="{pool}"'
         assert both[f"spoke_leading{{{label}}}"] == 1
         assert both[f'spoke_gpus{{{label},state="held"}}'] == 2
         assert both[f'spoke_events_total{{{label},type="gang.allocated"}}'] == 1
         assert both[f'spoke_agent_exits_total{{how="failure",node="node-0",{label}}}'] == 2
+        assert both[f'spoke_agent_log_asks_total{{node="node-0",{label},result="answered"}}'] >= 1
         assert 0 < both[f'spoke_agent_lease_left_seconds{{node="node-0",{label}}}'] <= 10

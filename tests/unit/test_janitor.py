@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from spoke.agent.logs.access import NAME
 from spoke.agent.logs.janitor import Cupboard
+from spoke.agent.logs.room import parse_room
+from spoke.errors import InvalidRequest
 
 KEEP_S = 100.0
 NOW_S = 1_000_000.0
@@ -65,6 +68,33 @@ def test_what_is_still_written_is_left_alone(cupboard: Cupboard, tmp_path: Path)
     assert cupboard.clear(NOW_S) == []
     os.close(fd)
     assert cupboard.clear(NOW_S) == ["t-1"]
+
+
+def test_where_room_is_short_the_oldest_output_of_ended_tickets_goes_first(cupboard: Cupboard, tmp_path: Path) -> None:
+    for name, age_s in (("t-1", 90.0), ("t-2", 80.0), ("t-3", 70.0), ("t-4", 95.0), ("t-5", 1.0)):
+        put(tmp_path, name, age_s, "0-a.log", "0-a.idx")
+        (tmp_path / name / "0-a.log").write_text("x" * 999)
+        os.utime(tmp_path / name / "0-a.log", (NOW_S - age_s, NOW_S - age_s))
+    for name in ("t-1", "t-2", "t-3", "t-5"):
+        cupboard.ended(name)
+    assert cupboard.shrink(5_000, NOW_S) == ([], 5_000)
+    assert cupboard.shrink(None, NOW_S) == ([], 5_000)
+    assert cupboard.shrink(3_999, NOW_S) == (["t-1", "t-2"], 3_000)
+    assert cupboard.shrink(1, NOW_S) == (["t-3"], 2_000), "one lives, and one has ended this moment"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t-4", "t-5"]
+
+
+@pytest.mark.parametrize("text", ["", "0%", "101%", "1023KiB", "-1", "20 %", "x"])
+def test_a_limit_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_room(text)
+
+
+def test_a_share_is_one_of_the_filesystem(tmp_path: Path) -> None:
+    assert parse_room("25%").bytes_of(tmp_path) == shutil.disk_usage(tmp_path).total // 4
+    assert parse_room("25%").bytes_of(tmp_path / "absent") is None
+    assert parse_room("off").bytes_of(tmp_path) is None
+    assert parse_room("1GiB").bytes_of(tmp_path / "absent") == 1 << 30
 
 
 def test_what_is_not_ours_stays(cupboard: Cupboard, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from spoke.protocol.logs import (
     encode_answer,
     encode_ask,
     log_key,
+    opening,
 )
 
 MASTER = b"m" * 32
@@ -92,14 +93,34 @@ def test_output_is_for_the_user_who_launched(tmp_path: Path) -> None:
     directory = tmp_path / "t-1"
     admit(directory, log_key(ALICE, "p", "t-1"))
     assert (directory / NAME).stat().st_mode & 0o777 == 0o600
-    shelf = Shelf(tmp_path, "p", "n0", locked=True)
+    shelf = Shelf(tmp_path, "p", "n0", key=issue(MASTER, "node", "n0"))
     shelf.check(asked(ReadLogs("t-1"), opens=log_key(ALICE, "p", "t-1")))
     for opens in (b"", log_key(BOB, "p", "t-1"), log_key(ALICE, "p", "t-2"), log_key(ALICE, "other", "t-1")):
         with pytest.raises(Forbidden, match="SPOKE_KEY"):
             shelf.check(asked(ReadLogs("t-1"), opens=opens))
     signed_for_another_node = asked(ReadLogs("t-1"), opens=log_key(ALICE, "p", "t-1"), node_id="n1")
     assert not may_read(signed_for_another_node, directory, "p", "n0")
-    Shelf(tmp_path, "p", "n0", locked=False).check(asked(ReadLogs("t-1")))
+    Shelf(tmp_path, "p", "n0", key=None).check(asked(ReadLogs("t-1")))
+
+
+@pytest.mark.parametrize("held", ["n0", "*"])
+def test_an_administrator_reads_the_output_of_every_user(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, held: str
+) -> None:
+    caplog.set_level("INFO", "spoke.agent")
+    admit(tmp_path / "t-1", log_key(ALICE, "p", "t-1"))
+    shelf = Shelf(tmp_path, "p", "n0", key=issue(MASTER, "node", held))
+    ops = issue(MASTER, "admin", "ops")
+    shelf.check(asked(ReadLogs("t-1"), opens=opening(ops, "p", "t-1", "n0")))
+    assert "reads the output of ticket t-1" in caplog.text
+    strangers = [issue(b"o" * 32, "admin", "ops"), issue(MASTER, "operator", "ops"), issue(MASTER, "node", "n1"), BOB]
+    for key in (*strangers, None):
+        with pytest.raises(Forbidden, match="administrators"):
+            shelf.check(asked(ReadLogs("t-1"), opens=opening(key, "p", "t-1", "n0")))
+    for opens in (opening(ops, "p", "t-1", "n1"), log_key(ops, "p", "t-1"), ops.reading):
+        with pytest.raises(Forbidden):
+            shelf.check(asked(ReadLogs("t-1"), opens=opens))
+    assert issue(MASTER, "node", "n1").reading_of("n0") == b"", "a node's key opens no other node"
 
 
 def test_what_another_users_ticket_of_the_same_name_left_is_put_aside(tmp_path: Path) -> None:
@@ -238,7 +259,7 @@ def test_a_piece_is_bounded_over_all_files_and_each_has_its_share(tmp_path: Path
     (tmp_path / "t-1").mkdir()
     for rank in range(3):
         (tmp_path / "t-1" / f"{rank}-a.log").write_bytes(b"x" * (1_000 if rank == 0 else PIECE_BYTES_MAX))
-    shelf = Shelf(tmp_path, "p", "n0", locked=False)
+    shelf = Shelf(tmp_path, "p", "n0", key=None)
     answer, data = shelf.answer(asked(ReadLogs("t-1", tuple(Wanted(rank, "a", 0) for rank in range(3)))))
     sizes = [piece.size for piece in answer.pieces]
     assert sizes[0] == 1_000
@@ -248,7 +269,7 @@ def test_a_piece_is_bounded_over_all_files_and_each_has_its_share(tmp_path: Path
 
 def test_a_list_names_the_logs_and_nothing_else(log: str, tmp_path: Path) -> None:
     (tmp_path / NAME).write_text("key")
-    shelf = Shelf(tmp_path.parent, "p", "n0", locked=False)
+    shelf = Shelf(tmp_path.parent, "p", "n0", key=None)
     answer, _ = shelf.answer(asked(ReadLogs(tmp_path.name)))
     assert {(one.rank, one.actor, one.start, one.end) for one in answer.files} == {
         (0, "a", 10, 30),

@@ -120,6 +120,19 @@ def test_an_agent_counts_what_it_does() -> None:
     assert value(meters.registry, "spoke_agent_up", node="n") == 0
 
 
+def test_an_agent_counts_what_is_read_of_its_actors_output() -> None:
+    meters = AgentMeters("p", "n")
+    meters.answered(1_000)
+    meters.answered(0)
+    meters.refused("forbidden")
+    meters.stored(5_000)
+    assert value(meters.registry, "spoke_agent_log_bytes_total", node="n") == 1_000
+    assert value(meters.registry, "spoke_agent_log_asks_total", node="n", result="answered") == 2
+    assert value(meters.registry, "spoke_agent_log_asks_total", node="n", result="forbidden") == 1
+    assert value(meters.registry, "spoke_agent_log_asks_total", node="n", result="limit") == 0
+    assert value(meters.registry, "spoke_agent_log_stored_bytes", node="n") == 5_000
+
+
 @pytest.mark.parametrize("text", ["", "x", "70000", "::1:80", "host:", "-1"])
 def test_an_address_that_cannot_be_read_is_said(text: str) -> None:
     with pytest.raises(InvalidRequest, match="--metrics"):

@@ -40,7 +40,11 @@ def key_of(directory: Path) -> bytes:
 
 def may_read(asked: Asked, directory: Path, pool: str, node_id: str) -> bool:
     """Whether the ask is signed with the log key of what it asks for."""
-    opens = key_of(directory)
+    return is_signed(asked, key_of(directory), pool, node_id)
+
+
+def is_signed(asked: Asked, opens: bytes, pool: str, node_id: str) -> bool:
+    """Whether the ask is signed with this key; False if there is none."""
     if not opens:
         return False
     return hmac.compare_digest(sign(opens, pool, node_id, asked.reader, asked.seq, asked.body), asked.mac)

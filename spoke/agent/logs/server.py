@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 
 from spoke.agent.logs import files
-from spoke.agent.logs.access import may_read
+from spoke.agent.logs.access import is_signed, may_read
 from spoke.agent.logs.desk import READERS_MAX, Desk, Place
+from spoke.agent.watcher import LogWatcher
 from spoke.agent.wire import Conversation, Outage
 from spoke.errors import Forbidden, LimitExceeded, LogsUnavailable
 from spoke.events.codec import DecodeError
+from spoke.protocol.identity import Key
 from spoke.protocol.keys import Keys
 from spoke.protocol.logs import (
     FILES_MAX,
@@ -43,20 +45,29 @@ STARTS_KEPT = 10_000
 
 
 class Shelf:
-    """The log files of this node, and who may read them. With ``locked``, only who signs with a ticket's log key."""
+    """The log files of this node, and who may read them: everybody, if the node has no key.
 
-    def __init__(self, log_dir: Path, pool: str, node_id: str, *, locked: bool) -> None:
-        self._log_dir, self._pool, self._node_id, self._locked = log_dir, pool, node_id, locked
+    Else who signs with a ticket's log key, and administrators, who sign with what the node's key holds for them.
+    """
+
+    def __init__(self, log_dir: Path, pool: str, node_id: str, *, key: Key | None) -> None:
+        self._log_dir, self._pool, self._node_id, self._locked = log_dir, pool, node_id, key is not None
+        self._reading = key.reading_of(node_id) if key is not None else b""
         self._starts: dict[str, tuple[int, int]] = {}  # of the files that are being written: inode, first offset
 
     def check(self, asked: Asked) -> None:
         """Raise Forbidden for an ask that is not signed as it should be."""
         directory = self._log_dir / asked.ask.ticket_id
-        if self._locked and directory.is_dir() and not may_read(asked, directory, self._pool, self._node_id):
-            raise Forbidden(
-                f"the output of ticket {asked.ask.ticket_id} was asked for, which is for the user who launched it: set "
-                f"SPOKE_KEY or SPOKE_KEY_FILE to that user's key"
-            )
+        if not self._locked or not directory.is_dir() or may_read(asked, directory, self._pool, self._node_id):
+            return
+        if is_signed(asked, self._reading, self._pool, self._node_id):
+            if not asked.ask.wanted:  # each reading begins with that
+                log.info("an administrator (%s) reads the output of ticket %s", asked.reader, asked.ask.ticket_id)
+            return
+        raise Forbidden(
+            f"the output of ticket {asked.ask.ticket_id} was asked for, which is for the user who launched it and for "
+            f"administrators: set SPOKE_KEY or SPOKE_KEY_FILE to such a key"
+        )
 
     def has_news(self, asked: Asked) -> bool:
         """Whether there is something to answer; looks at no more than the files' sizes."""
@@ -117,10 +128,12 @@ def _begin(path: str, one: Wanted) -> int:
 class LogServer:
     """The two threads."""
 
-    def __init__(self, url: str, keys: Keys, node_id: str, outage: Outage, shelf: Shelf) -> None:
+    def __init__(
+        self, url: str, keys: Keys, node_id: str, outage: Outage, shelf: Shelf, watcher: LogWatcher | None = None
+    ) -> None:
         self._asks: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._intake = _Intake(url, keys, node_id, outage, self._asks)
-        self._counter = _Counter(url, keys, node_id, outage, self._asks, shelf)
+        self._counter = _Counter(url, keys, node_id, outage, self._asks, shelf, watcher)
 
     def start(self) -> None:
         """Begin."""
@@ -165,10 +178,11 @@ class _Counter(Conversation):
         outage: Outage,
         asks: queue.SimpleQueue[Asked | None],
         shelf: Shelf,
+        watcher: LogWatcher | None,
     ) -> None:
         super().__init__("log-answers", url, keys, outage, timeout_s=5.0)
         self._keys, self._node_id, self._asks, self._shelf = keys, node_id, asks, shelf
-        self._desk = Desk()
+        self._desk, self._watcher = Desk(), watcher
 
     def _wake(self) -> None:
         self._asks.put(None)
@@ -226,3 +240,8 @@ class _Counter(Conversation):
         pipeline.xadd(key, encode_answer(asked.seq, answer, data), maxlen=1, approximate=False)  # type: ignore[arg-type]
         pipeline.pexpire(key, REPLIES_KEPT_MS)
         pipeline.execute()
+        if self._watcher is not None:
+            if answer.code:
+                self._watcher.refused(answer.code)
+            else:
+                self._watcher.answered(len(data))
