@@ -97,6 +97,9 @@ class Meters:
             case i.Send(envelope):
                 self._reported(envelope.request)
 
+    def spawned(self, launch_id: str) -> None:
+        """A launch's process is started now: its order counts, and what came of it."""
+
     def _reported(self, report: r.Request) -> None:
         match report:
             case r.ReportStarted(launch_id=launch_id) if launch_id in self._ordered_at_s:

@@ -410,4 +410,6 @@ class Agent:
             return
         if ERROR_FILE in prepared.spec["env"] and isinstance(step, i.Spawn):
             self._error_files[launch_id] = {ERROR_FILE: prepared.spec["env"][ERROR_FILE]}
+        if self._meters is not None and isinstance(step, i.Spawn):
+            self._meters.spawned(launch_id)
         self._keeper.spawn(prepared)

@@ -14,6 +14,9 @@ class Watcher(Protocol):
     def watch(self, step: i.Instruction) -> None:
         """The state machine has said this."""
 
+    def spawned(self, launch_id: str) -> None:
+        """What a launch needs is prepared, and its process is started now."""
+
 
 class LogWatcher(Protocol):
     """What is told of the output of actors that is kept and read here, by the threads that serve it."""
@@ -38,6 +41,11 @@ class Watchers:
         """The state machine has said this."""
         for one in self._all:
             one.watch(step)
+
+    def spawned(self, launch_id: str) -> None:
+        """A launch's process is started now."""
+        for one in self._all:
+            one.spawned(launch_id)
 
 
 def watchers(*some: Watcher | None) -> Watcher | None:

@@ -266,13 +266,25 @@ def send(report: r.Request) -> i.Send:
 def test_a_launch_lasts_from_the_order_until_the_actor_is_ready(spans: Spans) -> None:
     agent = AgentTracing(spans.tracing, "p", "n0")
     agent.watch(start(PARENT))
+    agent.spawned("7-0")
     assert spans.ended() == []
     agent.watch(send(r.ReportStarted("t-1", 0, "7-0", 4711, "tcp://x")))
-    span = spans.one()
+    process, span = spans.ended()
     assert (span.name, parent_of(span)) == ("spoke.agent.launch", PARENT)
     assert {"spoke.node_id": "n0", "spoke.runs": "Worker", "spoke.rank": 0}.items() <= dict(span.attributes).items()
-    (ready,) = span.events
-    assert (ready.name, ready.attributes["spoke.pid"]) == ("actor ready", 4711)
+    assert process.name == "spoke.actor.start"
+    assert process.parent.span_id == span.context.span_id
+    assert span.start_time <= process.start_time <= process.end_time <= span.end_time
+    assert {"spoke.pid": 4711, "spoke.runs": "Worker"}.items() <= dict(process.attributes).items()
+
+
+def test_a_process_that_does_not_come_up_fails_its_span_and_its_launch(spans: Spans) -> None:
+    agent = AgentTracing(spans.tracing, "p", "n0")
+    agent.watch(start(PARENT))
+    agent.spawned("7-0")
+    agent.watch(send(r.ReportStartFailed("t-1", 0, "7-0", "no such type")))
+    assert [span.name for span in spans.ended()] == ["spoke.actor.start", "spoke.agent.launch"]
+    assert [span.events[0].attributes["spoke.reason"] for span in spans.ended()] == ["no such type"] * 2
 
 
 def test_a_launch_that_fails_says_why(spans: Spans) -> None:
@@ -300,6 +312,7 @@ def test_a_launch_that_fails_says_why(spans: Spans) -> None:
 def test_a_launch_without_a_context_is_not_traced(spans: Spans, step: i.Spawn) -> None:
     agent = AgentTracing(spans.tracing, "p", "n0")
     agent.watch(step)
+    agent.spawned("7-0")
     agent.watch(send(r.ReportStarted("t-1", 0, "7-0", 1, "")))
     agent.watch(send(r.ReportExited("t-1", 0, "7-0", 1, 0)))
     assert spans.ended() == []
