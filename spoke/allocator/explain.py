@@ -18,7 +18,6 @@ from spoke.allocator.queue.grant import place_beside
 from spoke.allocator.queue.order import in_order
 from spoke.allocator.queue.quota import over_reason, standing
 from spoke.events.capacity import Amount
-from spoke.events.fold import user_of
 from spoke.events.model import GPU_MILLI, GangSpec
 from spoke.events.state import NodeState, PoolState, TicketState, indices_of, mask_of, need_of
 from spoke.protocol.explanation import Explanation, Holder, NodeReason, amount
@@ -250,7 +249,7 @@ def _holders(state: PoolState, node: NodeState) -> Iterator[Holder]:
         milli = sum(slot.gpu_milli or GPU_MILLI * len(slot.gpu_ids) for slot in slots)
         needs = [ticket.need_of(slot) for slot in slots]
         cpus, memory = sum(need.cpu_milli for need in needs) / 1000, sum(need.memory for need in needs)
-        user = user_of(state, ticket.client_id)
+        user = state.user_of(ticket.client_id)
         ends_ms = expected_end_ms(ticket) or 0
         yield Holder(ticket_id, ticket.spec.name, user, milli / GPU_MILLI, cpus, memory, ends_ms)
 

@@ -425,6 +425,11 @@ class PoolState:
         """A client that is connected, or left not long ago."""
         return self.clients.get(client_id) or self.gone.get(client_id)
 
+    def user_of(self, client_id: str) -> str:
+        """The user of a client, as far as it is known; else the client's id."""
+        client = self.client(client_id)
+        return (client.user if client is not None else "") or client_id
+
     @contextmanager
     def unindexed(self) -> Iterator[None]:
         """While many events are folded and none is decided, leave the capacity index alone; make it anew at the end."""

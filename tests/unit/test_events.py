@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spoke.errors import InvalidRequest, InvalidTransition, UnknownEvent, from_code
+from spoke.events import fold as folding
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.codec import DecodeError, decode_event, encode_event
@@ -24,6 +25,10 @@ def test_every_event_type_has_its_own_name_and_a_version() -> None:
         assert name == cls.TYPE
         assert cls.VERSION >= 1
         assert name.count(".") == 1
+
+
+def test_every_event_is_folded() -> None:
+    assert set(folding._HANDLERS) == set(e.EVENT_TYPES.values())
 
 
 def test_an_event_survives_the_stream() -> None:

@@ -7,7 +7,7 @@ import pytest
 from spoke.agent import instructions as i
 from spoke.allocator.decide import decide
 from spoke.events import types as e
-from spoke.events.fold import TICKETS_PER_SERVER
+from spoke.events.folding.clients import TICKETS_PER_SERVER
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r

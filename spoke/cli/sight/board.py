@@ -10,7 +10,6 @@ from typing import Literal
 
 from spoke.cli.output import numbers
 from spoke.cli.views import needs
-from spoke.events.fold import user_of
 from spoke.events.ids import ms_of
 from spoke.events.model import GPU_MILLI, GangSpec, Slot
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState, ticket_number
@@ -212,7 +211,7 @@ def _ticket(ticket: TicketState, state: PoolState, place: int = 0) -> TicketRow:
         key=ticket.ticket_id,
         state=ticket.phase,
         name=spec.name,
-        user=user_of(state, ticket.client_id),
+        user=state.user_of(ticket.client_id),
         client=ticket.client_id,
         gang=f"{spec.num_nodes}x{spec.actors_per_node}",
         needs=_needs(spec),
