@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from spoke.allocator import decide as core
 from spoke.allocator import outbox
+from spoke.allocator.effects.kinds import Blobs, Command, DropLease, Effect, ForgetTicket, GrantLease, Tell
 from spoke.events import snapshot
 from spoke.events import types as e
 from spoke.events.codec import decode_event, encode_event
@@ -217,7 +218,7 @@ class MemoryPool:
     def handle(self, asked: core.Asked) -> None:
         """Decide one request, as the allocator's turn does."""
         events = core.decide(self.state, asked, self.now_ms)
-        blobs: outbox.Blobs = {}
+        blobs: Blobs = {}
         launched = bool(events) and isinstance(events[0], e.ActorLaunchRequested)
         if launched and isinstance(asked, r.Envelope) and isinstance(asked.request, r.LaunchActors):
             ranks = [m.rank for m in asked.request.members]
@@ -229,7 +230,7 @@ class MemoryPool:
         while events := core.tick(self.state, self.now_ms):
             self.record(events)
 
-    def record(self, events: list[e.Event], blobs: outbox.Blobs | None = None) -> None:
+    def record(self, events: list[e.Event], blobs: Blobs | None = None) -> None:
         for event in events:
             self.now_ms += 1
             recorded = e.Recorded(f"{self.now_ms}-0", event)
@@ -250,20 +251,20 @@ class MemoryPool:
                     milli = given[slot.node_id][index]
                     assert milli <= GPU_MILLI, f"I4: {event.ticket_id} gets GPU {index} of {slot.node_id}: {milli}"
 
-    def _effect(self, effect: outbox.Effect) -> None:
+    def _effect(self, effect: Effect) -> None:
         match effect:
-            case outbox.Tell(client_id, 0, message):
+            case Tell(client_id, 0, message):
                 self.notices[client_id].append(message)
-            case outbox.Tell(client_id, seq, message):
+            case Tell(client_id, seq, message):
                 self.answers[client_id, seq].append(message)
-            case outbox.Command(node_id, delivery):
+            case Command(node_id, delivery):
                 if node_id in self.agents:  # a refusal may go to a node that nobody ever was
                     self.agents[node_id].orders.append(delivery)
-            case outbox.GrantLease(holder, lease_ms):
+            case GrantLease(holder, lease_ms):
                 self.leases[holder] = lease_ms
-            case outbox.DropLease(holder):
+            case DropLease(holder):
                 self.leases.pop(holder, None)
-            case outbox.ForgetTicket():
+            case ForgetTicket():
                 pass
 
     # --- checks ---

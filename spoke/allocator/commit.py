@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 
-from spoke.allocator import outbox
+from spoke.allocator.effects.kinds import Command, DropLease, Effect, ForgetTicket, GrantLease, Tell
 from spoke.allocator.leases import LEASE_MS_MAX
 from spoke.events import types as e
 from spoke.events.chain import Chain
@@ -49,7 +49,7 @@ class Batch:
         number = self._key_numbers.setdefault(key, len(self._key_numbers) + 1)
         self._commands.append([command, number, *args])
 
-    def event(self, recorded: e.Recorded, effects: list[outbox.Effect], chain: Chain) -> None:
+    def event(self, recorded: e.Recorded, effects: list[Effect], chain: Chain) -> None:
         """An event, chained to the one before, and what follows from it."""
         self.events += 1
         args = event_args(recorded.event)
@@ -57,25 +57,25 @@ class Batch:
         for effect in effects:
             self._effect(effect)
 
-    def _effect(self, effect: outbox.Effect) -> None:
+    def _effect(self, effect: Effect) -> None:
         keys = self._keys
-        if type(effect) is outbox.Tell:  # as nearly always
+        if type(effect) is Tell:  # as nearly always
             self._told.setdefault(effect.client_id, []).extend((effect.seq, encode_message(effect.message)))
             return
         match effect:
-            case outbox.Command(node_id, delivery, stranger):
+            case Command(node_id, delivery, stranger):
                 key, fields = keys.node(node_id), flat(encode_order(delivery))
                 self.add("XADD", key, "MAXLEN", "~", ORDERS_KEPT, "*", *fields)
                 if stranger:
                     self.add("EXPIRE", key, STRANGER_TTL_S)
                 elif isinstance(delivery.order, Welcome):
                     self.add("PERSIST", key)
-            case outbox.GrantLease(holder, lease_ms):
+            case GrantLease(holder, lease_ms):
                 self.add("LEASE", keys.leases, holder, lease_ms)
-            case outbox.DropLease(holder):
+            case DropLease(holder):
                 self.add("ZREM", keys.leases, holder)
                 self._gone.add(holder)
-            case outbox.ForgetTicket(ticket_id, owner):
+            case ForgetTicket(ticket_id, owner):
                 self.add("DEL", keys.secret(ticket_id, owner))
 
     def sealed(

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, cast
 
 from spoke.allocator import decide as core
 from spoke.allocator.commit import Batch
+from spoke.allocator.effects.kinds import Blobs
 from spoke.allocator.gate import Gate
 from spoke.allocator.intake import Intake, size_of
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.limits import Limits
-from spoke.allocator.outbox import Blobs, effects
+from spoke.allocator.outbox import effects
 from spoke.allocator.views import Views
 from spoke.allocator.wire import Wire
 from spoke.errors import Fenced

@@ -6,6 +6,7 @@ import pytest
 
 from spoke.agent import machine as agent_machine
 from spoke.allocator import nodes, outbox, restarts, tickets
+from spoke.allocator.effects.kinds import GrantLease, Tell
 from spoke.client import machine as client_machine
 from spoke.events import fold as fold_module
 from spoke.events import state as state_module
@@ -74,8 +75,8 @@ def leases_not_renewed_after_a_loss(patch: Patch) -> None:
     """The leases are left as an older state of the server has them."""
     real = outbox._HANDLERS[e.ServerChanged]
 
-    def effects(state, recorded, blobs):  # type: ignore[no-untyped-def]
-        return (one for one in real(state, recorded, blobs) if not isinstance(one, outbox.GrantLease))
+    def effects(state, event, cause):  # type: ignore[no-untyped-def]
+        return (one for one in real(state, event, cause) if not isinstance(one, GrantLease))
 
     patch.setitem(outbox._HANDLERS, e.ServerChanged, effects)
 
@@ -84,10 +85,10 @@ def answered_twice(patch: Patch) -> None:
     """A launch is answered twice."""
     real = outbox._HANDLERS[e.ActorStarted]
 
-    def effects(state, recorded, blobs):  # type: ignore[no-untyped-def]
-        for one in real(state, recorded, blobs):
+    def effects(state, event, cause):  # type: ignore[no-untyped-def]
+        for one in real(state, event, cause):
             yield one
-            if isinstance(one, outbox.Tell) and one.seq:
+            if isinstance(one, Tell) and one.seq:
                 yield one
 
     patch.setitem(outbox._HANDLERS, e.ActorStarted, effects)

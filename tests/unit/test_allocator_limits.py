@@ -8,9 +8,9 @@ import msgpack
 import pytest
 
 from spoke.allocator.commit import Batch
+from spoke.allocator.effects.kinds import Effect, Tell
 from spoke.allocator.intake import STRANGERS, TURN, Intake
 from spoke.allocator.limits import Limits
-from spoke.allocator.outbox import Effect, Tell
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.chain import Chain
