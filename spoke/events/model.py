@@ -183,7 +183,7 @@ class GangSpec:
             )
         if self.groups:
             self._check_groups(self.groups)
-        if self.name:
+        if self.name != "":
             check_name("the gang's name", self.name)
         if self.preferred_node is not None:
             check_name("preferred_node", self.preferred_node)

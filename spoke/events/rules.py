@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -43,10 +43,10 @@ class Rules:
     def __post_init__(self) -> None:
         _check_strategy(self.strategy)
         _normalize(self)
-        if self.near:
+        if self.near != "":
             check_name("near (a node or a ticket)", self.near)
         for what, key in (("same", self.same), ("prefer_same", self.prefer_same)):
-            if key:
+            if key is not None and key != "":
                 _check_key(what, key)
         if self.same and self.prefer_same and self.same != self.prefer_same:
             raise InvalidRequest(
@@ -91,9 +91,12 @@ class Group:
         check_count(f"min_nodes of group {self.name}", self.min_nodes, 0, self.num_nodes)
         if not isinstance(self.resources, Resources):
             raise InvalidRequest(f"the resources of group {self.name} must be Resources, not {self.resources!r}")
+        if self.strict_pack is not None and type(self.strict_pack) is not bool:
+            raise InvalidRequest(f"strict_pack of group {self.name} must be True or False, not {self.strict_pack!r:.100}")
         if self.strategy is not None:
             _check_strategy(self.strategy)
         _normalize(self)
+        check_texts(f"gpu_models of group {self.name}", self.gpu_models, "H100")
         object.__setattr__(self, "gpu_models", tuple(self.gpu_models))
 
     @property
@@ -141,13 +144,19 @@ def _selector(what: str, labels: Labels) -> dict[str, tuple[str, ...]]:
     found = {}
     for key, value in sorted(labels.items()):
         _check_key(what, key)
-        values = (value,) if isinstance(value, str) else tuple(value)
+        values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Collection) else ()
         if not values or len(values) > SELECTORS_MAX or not all(isinstance(v, str) for v in values):
             raise InvalidRequest(
                 f"{what} gives the label {key!r} the value {value!r:.100}: give text, or a list of texts"
             )
         found[key] = values
     return found
+
+
+def check_texts(what: str, values: object, example: str) -> None:
+    """Raise InvalidRequest for what is no list of texts; one text is none, though Python would take its letters."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(v, str) for v in values):
+        raise InvalidRequest(f'{what} must be a list of texts, like ["{example}"], not {values!r:.100}')
 
 
 def _check_key(what: str, key: object) -> None:

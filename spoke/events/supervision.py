@@ -143,6 +143,8 @@ class Supervision:
         ):
             if part is not None and not isinstance(part, kind):
                 raise InvalidRequest(f"{what} must be a spoke.{kind.__name__}, not {part!r:.100}")
+        if not isinstance(self.rlimits, Mapping):
+            raise InvalidRequest(f'rlimits must be a dict, like {{"nofile": 65536}}, not {self.rlimits!r:.100}')
         for name, value in self.rlimits.items():
             if name not in RLIMITS:
                 raise InvalidRequest(f"there is no limit {name!r:.50}; there are {', '.join(RLIMITS)}")

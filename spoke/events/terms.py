@@ -36,7 +36,7 @@ class Terms:
             if type(value) is not int or not 0 <= value <= DURATION_MS_MAX:
                 raise InvalidRequest(f"{name} must be from 0 to ten years, not {value!r} ms")
         for what, name in (("the project", self.project), ("the reservation", self.reservation)):
-            if name:
+            if name != "":
                 names.check_name(what, name)
 
     @property
