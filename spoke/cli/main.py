@@ -7,6 +7,7 @@ understood, 78 an operator removed the agent's node, 130 Ctrl-C. ``spoke run`` r
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
 from typing import Annotated, Any
 
@@ -117,6 +118,19 @@ app.command("allocator")(daemons.allocator)
 app.command("agent")(daemons.agent)
 app.command("shell")(shell.shell)
 app.command("doctor")(doctor.doctor)
+
+
+def _reflow(group: typer.Typer) -> None:
+    """Join the lines of each paragraph of the commands' docstrings, which a terminal has another width for."""
+    for command in group.registered_commands:
+        paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n") if command.callback else []
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for child in group.registered_groups:
+        if child.typer_instance is not None:
+            _reflow(child.typer_instance)
+
+
+_reflow(app)
 
 if __name__ == "__main__":
     app(prog_name="spoke")

@@ -55,6 +55,11 @@ def test_every_command_has_help(words: tuple[str, ...]) -> None:
     assert spoke(*words, "--help").exit_code == 0
 
 
+def test_a_paragraph_of_help_is_broken_where_the_terminal_ends_and_nowhere_else() -> None:
+    text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "400"}).stdout
+    assert "When one rank fails the others are stopped; the exit code is that of the first that failed" in text
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, spoke.cli.main; print([m for m in ('redis', 'rich', 'msgspec', 'psutil') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
