@@ -72,6 +72,7 @@ class Allocator:
         self._client = connect(config.url, pool=config.pool)
         self._stop = threading.Event()
         self._seen = "0-0"  # the newest event that this allocator knows of, should the server forget it
+        self._leader = ""  # who was last known to lead
         self.leading = threading.Event()
         """Set while this allocator leads."""
 
@@ -123,6 +124,9 @@ class Allocator:
         config = self._config
         found = elect(self._client, self._keys, config.holder, config.leader_ms)
         if not isinstance(found, Elected):
+            if found.leader != self._leader:
+                self._leader = found.leader
+                log.info("standing by in pool %s at %s: %s leads", config.pool, mask_url(config.url), found.leader)
             self._sleep(min(STANDBY_POLL_S, found.left_ms / 1000 + 0.01))
             return
         wire, term = Wire(self._client), None
@@ -147,6 +151,7 @@ class Allocator:
                 meters=self._meters,
             )
             self.leading.set()
+            self._leader = config.holder
             log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))
             while not self._stop.is_set():
                 term.turn()

@@ -26,7 +26,7 @@ from spoke.errors import (
     ServerUnsuitable,
 )
 from spoke.protocol.located import LocatedConnection, LocatedTLSConnection, locator
-from spoke.protocol.url import mask_url, parse_place
+from spoke.protocol.url import has_password, mask_url, parse_place
 
 VERSION_MIN = (6, 2)
 BLOCK_MS_MAX = 2_000
@@ -101,6 +101,11 @@ def explain(error: Exception, url: str) -> ServerError:
     """The Spoke error for an error of the redis client."""
     where, text = mask_url(url), str(error)
     if isinstance(error, rx.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
+        if has_password(url):
+            return AuthenticationFailed(
+                f"the server at {where} refuses the user or password in this URL ({text}): correct them there, "
+                f"redis://USER:PASSWORD@HOST:PORT"
+            )
         return AuthenticationFailed(
             f"the server at {where} asks for a user or password ({text}): "
             f"put them into the URL, redis://USER:PASSWORD@HOST:PORT"
@@ -140,6 +145,10 @@ def explain(error: Exception, url: str) -> ServerError:
     if isinstance(error, rx.ConnectionError) and not where.startswith(("rediss", "unix")) and _HUNG_UP.search(text):
         return ServerUnreachable(
             f"the server at {where} hung up ({text}): if it speaks TLS there, the URL begins with rediss://"
+        )
+    if isinstance(error, rx.InvalidResponse):
+        return ServerUnsuitable(
+            f"what answers at {where} is no Redis or Valkey server ({text}): look at the host and port of the URL"
         )
     if isinstance(error, (rx.ConnectionError, rx.TimeoutError)):
         return ServerUnreachable(

@@ -105,6 +105,8 @@ def _parse(url: str) -> Place:
     if parts.scheme == "unix":
         return Place("socket", (), _read_plain(url))
     if parts.scheme in ("redis", "rediss"):
+        if not re.fullmatch(r"/?|/[0-9]+", unquote(parts.path)):
+            raise ValueError(f"behind the host stands the number of a database, as in /0, and not {parts.path}")
         options = _read_plain(url)
         return Place("server", ((options.get("host", "localhost"), options.get("port", PORT)),), options)
     scheme, _, kind = parts.scheme.partition("+")
@@ -143,6 +145,8 @@ def _split(url: str) -> SplitResult:
 
 def _from_file(url: str) -> str:
     path = Path(unquote(_split(url).path))
+    if not path.is_absolute():
+        raise InvalidRequest(f"the server URL {url!r} names no file: write file:///PATH, the whole path of a file")
     try:
         with path.open("rb") as file:
             text = file.read(URL_FILE_BYTES_MAX + 1).decode().strip()

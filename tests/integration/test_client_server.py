@@ -52,7 +52,7 @@ def test_a_password_is_asked_for_and_checked(tmp_path: Path) -> None:
         with pytest.raises(AuthenticationFailed, match="redis://USER:PASSWORD@"):
             spoke.Client(server.url)
         wrong = server.url.replace("redis://", "redis://:other@")
-        with pytest.raises(AuthenticationFailed) as caught:
+        with pytest.raises(AuthenticationFailed, match="refuses the user or password") as caught:
             spoke.Client(wrong)
         assert "other" not in str(caught.value)
         with spoke.Client(server.url.replace("redis://", "redis://:s3cret@")) as client:

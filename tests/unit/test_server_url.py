@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from redis.connection import SSLConnection
+from redis.exceptions import InvalidResponse
 
-from spoke.errors import InvalidRequest
+from spoke.errors import InvalidRequest, ServerUnsuitable
+from spoke.protocol.server import explained
 from spoke.protocol.url import has_password, mask_url, parse_place, resolve_url
 
 
@@ -68,11 +70,24 @@ def test_a_cluster_is_read() -> None:
         ("redis+cluster://a:1/2", "database"),
         ("redis+cluster://a:x", "cannot be read"),
         ("redis://a:x", "cannot be read"),
+        ("redis://a:1/x", "the number of a database"),
+        ("redis://a:1/1/2", "the number of a database"),
     ],
 )
 def test_a_url_that_makes_no_sense_says_why(url: str, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         parse_place(url)
+
+
+@pytest.mark.parametrize("url", ["file://url.txt", "file://"])
+def test_a_file_url_without_a_whole_path_says_how_it_is_written(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="file:///PATH"):
+        resolve_url(url)
+
+
+def test_a_server_of_another_kind_is_called_so() -> None:
+    with pytest.raises(ServerUnsuitable, match="no Redis or Valkey server"), explained("redis://h"):
+        raise InvalidResponse('Protocol error, got "<" as reply type byte')
 
 
 def test_a_url_can_stand_in_a_file(tmp_path: Path) -> None:
