@@ -73,7 +73,7 @@ def gang_spec(
                 "write these into the groups"
             )
         num_nodes = sum(group.num_nodes for group in groups)
-    if on_failure not in {"release", "report"}:
+    if on_failure not in ("release", "report"):
         raise InvalidRequest(f"on_failure must be 'release' or 'report', not {on_failure!r}")
     return GangSpec(
         num_nodes,

@@ -92,7 +92,9 @@ class Group:
         if not isinstance(self.resources, Resources):
             raise InvalidRequest(f"the resources of group {self.name} must be Resources, not {self.resources!r}")
         if self.strict_pack is not None and type(self.strict_pack) is not bool:
-            raise InvalidRequest(f"strict_pack of group {self.name} must be True or False, not {self.strict_pack!r:.100}")
+            raise InvalidRequest(
+                f"strict_pack of group {self.name} must be True or False, not {self.strict_pack!r:.100}"
+            )
         if self.strategy is not None:
             _check_strategy(self.strategy)
         _normalize(self)

@@ -53,6 +53,7 @@ def ask(**options: Any) -> GangSpec:
         ("exclusive", 1),
         ("grace_s", "5"),
         ("grace_s", None),
+        ("on_failure", ["release"]),
         ("name", None),
         ("name", 7),
         ("name", b"resnet"),
