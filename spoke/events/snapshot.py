@@ -46,6 +46,7 @@ class _Demand:
     usual: Usual
     next_at: int
     shares_granted: int = 0
+    models: tuple[tuple[tuple[str, ...], int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +173,15 @@ def _rebuild(state: PoolState) -> None:
 
 def _written(known: Demand) -> _Demand:
     sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
-    return _Demand(*sums, tuple(sorted(known.shares.items())), known.usual, known.next_at, known.shares_granted)
+    shares, models = tuple(sorted(known.shares.items())), tuple(sorted(known.models.items()))
+    return _Demand(*sums, shares, known.usual, known.next_at, known.shares_granted, models)
 
 
 def _read(known: _Demand | None) -> Demand:
     if known is None:
         return Demand()
     sums = (known.members, known.gpu_milli, known.cpu_milli, known.memory_mib)
-    return Demand(*sums, dict(known.shares), known.shares_granted, known.usual, known.next_at)
+    return Demand(*sums, dict(known.shares), known.shares_granted, dict(known.models), known.usual, known.next_at)
 
 
 def _open_accounts(state: PoolState) -> None:

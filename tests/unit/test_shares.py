@@ -148,7 +148,7 @@ def test_a_gpu_goes_where_the_cpu_for_the_others_is_not_missed() -> None:
     answer = pool.allocate("c", gang(gpus=1, cpus=16))
     assert places(answer) == [("rich", (0,), 0)]
     event = pool.log[-1].event
-    assert event.policy == "stranding/2"  # type: ignore[attr-defined]
+    assert event.policy == "stranding/3"  # type: ignore[attr-defined]
 
 
 def test_a_pool_without_shares_packs_as_ever() -> None:

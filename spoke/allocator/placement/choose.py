@@ -67,7 +67,7 @@ def _place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
         return general.place(state, spec), general.policy(spec)
     if spec.resources.is_share:
         return shares.place_shares(state, spec), stranding.POLICY
-    if state.demand.shares_granted and _is_scored(spec):
+    if (state.demand.shares_granted or state.demand.usual.models) and _is_scored(spec):
         node_id = stranding.best_node(state, spec)
         if node_id:
             return Placement(((node_id, spec.size),)), stranding.POLICY

@@ -22,7 +22,7 @@ from spoke.events.state import NodeState, PoolState, need_of
 def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     """Places for a gang whose members have shares, or why there are none. The state is not changed."""
     table, costs = costs_of(state, spec, need_of(spec))
-    rooms = _Rooms(table, costs.keys, costs.counts, spec.preferred_node)
+    rooms = _Rooms(table, costs.charged(table), costs.counts, spec.preferred_node)
     if spec.size == 1:
         parts = rooms.single()
     else:

@@ -1,9 +1,10 @@
 """What a placement costs in GPUs that become hard to use: the score by which pools with shares are packed.
 
-Three charges, in millionths of a GPU. *Stranded*: free GPUs for which their node has too little CPU or memory left,
+Four charges, in millionths of a GPU. *Stranded*: free GPUs for which their node has too little CPU or memory left,
 measured by what granted members usually had for each GPU. *Cut*: what the rest of a shared GPU loses in worth
 (``worth.py``). *Opened*: a thousandth for each whole GPU that is free on the node, so that between equals the one with
-fewer is taken. The node with the least is chosen; between equals the one with less CPU free, then by the node's id.
+fewer is taken. *Scarce*: what the GPUs are worth to gangs that are limited to their model (``scarcity.py``). The node
+with the least is chosen; between equals the one with less CPU free, then by the node's id.
 
 The aim is that of fragmentation gradient descent (Weng et al., "Beware of Fragmentation", USENIX ATC 2023): take the
 node that loses the least. That work counts, for each of a sample of typical tasks, the GPUs that it could not use.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spoke.allocator.placement.scarcity import prices_of
 from spoke.allocator.placement.table import Bools, Ints, NodeTable, table_of
 from spoke.allocator.placement.worth import MICRO, worth_of_rests
 from spoke.events.capacity import Amount
@@ -26,7 +28,7 @@ from spoke.events.demand import Usual
 from spoke.events.model import GPU_MILLI, GangSpec, Resources
 from spoke.events.state import PoolState, need_of
 
-POLICY = "stranding/2"
+POLICY = "stranding/3"
 SHAPES_MAX = 128
 """The costs of so many shapes are kept, those asked for last; for 10,000 nodes 160 KB each."""
 NEVER = 1 << 62
@@ -52,8 +54,9 @@ class Shape:
 class Costs:
     """What a member of one shape costs on each node, kept in step with the table.
 
-    ``keys[row]`` orders the nodes, the best first; NEVER where it does not fit. ``counts[row]``: how many members of
-    this shape fit on the node (or 1 for any number, if that is enough to know).
+    ``keys[row]`` orders the nodes, the best first; NEVER where it does not fit. The prices of models change with every
+    grant, and are not in it: see ``charged``. ``counts[row]``: how many members of this shape fit on the node (or 1
+    for any number, if that is enough to know).
     """
 
     def __init__(self, shape: Shape, usual: Usual) -> None:
@@ -80,6 +83,18 @@ class Costs:
             at = np.array(rows, np.int64)
             self.keys[at], self.counts[at] = self._score(table, at)
         self._layout, self._seen = table.layout, table.changes_from + len(table.changes)
+
+    def charged(self, table: NodeTable) -> Ints:
+        """The keys, with the price of the models that a member takes."""
+        if not self.usual.models:
+            return self.keys
+        prices = prices_of(table, self.usual)
+        if self._resources.is_share:
+            milli = self._shares[0] if len(self._shares) == 1 else self._shares[table.sizes[0]]
+        else:
+            milli = self._shape.need.gpus * GPU_MILLI
+        charged: Ints = self.keys + ((prices[table.models] * milli // GPU_MILLI) << _CPU_BITS)
+        return charged
 
     def _score(self, table: NodeTable, rows: slice | Ints) -> tuple[Ints, Ints]:
         cpu, memory, whole, free = table.cpu[rows], table.memory[rows], table.whole[rows], table.free[rows]
@@ -188,5 +203,5 @@ def first_of(table: NodeTable, keys: Ints) -> int:
 def best_node(state: PoolState, spec: GangSpec) -> str:
     """The node for a gang of whole GPUs or none, all on one node; empty if no node fits."""
     table, costs = costs_of(state, spec, need_of(spec).times(spec.actors_per_node))
-    row = first_of(table, costs.keys)
+    row = first_of(table, costs.charged(table))
     return table.ids[row] if row >= 0 else ""

@@ -54,7 +54,8 @@ class NodeTable:
     """A column entry for each node that can take work. Rows of nodes that left are used again.
 
     ``rests[g, row]``: the free thousandths of the node's g-th GPU; ``sizes[g, row]``: the number that ``gpu_memories``
-    gives to its memory. ``models[row]``: the number that ``model_sets`` gives to the set of its GPUs' models.
+    gives to its memory. ``models[row]``: the number that ``model_sets`` gives to the set of its GPUs' models;
+    ``free_of`` has by that number the free thousandths of all such nodes.
     ``least_memory[row]``: that of the GPU with the least memory. Columns of labels are made when they are asked for.
     ``changes`` are the rows that changed, in order; before them there were ``changes_from`` more.
     """
@@ -64,6 +65,7 @@ class NodeTable:
         self.ids: list[str] = []
         self.gpu_memories: dict[int, int] = {0: 0}
         self.model_sets: dict[frozenset[str], int] = {frozenset(): 0}
+        self.free_of: list[int] = [0]
         self.changes: list[int] = []
         self.changes_from = 0
         self.layout = 0
@@ -143,6 +145,8 @@ class NodeTable:
         row = self.row_of.pop(node_id, None)
         if row is not None:
             self.usable[row] = False
+            self.free_of[self.models[row]] -= int(self.free[row])
+            self.free[row] = 0
             self.ids[row] = ""
             self._unused.append(row)
             self.changes.append(row)
@@ -162,11 +166,15 @@ class NodeTable:
         self.rests[:, row] = 0
         self.rests[: len(rests), row] = rests
         self.whole[row] = node.free_gpus.bit_count()
-        self.free[row] = sum(rests)
         known = self.gpu_memories
         self.sizes[: len(rests), row] = [known.setdefault(gpu.memory, len(known)) for gpu in gpus]
         models = frozenset(gpu.model for gpu in gpus)
-        self.models[row] = self.model_sets.setdefault(models, len(self.model_sets))
+        self.free_of[self.models[row]] -= int(self.free[row])
+        self.models[row] = number = self.model_sets.setdefault(models, len(self.model_sets))
+        if number == len(self.free_of):
+            self.free_of.append(0)
+        self.free[row] = sum(rests)
+        self.free_of[number] += sum(rests)
         self.least_memory[row] = min((gpu.memory for gpu in gpus), default=_NO_GPU_LACKS)
         self.has_gpus[row], self.used[row] = bool(gpus), bool(node.tickets)
         for key, column in self._labels.items():

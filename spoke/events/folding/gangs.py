@@ -52,9 +52,9 @@ def _gang_allocated(state: PoolState, event_id: str, event: e.GangAllocated) -> 
     if spec.groups:
         for group in spec.groups:
             members = tuple(slot for slot in slots if slot.group == group.name)
-            state.demand.learn(group.resources, members)
+            state.demand.learn(group.resources, tuple(group.gpu_models) or spec.gpu_models, members)
     else:
-        state.demand.learn(spec.resources, slots)
+        state.demand.learn(spec.resources, spec.gpu_models, slots)
     terms, queueing = spec.terms, state.queueing
     queueing.charge(ticket.project, amounts_of(spec, slots), 1, ms_of(event_id))
     ticket.at_head, ticket.borrowed = False, event.borrowed
