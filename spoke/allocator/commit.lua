@@ -8,7 +8,7 @@
 -- Returns the server's time in ms, then their holders.
 local leader = redis.call('HMGET', KEYS[1], 'holder', 'epoch')
 if leader[1] ~= ARGV[1] or leader[2] ~= ARGV[2] then
-  return redis.error_reply('FENCED held by ' .. tostring(leader[1]) .. ' in epoch ' .. tostring(leader[2]))
+  return redis.error_reply('FENCED held by ' .. (leader[1] or 'nobody') .. ' in epoch ' .. (leader[2] or '0'))
 end
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 local last = newest[1] and newest[1][1] or '0-0'

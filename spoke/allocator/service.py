@@ -73,6 +73,7 @@ class Allocator:
         self._stop = threading.Event()
         self._seen = "0-0"  # the newest event that this allocator knows of, should the server forget it
         self._leader = ""  # who was last known to lead
+        self._failure = ""  # why the last attempt to lead failed, as the log has it
         self.leading = threading.Event()
         """Set while this allocator leads."""
 
@@ -116,14 +117,17 @@ class Allocator:
 
     def _log_failure(self, attempt: RetryCallState) -> None:
         error = attempt.outcome.exception() if attempt.outcome else None
-        if attempt.attempt_number == 1 and isinstance(error, Exception):
-            log.warning("the term ended: %s; trying again", _words(error, self._config.url))
+        why = str(_words(error, self._config.url)) if isinstance(error, Exception) else ""
+        if why != self._failure:
+            self._failure = why
+            log.warning("the term ended: %s; trying again", why)
 
     def _take_turn(self) -> None:
         """Stand by for a moment, or serve one term."""
         config = self._config
         found = elect(self._client, self._keys, config.holder, config.leader_ms)
         if not isinstance(found, Elected):
+            self._failure = ""
             if found.leader != self._leader:
                 self._leader = found.leader
                 log.info("standing by in pool %s at %s: %s leads", config.pool, mask_url(config.url), found.leader)
@@ -151,7 +155,7 @@ class Allocator:
                 meters=self._meters,
             )
             self.leading.set()
-            self._leader = config.holder
+            self._leader, self._failure = config.holder, ""
             log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))
             while not self._stop.is_set():
                 term.turn()

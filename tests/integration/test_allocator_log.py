@@ -250,3 +250,43 @@ def test_a_request_answered_while_its_client_was_away_is_found_later(shared_serv
         until(lambda: log.base().last_id != "0-0")
         assert isinstance(away.answer_to(seq), p.Granted)
     redis.close()
+
+
+def test_every_end_of_a_term_is_logged_once_with_its_reason(
+    shared_server: EmbeddedServer, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis, keys = connect(shared_server.url), Keys(pool)
+
+    def said(text: str) -> int:
+        return sum(text in record.getMessage() for record in caplog.records)
+
+    with caplog.at_level("INFO", "spoke.allocator"), allocator(shared_server.url, pool):
+        redis.delete(keys.leader)
+        until(lambda: said("FENCED held by nobody") == 1 and said("leading pool") == 2)
+        redis.delete(keys.leases)
+        redis.set(keys.leases, "a slip of the operator's")
+        until(lambda: said("WRONGTYPE"))
+        epoch = int(redis.hget(keys.leader, "epoch") or 0)  # type: ignore[arg-type]
+        until(lambda: int(redis.hget(keys.leader, "epoch") or 0) > epoch + 1)  # type: ignore[arg-type]
+        assert said("WRONGTYPE") == 1, "once, however often it tries"
+        redis.delete(keys.leases)
+        until(lambda: said("leading pool") == 3)
+        redis.delete(keys.leader)
+        until(lambda: said("FENCED held by nobody") == 2)
+    redis.close()
+
+
+def test_a_standby_says_for_whom_it_stands_by(
+    shared_server: EmbeddedServer, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "spoke.allocator"), allocator(shared_server.url, pool):
+        redis = connect(shared_server.url)
+        holder = (redis.hget(Keys(pool).leader, "holder") or b"").decode()  # type: ignore[union-attr]
+        redis.close()
+        standby = Allocator(AllocatorConfig(shared_server.url, pool))
+        thread = threading.Thread(target=standby.run, daemon=True)
+        thread.start()
+        text = f"standing by in pool {pool} at {shared_server.url}: {holder} leads"
+        until(lambda: any(record.getMessage() == text for record in caplog.records))
+        standby.stop()
+        thread.join(WAIT_S)
