@@ -67,6 +67,7 @@ NODE: Final[Table[NodePhase]] = {
     (None, "node.registered"): "up",
     ("lost", "node.registered"): "up",
     ("up", "node.cordoned"): "cordoned",  # also at once when a node registers whose id is cordoned
+    ("cordoned", "node.cordoned"): "cordoned",  # for another reason
     ("draining", "node.cordoned"): "cordoned",
     ("drained", "node.cordoned"): "cordoned",
     ("lost", "node.cordoned"): "lost",  # a cordon belongs to the node's id: a lost node comes back cordoned

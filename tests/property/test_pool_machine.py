@@ -24,6 +24,7 @@ EXAMPLES = int(os.environ.get("SPOKE_PROPERTY_EXAMPLES", "400"))
 STEPS = int(os.environ.get("SPOKE_PROPERTY_STEPS", "50"))
 
 NODES = ("n1", "n2", "n3")
+reasons = st.sampled_from(["", "its fan rattles"])
 CLIENTS = ("c1", "c2", "c3")
 
 
@@ -186,26 +187,33 @@ class PoolMachine(RuleBasedStateMachine):
 
     # --- operators ---
 
-    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), cordon=st.booleans())
-    def cordon(self, client: str, node: str, cordon: bool) -> None:
-        self._ask(client, r.CordonNode(node) if cordon else r.UncordonNode(node))
+    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), cordon=st.booleans(), reason=reasons)
+    def cordon(self, client: str, node: str, cordon: bool, reason: str) -> None:
+        self._ask(client, r.CordonNode(node, reason) if cordon else r.UncordonNode(node))
 
     @rule(
         client=st.sampled_from(CLIENTS),
         node=st.sampled_from(NODES),
         deadline_ms=st.sampled_from([None, 0, 1_000]),
         wait=st.booleans(),
+        reason=reasons,
     )
-    def drain(self, client: str, node: str, deadline_ms: int | None, wait: bool) -> None:
-        self._ask(client, r.DrainNode(node, deadline_ms, wait=wait))
+    def drain(self, client: str, node: str, deadline_ms: int | None, wait: bool, reason: str) -> None:
+        self._ask(client, r.DrainNode(node, deadline_ms, reason, wait=wait))
 
-    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), force=st.booleans())
-    def remove(self, client: str, node: str, force: bool) -> None:
-        self._ask(client, r.RemoveNode(node, force))
+    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), force=st.booleans(), reason=reasons)
+    def remove(self, client: str, node: str, force: bool, reason: str) -> None:
+        self._ask(client, r.RemoveNode(node, force, reason))
 
-    @rule(client=st.sampled_from(CLIENTS), node=st.sampled_from(NODES), index=st.integers(0, 4), healthy=st.booleans())
-    def mark(self, client: str, node: str, index: int, healthy: bool) -> None:
-        self._ask(client, r.MarkGpu(node, index, healthy))
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        node=st.sampled_from(NODES),
+        index=st.integers(0, 4),
+        healthy=st.booleans(),
+        reason=reasons,
+    )
+    def mark(self, client: str, node: str, index: int, healthy: bool, reason: str) -> None:
+        self._ask(client, r.MarkGpu(node, index, healthy, reason))
 
     @rule(node=st.sampled_from(NODES), sick=st.dictionaries(st.integers(0, 5), st.sampled_from(["", "ecc", "xid"])))
     def report_health(self, node: str, sick: dict[int, str]) -> None:

@@ -48,12 +48,13 @@ class Operator:
         self._world.count(f"operator: {what}")
         match what:
             case "cordon":
-                self.client.ask(r.CordonNode(node.name, "why not"))
+                self.client.ask(r.CordonNode(node.name, dice.choice(["why not", "another reason"])))
             case "uncordon":
                 self.client.ask(r.UncordonNode(node.name))
             case "drain":
                 deadline_ms = dice.choice([None, 500, 3_000])
-                self.client.ask(r.DrainNode(node.name, deadline_ms, wait=dice.random() < 0.5))
+                reason = dice.choice(["", "new kernel"])
+                self.client.ask(r.DrainNode(node.name, deadline_ms, reason, wait=dice.random() < 0.5))
             case "remove":
                 self.client.ask(r.RemoveNode(node.name, dice.random() < 0.3))
             case "mark":

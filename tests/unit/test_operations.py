@@ -68,6 +68,14 @@ def test_nothing_new_is_placed_on_a_cordoned_node_and_what_runs_there_goes_on(po
     pool.check()
 
 
+def test_a_cordon_that_is_said_again_changes_its_reason(pool: MemoryPool) -> None:
+    assert ask(pool, r.CordonNode("n1")) == p.Done()
+    assert ask(pool, r.CordonNode("n1")) == p.Done(False)
+    assert ask(pool, r.CordonNode("n1", "its fan rattles")) == p.Done()
+    assert (phase(pool, "n1"), pool.state.cordons["n1"].reason) == ("cordoned", "its fan rattles")
+    pool.check()
+
+
 def test_a_cordon_stays_when_the_node_is_lost_or_leaves_and_comes_back(pool: MemoryPool) -> None:
     ask(pool, r.CordonNode("n1"))
     leave_and_come_back(pool, "n1")
