@@ -16,12 +16,12 @@ def check_seconds(what: str, value: float, at_least: float, at_most: float) -> N
         raise InvalidRequest(f"{what} must be from {at_least:g} to {at_most:g} seconds, not {value!r}")
 
 
-def check_timeout(timeout: float | None) -> float | None:
+def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     """The time limit in seconds; raises InvalidRequest."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= TIMEOUT_S_MAX:
-        raise InvalidRequest(f"timeout must be None (no limit) or seconds from 0 on, not {timeout!r}")
+        raise InvalidRequest(f"{what} must be None (no limit) or seconds from 0 on, not {timeout!r}")
     return float(timeout)
 
 

@@ -49,8 +49,13 @@ class ActorConnection:
                     self._connection.close()
                     self._connection = None
                 secret = self._secret()
+                actor = self._actor
                 self._connection = connect(
-                    self._actor.address, secret, timeout_s=CONNECT_TIMEOUT_S, transport=self._transport
+                    actor.address,
+                    secret,
+                    timeout_s=CONNECT_TIMEOUT_S,
+                    transport=self._transport,
+                    name=f"{actor.actor_id} (rank {actor.rank} on {actor.node_id})",
                 )
                 if self._scope is None:
                     self._scope = join(secret)  # handles of buffers that its answers hold work here

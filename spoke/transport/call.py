@@ -29,12 +29,18 @@ def connect(
     timeout_s: float = 10.0,
     limit_bytes: int = FRAME_BYTES_MAX,
     transport: str | None = None,
+    name: str = "",
 ) -> Connection:
     """A connection to the actor at ``address``; ActorUnreachable when it is not there or serves another ticket.
 
     ``transport``: the one to use (else SPOKE_TRANSPORT, else the best that works); TransportUnavailable if it cannot.
+    ``name``: what errors call the actor, else its address.
     """
-    return Connection(dial(address, secret, timeout_s=timeout_s, limit_bytes=limit_bytes, transport=transport))
+    try:
+        endpoint = dial(address, secret, timeout_s=timeout_s, limit_bytes=limit_bytes, transport=transport)
+    except ActorUnreachable as error:
+        raise type(error)(f"{name} cannot be reached: {error}" if name else str(error)) from error
+    return Connection(endpoint, name)
 
 
 class Connection(Channel, Closing):

@@ -22,7 +22,8 @@ import time
 from collections import deque
 from typing import Final
 
-from spoke.errors import ActorUnreachable, CallTimeout, LimitExceeded, MalformedData
+from spoke.errors import ActorUnreachable, CallTimeout, ClientClosed, LimitExceeded, MalformedData
+from spoke.transport import forked
 from spoke.transport.carrier import Transport
 from spoke.transport.deadlines import Deadlines
 from spoke.transport.direct import Copy, RemoteMemory
@@ -44,8 +45,9 @@ _WATCH_TICKS: Final = 25
 class Channel:
     """What is outstanding with one actor, and the reading of its answers; usable from any thread."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, name: str = "") -> None:
         self._endpoint = endpoint
+        self._name = name or endpoint.peer
         self._lock = threading.Lock()
         self._pending: dict[int, CallFuture] = {}
         self._next_id = 1
@@ -53,6 +55,7 @@ class Channel:
         self._abandoned: deque[CallFuture] = deque()
         self._end: str | None = None
         self._freed = False
+        self._forked = False
         self._reading = threading.Lock()
         self._leader: CallFuture | None = None
         self._armed = True
@@ -72,6 +75,7 @@ class Channel:
         endpoint.wants_flush = self._arm_flush
         self._thread = threading.Thread(target=self._run, name=f"spoke-calls-{endpoint.peer}", daemon=True)
         self._thread.start()
+        forked.watch(self)
 
     @property
     def closed(self) -> bool:
@@ -81,7 +85,7 @@ class Channel:
     @property
     def peer(self) -> str:
         """The other side, for messages."""
-        return self._endpoint.peer
+        return self._name
 
     @property
     def transport(self) -> Transport:
@@ -93,6 +97,16 @@ class Channel:
         self._end_with("it was closed on this side")
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_S)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the connection is the parent's, whose threads may have held the locks at the fork."""
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._end, self._freed, self._forked = forked.FORKED, True, True
+
+    def check_process(self, future: CallFuture) -> None:
+        """Raise ClientClosed in a forked child, for what has not come before the fork."""
+        if self._forked and not future.ready():
+            raise ClientClosed(forked.FORKED)
 
     # Sending.
 
@@ -170,6 +184,8 @@ class Channel:
                 self._expire(now)
             if now >= until:
                 break
+        if self._forked:
+            self.check_process(future)
         return None if timeout_s is None else max(0.0, until - time.monotonic())
 
     def forget(self, future: CallFuture) -> None:
@@ -222,13 +238,15 @@ class Channel:
         for call_id in late:
             future = self._pending.get(call_id)
             if future is not None:
-                text = f"{future.method} on {self._endpoint.peer} got no answer in time; the actor may still be busy"
+                text = f"{future.method} on {self._name} got no answer in time; the actor may still be busy"
                 if self._complete(call_id, CallTimeout(text)):
                     self._send_quietly(Kind.CANCEL, call_id)
         next_at = self._deadlines.next
         return None if next_at == math.inf else max(0.0, next_at - time.monotonic())
 
     def _send_quietly(self, kind: Kind, call_id: int, header: bytes = b"") -> None:
+        if self._forked:
+            return
         with contextlib.suppress(LimitExceeded):
             try:
                 self._endpoint.send(kind, call_id, header, (), may_wait=False, must=kind is not Kind.CANCEL)
@@ -405,7 +423,7 @@ class Channel:
 
     def _unreachable(self, future: CallFuture, reason: str) -> ActorUnreachable:
         return ActorUnreachable(
-            f"{future.method} on {self._endpoint.peer} got no answer, since the connection has ended: {reason}"
+            f"{future.method} on {self._name} got no answer, since the connection has ended: {reason}"
         )
 
     def _free(self) -> None:

@@ -95,7 +95,8 @@ def check_size(nbytes: int, buffers: int, limit_bytes: int) -> None:
     """LimitExceeded for a frame that is too large, or in too many pieces."""
     if nbytes > limit_bytes:
         raise LimitExceeded(
-            f"a message of {nbytes} bytes is over the limit of {limit_bytes}; send it in parts, or raise the limit"
+            f"a message of {nbytes} bytes is over the limit of {limit_bytes}: send it in parts (by a method "
+            "that yields), or lend it as a spoke.Buffer"
         )
     if buffers > BUFFERS_MAX:
         raise LimitExceeded(f"a message has {buffers} large buffers; the limit is {BUFFERS_MAX}: join some")

@@ -59,6 +59,7 @@ class CallFuture(Future[Any]):
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
 
+        self._connection.check_process(self)
         return asyncio.wrap_future(self).__await__()
 
 
@@ -116,4 +117,5 @@ class StreamFuture(CallFuture):
 
     async def wait_async(self, timeout_s: float | None) -> bool:
         """The same for asyncio."""
+        self._connection.check_process(self)
         return await self._bell.wait_async(self.ready, timeout_s)

@@ -29,10 +29,14 @@ class Methods:
         if known is not None:
             return known
         if not self._callable(name):
+            import difflib
+
             names = [other for other in dir(self._target) if self._callable(other)]
+            alike = difflib.get_close_matches(name[:200], names, 3)
+            hint = f"did you mean {' or '.join(alike)}? The" if alike else "the"
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             offered = ", ".join(names[:_NAMES_SHOWN]) or "no methods"
-            error = ActorError(f"{self.full_name(name)[:200]!r} cannot be called; the actor offers {offered}{more}")
+            error = ActorError(f"{self.full_name(name)[:200]!r} cannot be called; {hint} actor offers {offered}{more}")
             error.remote_type = "AttributeError"
             raise error
         function = getattr(self._target, name)

@@ -150,6 +150,9 @@ def test_calls_carry_arrays_and_bring_back_exceptions(client: spoke.Client) -> N
     assert caught.value.remote_type == "ValueError"
     with pytest.raises(CallTimeout):
         handle.options(timeout_s=0.1).call("sleep", 5).result(T_S)
+    for wrong in (0, -1, True, "5", 10**400, float("nan")):
+        with pytest.raises(InvalidRequest, match="timeout_s"):
+            handle.options(timeout_s=wrong)  # type: ignore[arg-type]
     assert [future.result(T_S) for future in [handle.call("echo", i) for i in range(100)]] == list(range(100))
 
 

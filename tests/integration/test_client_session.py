@@ -316,7 +316,7 @@ def test_closing_says_goodbye_fails_what_waits_and_ends_the_threads(
 ) -> None:
     client = spoke.Client(shared_server.url, pool=pool)
     gang = client.gang_allocate(1, 1).result(T_S)
-    gang.launch("T").result(T_S)
+    (handle,) = gang.launch("T").result(T_S)
     allocator.scripts[r.AllocateGang] = silent
     futures = [client.gang_allocate(1, 1), gang.wait()]
     begun = time.monotonic()
@@ -332,6 +332,8 @@ def test_closing_says_goodbye_fails_what_waits_and_ends_the_threads(
         client.gang_allocate(1, 1).result(T_S)
     with pytest.raises(ClientClosed):
         client.status()
+    with pytest.raises(ClientClosed):
+        handle.call("echo", 1).result(T_S)
     assert not client.is_open
 
 

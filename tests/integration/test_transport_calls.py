@@ -273,11 +273,30 @@ def test_a_remote_exception_carries_its_traceback_and_type(connection: Connectio
     assert connection.call("echo", (1,)).result(10) == 1
 
 
-@pytest.mark.parametrize("name", ["_private", "shutdown", "__init__", "trap", "seen", "nothing", "", "x" * 10_000])
+@pytest.mark.parametrize(
+    "name", ["_private", "shutdown", "__init__", "trap", "seen", "nothing", "", "sleeep", "x" * 10_000]
+)
 def test_only_public_methods_can_be_called(connection: Connection, name: str) -> None:
     error = connection.call(name).exception(10)
     assert isinstance(error, ActorError)
-    assert "cannot be called; the actor offers a" in str(error)
+    assert "cannot be called; " in str(error)
+    assert "he actor offers a" in str(error)
+
+
+def test_a_method_that_is_nearly_there_is_named(connection: Connection) -> None:
+    with pytest.raises(ActorError, match=r"cannot be called; did you mean async_fail.*\? The actor offers a"):
+        connection.call("asynk_fail").result(10)
+
+
+def test_errors_call_the_actor_by_the_name_that_its_caller_gave_it(start: Callable[..., Actor]) -> None:
+    actor = start()
+    with connect(actor.address, SECRET, name="Model-3 (rank 3 on node-1)") as connection:
+        waiting = connection.call("sleep", (30,))
+        actor.signal(signal.SIGKILL)
+        with pytest.raises(ActorUnreachable, match=r"sleep on Model-3 \(rank 3 on node-1\) got no answer"):
+            waiting.result(10)
+    with pytest.raises(ActorUnreachable, match=r"Model-3 cannot be reached: .*tcp://"):
+        connect(actor.address, SECRET, name="Model-3")
 
 
 def test_wrong_arguments_are_the_methods_type_error(connection: Connection) -> None:
@@ -311,7 +330,7 @@ def test_messages_over_a_limit_fail_alone(start: Callable[..., Actor]) -> None:
             connection.call("zeros", (2 * MIB,)).result(20)
         assert before.result(20) == 0.3
     with connect(start().address, SECRET, limit_bytes=MIB) as connection:
-        with pytest.raises(LimitExceeded, match="raise the limit"):  # not sent at all
+        with pytest.raises(LimitExceeded, match="send it in parts"):  # not sent at all
             connection.call("echo", (bytes(3 * MIB),)).result(20)
         with pytest.raises(LimitExceeded, match="cannot be taken"):  # refused here
             connection.call("zeros", (3 * MIB,)).result(20)

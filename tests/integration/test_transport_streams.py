@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spoke.errors import ActorError, ActorUnreachable, CallTimeout, NotSerializable
+from spoke.errors import ActorError, ActorUnreachable, CallTimeout, ClientClosed, NotSerializable
 from spoke.transport import Connection, connect
 from spoke.transport.credit import Window
 from tests.integration.test_transport_calls import (  # noqa: F401
@@ -233,3 +234,39 @@ def test_what_was_told_is_done_though_its_sender_has_left(start: Callable[..., A
 def test_arrays_in_streams_and_tells(connection: Connection) -> None:
     connection.tell("keep", (np.arange(MIB),))
     assert int(connection.call("kept").result(10).sum()) == MIB * (MIB - 1) // 2
+
+
+def test_a_forked_child_leaves_the_connection_to_its_parent(connection: Connection) -> None:
+    stream = connection.stream("slow_items")
+    assert next(stream) == 0
+    waiting, kept = connection.call("sleep", (0.3,)), connection.stream("count", (3,))
+    uses: list[Callable[[], object]] = [
+        lambda: waiting.result(5),
+        lambda: next(stream),
+        lambda: list(kept),
+        lambda: connection.call("echo", (1,)).result(5),
+        waiting.cancel,
+        stream.close,
+        connection.close,
+    ]
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for use in uses:
+            try:
+                told = str(use())
+            except BaseException as error:
+                told = type(error).__name__
+            os.write(writing, told.encode() + b" ")
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read().split()
+    assert os.waitpid(child, 0)[1] == 0
+    refused = [ClientClosed.__name__] * 3
+    assert said == [*refused, ActorUnreachable.__name__, "True", "None", "None"]
+    assert waiting.result(10) == 0.3
+    assert list(kept) == [0, 1, 2]
+    assert next(stream) == 1
+    stream.close()
+    assert connection.call("echo", (2,)).result(10) == 2

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from spoke.client.checks import check_timeout
 from spoke.client.futures import failed
 from spoke.client.known import KnownActor
 from spoke.client.tracking import ActorExit
@@ -47,8 +48,9 @@ class ActorHandle(KnownActor):
         >>> worker.options(timeout_s=5).call("echo", "in time").result()
         'in time'
         """
-        if timeout_s is not None and not timeout_s > 0:
-            raise InvalidRequest(f"timeout_s must be None or above 0, not {timeout_s!r}")
+        check_timeout(timeout_s, "timeout_s")
+        if timeout_s == 0:
+            raise InvalidRequest("timeout_s must be None (no limit) or above 0, not 0")
         return ActorHandle(self._gang, self._actor, timeout_s=timeout_s)
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -109,7 +111,7 @@ class ActorHandle(KnownActor):
         return open_mailbox(self._gang, [self], capacity)
 
     def _connection(self, method: str) -> Connection:
-        self._gang.client.session.check_process()
+        self._gang.client.session.check_open()
         latest = self._latest
         if latest.phase == "restarting":
             raise ActorUnreachable(
