@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from spoke.errors import NoAllocator as NoAllocator
     from spoke.errors import NodeBusy as NodeBusy
     from spoke.errors import NotSerializable as NotSerializable
-    from spoke.errors import ProtocolMismatch as ProtocolMismatch
     from spoke.errors import RankOutOfRange as RankOutOfRange
     from spoke.errors import RepairRefused as RepairRefused
     from spoke.errors import ServerError as ServerError
@@ -104,7 +103,6 @@ _HOMES = {
         "NoAllocator",
         "NodeBusy",
         "NotSerializable",
-        "ProtocolMismatch",
         "RankOutOfRange",
         "RepairRefused",
         "ServerError",

@@ -39,18 +39,19 @@ class FakeCompletions:
     def poll(self) -> list[Any]:
         return [self._found.popleft() for _ in range(min(len(self._found), 32))]
 
-    def arm(self) -> None:
-        if self.armed:
-            self.disarm()
+    def arm(self) -> bool:
+        was_readable = self.armed and self.disarm()
         if not self.armed:
             self.armed = self._notify = True
+        return was_readable
 
-    def disarm(self) -> None:
+    def disarm(self) -> bool:
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:
-            return
+            return False
         self.armed = False
+        return True
 
 
 class FakeQueue:

@@ -37,7 +37,6 @@ from spoke.protocol.keys import Keys
 from spoke.protocol.notice import Notice
 from spoke.protocol.replies import Failed, Message, Queued, decode_message
 from spoke.protocol.server import check_server, connect
-from spoke.protocol.version import PROTOCOL
 from spoke.version import release_version
 
 T = TypeVar("T")
@@ -133,7 +132,6 @@ class Session:
             user=_user(),
             version=release_version(),
             project=self._project,
-            protocol=PROTOCOL,
         )
         return self.request(connect_, lambda message, ticket: None, direct=True)
 

@@ -13,7 +13,7 @@ from spoke.transport.channel import Channel
 from spoke.transport.closing import Closing
 from spoke.transport.credit import Window
 from spoke.transport.dial import dial
-from spoke.transport.direct import Copy, Reach, RemoteMemory
+from spoke.transport.direct import Reach
 from spoke.transport.frames import FRAME_BYTES_MAX, Kind
 from spoke.transport.future import CallFuture, StreamFuture
 from spoke.transport.messages import pack_call, pack_mailbox, pack_stream
@@ -107,13 +107,6 @@ class Connection(Channel, Closing):
     def reach(self) -> Reach | None:
         """Ask for a piece of the peer's memory, to reach it without the peer; None where this transport cannot."""
         return self._endpoint.reach()
-
-    def copy(self, remote: RemoteMemory, copy: Copy, *, timeout_s: float | None = None) -> CallFuture:
-        """Copy between memory of the peer and ours. Fails with Gone or Unavailable when it must go by calls instead."""
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        future = CallFuture(self, "a transfer", deadline)
-        self.begin_for(future, remote, copy)
-        return future
 
     def open_mailbox(self, window: Window, bell: Bell) -> StreamFuture:
         """Let the actor push to this side; ``bell`` rings when something has come."""

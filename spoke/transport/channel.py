@@ -3,9 +3,9 @@
 A thread that waits for a result reads the connection itself, so that the answer needs no hand-over between threads.
 Only when nobody waits (callbacks, asyncio, ``concurrent.futures.wait``) does the connection's own thread read. The
 two share ``_reading``: whoever holds it reads. The own thread's epoll is one-shot: it must be *armed* to be woken by
-an answer. A waiting thread disarms it, and arms it again when it leaves other calls behind. When it leaves none, the
-same will probably happen again, and an answer may come before the next call is waited for: so it stays disarmed, and
-the own thread *watches* for a while: every tick it looks whether a call is outstanding that nobody waits for.
+an answer. A waiting thread disarms it, and arms it again when it leaves while another thread waits. Otherwise it will
+probably come back soon, for the next of several calls or after one more: so it stays disarmed, and the own thread
+*watches* for a while: it goes on when a call is outstanding and a whole tick has passed in which nobody waited.
 
 Futures are completed only after ``_reading`` was let go, so that a callback may itself wait for another call. Items of
 streams are put in line before that, so that two readers cannot mix up their order, nor let the end overtake them.
@@ -14,6 +14,7 @@ streams are put in line before that, so that two readers cannot mix up their ord
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import select
@@ -34,6 +35,8 @@ from spoke.transport.messages import pack_count, unpack_error
 from spoke.transport.negotiate import transport_of
 from spoke.transport.spin import Spin
 from spoke.transport.values import Buffers, unpack
+
+log = logging.getLogger(__name__)
 
 CLOSE_S: Final = 5.0
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
@@ -60,6 +63,9 @@ class Channel:
         self._leader: CallFuture | None = None
         self._armed = True
         self._watching = False
+        self._led = False  # since the last tick
+        self._begin_s = 0.0  # how long it took to begin the last transfer
+        self._crowded = False  # a thread came to wait while another one read
         self._fd = endpoint.readable_fd()
         self._flush_fd = endpoint.flush_fd()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes the own thread
@@ -121,15 +127,17 @@ class Channel:
         except EndpointClosed as error:
             self._end_with(str(error))
         except BaseException:
-            self.forget(future)
+            future.cancel()
             raise
 
     def begin_for(self, future: CallFuture, remote: RemoteMemory, copy: Copy) -> None:
         """Make the future an outstanding one and begin the transfer that it stands for."""
         if not self._enter(future):
             return
+        started = time.monotonic()
         try:
             if not remote.begin(copy, future.call_id):
+                self._begin_s = time.monotonic() - started
                 return
         except EndpointClosed as error:
             self._end_with(str(error))
@@ -162,6 +170,7 @@ class Channel:
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while not future.ready() and self._end is None:
             if not self._reading.acquire(blocking=False):
+                self._crowded = True
                 break  # whoever reads completes this future too, or lets the own thread go on
             found: list[Incoming] = []
             try:
@@ -173,11 +182,9 @@ class Channel:
                     found = self._wait_and_receive(min(until, future.deadline))
             finally:
                 self._leader = None
+                self._led = True
                 self._reading.release()
-                if len(self._pending) > len(found):
-                    self._arm()
-                elif not self._watching:
-                    self._watch()
+                self._leave(others=len(self._pending) > len(found))
             self._deliver(found)
             now = time.monotonic() if until < math.inf or future.deadline < math.inf else 0.0
             if now >= future.deadline:
@@ -194,8 +201,6 @@ class Channel:
             known = self._pending.pop(future.call_id, None)
         if known is None:
             return
-        future.cancel()
-        future.set_running_or_notify_cancel()
         self._nudge_leader(future)
         self._send_quietly(Kind.CANCEL, future.call_id)
 
@@ -228,7 +233,7 @@ class Channel:
                 if future.deadline < math.inf and self._deadlines.add(future.deadline, future.call_id):
                     os.eventfd_write(self._bell, 1)
                 return True
-        future.set_exception(self._unreachable(future, end))
+        future.fail(self._unreachable(future, end))
         return False
 
     def _expire(self, now: float) -> float | None:
@@ -259,11 +264,10 @@ class Channel:
             future = self._pending.pop(call_id, None)
         if future is None:
             return False
-        if future.set_running_or_notify_cancel():
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
+        if error is None:
+            future.succeed(None)
+        else:
+            future.fail(error)
         self._nudge_leader(future)
         return True
 
@@ -272,6 +276,16 @@ class Channel:
             with self._lock:
                 if not self._freed:
                     os.eventfd_write(self._nudge, 1)
+
+    def _leave(self, *, others: bool) -> None:
+        """See to it that somebody goes on reading, at once where a thread waits for that."""
+        if self._crowded and others:
+            self._arm()
+            return
+        if not others:
+            self._crowded = False
+        if not self._watching:
+            self._watch()
 
     # Reading: only with _reading held.
 
@@ -337,34 +351,44 @@ class Channel:
             return
         with self._lock:
             future = self._pending.pop(incoming.call_id, None)
-        if future is None or not future.set_running_or_notify_cancel():
+        if future is None:
             return  # cancelled or late
         try:
             if isinstance(incoming, Done):
-                future.set_result(None)
+                future.succeed(None)
             elif not isinstance(incoming, Frame):
-                raise LimitExceeded(f"the answer of {future.method} cannot be taken: {incoming}")
+                future.fail(LimitExceeded(f"the answer of {future.method} cannot be taken: {incoming}"))
             elif incoming.kind is _RESULT:
-                future.set_result(unpack(incoming.header, incoming.buffers))
+                future.succeed(unpack(incoming.header, incoming.buffers))
             else:
-                future.set_exception(unpack_error(incoming))
-        except Exception as error:
-            future.set_exception(error)
+                future.fail(unpack_error(incoming))
+        except Exception as error:  # what cannot be unpacked
+            future.fail(error)
         self._nudge_leader(future)  # who waits for it may have begun to read since this was read
 
     # The own thread.
 
     def _run(self) -> None:
+        try:
+            self._attend()
+        finally:
+            self._end_with("the thread that attends to it has failed")  # unless it had ended
+            self._free()
+
+    def _attend(self) -> None:
         seen_id = quiet_ticks = 0
         while self._end is None:
             while self._abandoned:
                 self._abandoned.popleft().cancel()
             patience_s = self._expire(time.monotonic())
             if self._watching:
-                patience_s = _TICK_S if patience_s is None else min(patience_s, _TICK_S)
+                # A software device copies while a transfer begins, and holds the interpreter: nobody can come sooner.
+                tick_s = max(_TICK_S, 4 * self._begin_s)
+                patience_s = tick_s if patience_s is None else min(patience_s, tick_s)
                 quiet_ticks = quiet_ticks + 1 if self._next_id == seen_id else 0
                 seen_id = self._next_id
-                if quiet_ticks > _WATCH_TICKS or (self._pending and self._leader is None):
+                led, self._led = self._led or self._leader is not None, False
+                if quiet_ticks > _WATCH_TICKS or (self._pending and not led):
                     self._watching = False
                     self._arm()
                     continue
@@ -385,7 +409,6 @@ class Channel:
                         self._arm()
                     self._deliver(found)
                     del found
-        self._free()
 
     def _flush(self) -> None:
         try:
@@ -427,19 +450,23 @@ class Channel:
         )
 
     def _free(self) -> None:
-        self._endpoint.shutdown()
         with self._lock:
             left = list(self._pending.values())
             self._pending.clear()
             self._deadlines.clear()
-        for future in left:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(self._unreachable(future, self._end or ""))
-        if not self._reading.acquire(timeout=CLOSE_S):
-            return  # a reader that does not leave after a shutdown: rather leak than close under it
-        with self._lock:
-            self._freed = True
-            self._epoll.close()
-            os.close(self._bell)
-            os.close(self._nudge)
-        self._endpoint.close()
+        self._fail([future for future in left if not future.reaches_memory])
+        if self._reading.acquire(timeout=CLOSE_S):  # else a reader does not leave: rather leak than close under it
+            with self._lock:
+                self._freed = True
+                self._epoll.close()
+                os.close(self._bell)
+                os.close(self._nudge)
+            self._endpoint.close()
+        self._fail([future for future in left if future.reaches_memory])
+
+    def _fail(self, futures: list[CallFuture]) -> None:
+        for future in futures:
+            try:
+                future.fail(self._unreachable(future, self._end or ""))
+            except BaseException:  # a callback's; the others must end, too
+                log.exception("a callback of %s failed", future.method)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from spoke.transport.bell import Bell
 from spoke.transport.credit import ConsumerCredit, Window
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 class CallFuture(Future[Any]):
     """The future of one call. Waiting for it reads the connection; cancelling it tells the actor."""
 
+    reaches_memory: ClassVar[bool] = False
+    """Whether the card may read or write the user's memory until the endpoint is closed."""
+    _told = False
+
     def __init__(self, connection: Channel, method: str, deadline: float) -> None:
         super().__init__()
         self._connection = connection
@@ -29,6 +34,16 @@ class CallFuture(Future[Any]):
 
     ready = Future.done
     """Whether there is something to take."""
+
+    def succeed(self, value: Any) -> None:
+        """Its connection says: this is the result. It may have been cancelled just now."""
+        with contextlib.suppress(InvalidStateError):
+            self.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """Its connection says: it failed. It may have been cancelled just now."""
+        with contextlib.suppress(InvalidStateError):
+            self.set_exception(error)
 
     def result(self, timeout: float | None = None) -> Any:
         """The method's result; raises what the call failed with, or TimeoutError after ``timeout`` seconds.
@@ -53,14 +68,25 @@ class CallFuture(Future[Any]):
         """Give the call up: an async method is cancelled, a waiting one never starts, a running one is ignored."""
         if not super().cancel():
             return False
-        self._connection.forget(self)
+        with self._condition:
+            if self._told:  # by another thread that cancels
+                return True
+            self._told = True
+            self.set_running_or_notify_cancel()  # wakes who waits for many futures
+        self._given_up()
         return True
+
+    def _given_up(self) -> None:
+        self._connection.forget(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
 
-        self._connection.check_process(self)
+        self._check_process()
         return asyncio.wrap_future(self).__await__()
+
+    def _check_process(self) -> None:
+        self._connection.check_process(self)
 
 
 class StreamFuture(CallFuture):
@@ -117,5 +143,5 @@ class StreamFuture(CallFuture):
 
     async def wait_async(self, timeout_s: float | None) -> bool:
         """The same for asyncio."""
-        self._connection.check_process(self)
+        self._check_process()
         return await self._bell.wait_async(self.ready, timeout_s)

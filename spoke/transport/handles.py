@@ -42,7 +42,8 @@ class BufferHandle:
 
         The future is done when the data is there; it can be awaited. It fails with ActorUnreachable when the owner's
         process is gone, CallTimeout after ``timeout_s`` seconds, InvalidRequest for a range outside the buffer, or a
-        buffer that was closed. Leave ``target`` alone until then.
+        buffer that was closed. Leave ``target`` alone until then; after a time-out or a cancellation, what was under
+        way may still arrive in it.
 
         >>> handle, target = worker.call("buffer", b"weights").result(), bytearray(7)
         >>> handle.read_into(target).result()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,12 +74,12 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
         Traceback (most recent call last):
         spoke.errors.WaitTimeout: ...
         """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             found = self._take()
             if found is not None:
                 return found
-            if not self._bell.wait(self._ready, timeout):
-                raise self._nothing(timeout)
+            self._bell.wait(self._ready, self._left_s(timeout, deadline))
 
     async def get_async(self, timeout: float | None = None) -> Push:
         """The same for asyncio.
@@ -87,15 +89,19 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
         ...     (await mailbox.get_async()).value
         'hello'
         """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             found = self._take()
             if found is not None:
                 return found
-            if not await self._bell.wait_async(self._ready, timeout):
-                raise self._nothing(timeout)
+            await self._bell.wait_async(self._ready, self._left_s(timeout, deadline))
 
-    def _nothing(self, timeout: float | None) -> WaitTimeout:
-        return WaitTimeout(f"nothing was pushed to the mailbox within {timeout} s")
+    def _left_s(self, timeout: float | None, deadline: float) -> float | None:
+        """How long to wait on; others may have taken what one was woken for. Raises WaitTimeout at the end."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise WaitTimeout(f"nothing was pushed to the mailbox within {timeout} s")
+        return None if left_s == math.inf else left_s
 
     def _ready(self) -> bool:
         return self._closed or any(s.has_items for s in self._sources.values()) or not self._live()

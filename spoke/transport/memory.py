@@ -9,15 +9,16 @@ several under way at a time, and its errors are the owner's own words.
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from spoke.errors import ActorUnreachable, CallTimeout, InvalidRequest, MalformedData, SpokeError
 from spoke.transport.buffers import view_of
@@ -25,6 +26,8 @@ from spoke.transport.call import Connection, connect
 from spoke.transport.direct import Copy, Gone, Reach, RemoteMemory, Unavailable
 from spoke.transport.future import CallFuture
 from spoke.transport.handles import BufferHandle, scope_id
+
+log = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 8 << 20
 PIECES_UNDER_WAY: Final = 4
@@ -107,7 +110,10 @@ class Scope:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            work()
+            try:
+                work()
+            except Exception:  # others wait behind it
+                log.exception("a transfer failed in a way that was not expected")
 
     def close(self) -> None:
         """End its connections and its thread; transfers under way fail."""
@@ -141,82 +147,109 @@ def leave(scope: Scope) -> None:
     scope.close()
 
 
-class Transfer(Future[None]):
-    """The future of one transfer; it can be awaited. Waiting for it reads the connection that carries it."""
+class Transfer(CallFuture):
+    """The future of one transfer; it can be awaited.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.carried_by: CallFuture | None = None
+    While the transfer goes *directly*, this is one of its connection's outstanding futures, and waiting reads the
+    connection. When that fails, ``otherwise`` goes on; then it is outstanding nowhere, and waiting only waits.
+    """
 
-    def result(self, timeout: float | None = None) -> None:
-        """None when all is there; raises what the transfer failed with, or TimeoutError after ``timeout`` seconds."""
-        return super().result(self._read(timeout))
+    reaches_memory: ClassVar[bool] = True
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the transfer failed with, or None; raises TimeoutError after ``timeout`` seconds."""
-        return super().exception(self._read(timeout))
+    def __init__(self, deadline: float) -> None:
+        super().__init__(None, "a transfer", deadline)  # type: ignore[arg-type]  # ``go`` says which connection
+        self._remote: RemoteMemory | None = None  # while it goes directly
+        self._otherwise: Callable[[BaseException], None] | None = None  # it holds the memory: not for longer, either
 
-    def _read(self, timeout: float | None) -> float | None:
-        call = self.carried_by
-        return timeout if call is None or self.done() else call.read(timeout)
+    def go(
+        self, connection: Connection, remote: RemoteMemory, copy: Copy, otherwise: Callable[[BaseException], None]
+    ) -> None:
+        """Go directly."""
+        self._connection, self._otherwise, self._remote = connection, otherwise, remote
+        connection.begin_for(self, remote, copy)
 
-    def __await__(self) -> Generator[Any, None, None]:
-        import asyncio
+    def ready(self) -> bool:
+        """Whether its connection has no more part in it."""
+        return self._remote is None or self.done()
 
-        return asyncio.wrap_future(self).__await__()
+    def read(self, timeout: float | None) -> float | None:
+        """Read the connection while it goes directly, unless somebody else reads; how much of the timeout is left."""
+        return timeout if self.ready() else super().read(timeout)
 
-    def succeed(self) -> None:
+    def succeed(self, value: Any = None) -> None:
         """All is there."""
-        try:
-            self.set_result(None)
-        except InvalidStateError:  # cancelled, or failed already
-            return
+        self._remote = self._otherwise = None
+        super().succeed(None)
 
     def fail(self, error: BaseException) -> None:
-        """One piece has failed."""
-        try:
-            self.set_exception(error)
-        except InvalidStateError:
+        """The way that was taken has failed."""
+        remote, self._remote = self._remote, None
+        otherwise, self._otherwise = self._otherwise, None
+        if remote is None or otherwise is None:
+            super().fail(error)
             return
+        if isinstance(error, CallTimeout):
+            remote.forget(self.call_id)
+        try:
+            otherwise(error)
+        except BaseException as worse:
+            super().fail(worse)
+            if not isinstance(worse, Exception):
+                raise
+
+    def _given_up(self) -> None:
+        remote, self._otherwise = self._remote, None
+        if remote is not None:
+            super()._given_up()
+            if not self._connection.closed:
+                remote.forget(self.call_id)
+
+    def _check_process(self) -> None:
+        if self._remote is not None:
+            super()._check_process()
 
 
 class _Task:
     """One transfer: directly where that can be, else by calls."""
 
+    __slots__ = ("_copy", "_handle", "_owner", "_scope", "future")
+    _owner: Owner  # once it was found
+
     def __init__(self, handle: BufferHandle, scope: Scope, copy: Copy, timeout_s: float | None) -> None:
-        self.future = Transfer()
+        self.future = Transfer(math.inf if timeout_s is None else time.monotonic() + timeout_s)
         self._handle = handle
         self._scope = scope
         self._copy = copy
-        self._deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
     def start(self) -> Transfer:
-        owner = self._owner()
-        if owner is None:
-            return self.future
-        try:
-            remote = owner.remote(self._handle.key)
-        except KeyError:
-            reach = owner.connection.reach()
-            if reach is not None:
-                ask = owner.connection.ask("memory.reach", (self._handle.key, reach.params), timeout_s=self._left_s())
-                ask.add_done_callback(partial(self._answered, owner, reach))
-                return self.future
-            remote = None
-        self._go(owner, remote)
+        if self._find_owner():
+            try:
+                remote = self._owner.remote(self._handle.key)
+            except KeyError:
+                self._ask()
+            else:
+                self._go(remote)
         return self.future
 
-    def _owner(self) -> Owner | None:
+    def _find_owner(self) -> bool:
         try:
-            return self._scope.owner(self._handle.address)
+            self._owner = self._scope.owner(self._handle.address)
         except SpokeError as error:
             self.future.fail(error)
-            return None
+            return False
+        return True
 
-    def _left_s(self) -> float | None:
-        return None if self._deadline == math.inf else max(0.0, self._deadline - time.monotonic())
+    def _ask(self) -> None:
+        """Ask the owner whether the memory can be reached from here."""
+        reach = self._owner.connection.reach()
+        if reach is None:
+            self._by_calls()
+            return
+        args = (self._handle.key, reach.params)
+        ask = self._owner.connection.ask("memory.reach", args, timeout_s=_left_s(self.future.deadline))
+        ask.add_done_callback(partial(self._answered, reach))
 
-    def _answered(self, owner: Owner, reach: Reach, ask: Future[Any]) -> None:
+    def _answered(self, reach: Reach, ask: Future[Any]) -> None:
         remote: RemoteMemory | None = None
         try:
             grant = ask.result(0)
@@ -226,69 +259,58 @@ class _Task:
                 remote = reach.opened(grant)
         except Unavailable:
             remote = None
-        except ActorUnreachable as error:
-            self._try_again(error)
-            return
         except BaseException as error:
-            self.future.fail(error)
+            self._failed(error)
             return
         finally:
             reach.close()
-        owner.keep(self._handle.key, remote)
-        self._go(owner, remote)
+        self._owner.keep(self._handle.key, remote)
+        try:
+            self._go(remote)
+        except Exception as error:
+            self.future.fail(error)
 
-    def _go(self, owner: Owner, remote: RemoteMemory | None) -> None:
+    def _go(self, remote: RemoteMemory | None) -> None:
+        if self.future.done():
+            return
         if remote is None:
-            self._by_calls(owner)
+            self._by_calls()
         elif not remote.waits or len(self._copy.view) <= COPY_AT_ONCE_BYTES:
-            self._directly(owner, remote)
-        elif not self._scope.later(partial(self._directly, owner, remote)):
+            self._directly(remote)
+        elif not self._scope.later(partial(self._directly, remote)):
             self.future.fail(ActorUnreachable("the transfer was not made: this process has left the ticket"))
 
-    def _directly(self, owner: Owner, remote: RemoteMemory) -> None:
-        call = owner.connection.copy(remote, self._copy, timeout_s=self._left_s())
-        self.future.carried_by = call
-        call.add_done_callback(lambda _: self._copied(owner, remote, call))
+    def _directly(self, remote: RemoteMemory) -> None:
+        self.future.go(self._owner.connection, remote, self._copy, self._failed)
 
-    def _copied(self, owner: Owner, remote: RemoteMemory, call: CallFuture) -> None:
-        self.future.carried_by = None
-        try:
-            call.result(0)
-        except (Gone, Unavailable):
-            owner.forget(self._handle.key)
-            self._by_calls(owner)
-        except ActorUnreachable as error:
-            self._try_again(error)
-        except BaseException as error:
-            if isinstance(error, CallTimeout | CancelledError):
-                remote.forget(call.call_id)
-            self.future.fail(error)
-        else:
-            self.future.succeed()
-
-    def _try_again(self, error: ActorUnreachable) -> None:
-        """The owner may live all the same: a connection breaks when somebody reaches for memory that was withdrawn."""
-        if not self._scope.later(self._again):
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, Gone | Unavailable):
+            self._owner.forget(self._handle.key)
+            self._by_calls()
+        elif not isinstance(error, ActorUnreachable) or not self._scope.later(self._again):
             self.future.fail(error)
 
     def _again(self) -> None:
-        owner = self._owner()
-        if owner is not None:
-            self._by_calls(owner)
+        """The owner may live all the same: a connection breaks when somebody reaches for memory that was withdrawn."""
+        if self._find_owner():
+            self._by_calls()
 
-    def _by_calls(self, owner: Owner) -> None:
-        _Pieces(self._handle.key, owner.connection, self._copy, self.future, self._deadline).start()
+    def _by_calls(self) -> None:
+        _Pieces(self._handle.key, self._owner.connection, self._copy, self.future).start()
+
+
+def _left_s(deadline: float) -> float | None:
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
 
 class _Pieces:
     """A transfer in pieces: what is done with each that was answered, and which comes next."""
 
-    def __init__(self, key: bytes, connection: Connection, copy: Copy, future: Transfer, deadline: float) -> None:
+    def __init__(self, key: bytes, connection: Connection, copy: Copy, future: Transfer) -> None:
         self._key = key
         self._connection = connection
         self._copy = copy
         self._future = future
-        self._deadline = deadline
         self._lock = threading.Lock()
         self._next = 0
         self._left = max(1, -(-len(copy.view) // PIECE_BYTES))
@@ -306,11 +328,12 @@ class _Pieces:
             return
         piece = self._copy.view[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
         offset = self._copy.offset + number * PIECE_BYTES
-        left_s = None if self._deadline == math.inf else max(0.0, self._deadline - time.monotonic())
-        if self._copy.write:
-            ask = self._connection.ask("memory.write", (self._key, offset, piece), timeout_s=left_s)
-        else:
-            ask = self._connection.ask("memory.read", (self._key, offset, len(piece)), timeout_s=left_s)
+        name, what = ("memory.write", piece) if self._copy.write else ("memory.read", len(piece))
+        try:
+            ask = self._connection.ask(name, (self._key, offset, what), timeout_s=_left_s(self._future.deadline))
+        except BaseException as error:
+            self._future.fail(error)
+            raise
         ask.add_done_callback(partial(self._answered, None if self._copy.write else piece))
 
     def _answered(self, target: memoryview | None, ask: Future[Any]) -> None:

@@ -224,6 +224,10 @@ class CallServer:
         except (EndpointClosed, MalformedData):
             self._drop(caller)
             return
+        except Exception:  # no memory for what comes, say: this worker has others to serve
+            log.exception("reading what %s sends failed; the connection is ended", caller.endpoint.peer)
+            self._drop(caller)
+            return
         with self._lock:
             caller.paused = self._must_pause(caller)
             if not caller.paused and not caller.gone and not self._closing:

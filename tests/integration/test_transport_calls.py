@@ -639,3 +639,28 @@ def test_idle_strangers_cannot_lock_the_others_out(actor: Actor) -> None:
     finally:
         for stranger in strangers:
             stranger.close()
+
+
+def test_what_a_server_cannot_take_ends_that_connection_and_no_other(carrier: str, monkeypatch: Any) -> None:
+    class Target:
+        def size(self, data: Any) -> int:
+            return len(data)
+
+    server = CallServer(Target(), secret=SECRET, host="127.0.0.1", advertise="127.0.0.1", workers=1)
+    server.start()
+    try:
+        with connect(server.address, SECRET) as broken, connect(server.address, SECRET) as other:
+            assert broken.call("size", (b"x",)).result(20) == other.call("size", (b"x",)).result(20) == 1
+            [caller] = [known for known, _ in server._callers.values() if known.jobs or known.endpoint.peer][:1]
+
+            def receive() -> list[Any]:
+                raise MemoryError("there is no room for what comes")
+
+            monkeypatch.setattr(caller.endpoint, "receive", receive)
+            calls = [connection.call("size", (b"xy",)) for connection in (broken, other)]
+            found = [call.exception(20) for call in calls]
+            assert sorted(type(error).__name__ for error in found) == ["ActorUnreachable", "NoneType"]
+            alive = (broken, other)[found.index(None)]
+            assert alive.call("size", (b"xyz",)).result(20) == 3
+    finally:
+        server.close()

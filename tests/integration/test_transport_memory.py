@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
@@ -240,6 +241,22 @@ def test_awaiting_transfers(connection: Connection) -> None:
         assert b"".join(parts) == np.arange(50_000, dtype="u1").tobytes()
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_cancelled_transfer_wakes_who_waits_and_others_go_on(
+    actor: Actor, connection: Connection, carrier: str
+) -> None:
+    handle = handle_of(connection, 64 * MIB)
+    handle.read_into(bytearray(10)).result(10)
+    actor.stop()
+    transfer = handle.read_into(bytearray(64 * MIB))
+    cancelled = transfer.cancel()
+    actor.signal(signal.SIGCONT)
+    assert cancelled or carrier == "rdma"  # where the owner has no part in it
+    assert wait([transfer], 10).done
+    found = bytearray(100)
+    handle.read_into(found).result(20)
+    assert found == bytes(range(100))
 
 
 def test_transfers_fail_when_the_owner_dies_or_stands_still(

@@ -238,6 +238,17 @@ def test_a_failed_work_request_ends_the_connection(pair: Pair) -> None:
         send(pair.b, 1)
 
 
+@pytest.mark.parametrize("by", ["send", "flush"])
+def test_nonsense_that_a_sender_comes_upon_is_the_connections_end(pair: Pair, by: str) -> None:
+    for number in range(2 * SLOTS):  # until the backlog waits for the peer
+        send(pair.b, number)
+    HEAD.pack_into(pair.queues[0].send_slots[0], 0, 0, 0, 60_000, 0, 0)  # more credits than there are
+    pair.queues[0].post_send(0, HEAD.size, True)
+    work = pair.b.flush if by == "flush" else lambda: send(pair.b, 1, bytes(MIB), may_wait=True)
+    with pytest.raises(EndpointClosed, match="makes no sense"):
+        work()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_a_peer_sends_is_refused_and_never_crashes(pair: Pair, seed: int) -> None:
     chance = random.Random(seed)

@@ -45,10 +45,11 @@ class _Half:
             raise Unavailable(str(error)) from error
 
     def take(self) -> Endpoint:
-        device, self._device = self._device, None
-        if device is None:
+        if self._device is None:
             raise Unavailable("the attempt was given up")
-        return RdmaEndpoint(device, self._queue, self._wire.sock, self._wire.peer, self._wire.limit_bytes)
+        made = RdmaEndpoint(self._device, self._queue, self._wire.sock, self._wire.peer, self._wire.limit_bytes)
+        self._device = None
+        return made
 
     def close(self) -> None:
         device, self._device = self._device, None

@@ -75,10 +75,11 @@ class RdmaEndpoint(Progress, Endpoint):
                     if found := self._receive_once():
                         return found
         with self._lock:
-            self._arm()
+            known = self._arm() or self._readable_rung  # why the descriptor is readable; else it may be the socket
             found = self._receive_once()
             if found is None:
-                self._check_peer()
+                if not known:
+                    self._check_peer()
                 self._unring_readable()
             return found or []
 
@@ -114,7 +115,7 @@ class RdmaEndpoint(Progress, Endpoint):
             waited_s = min(time.monotonic() - self._idle_since, 4 * self._spin_s)
             self._idle_s += (waited_s - self._idle_s) / 4
             self._idle_since = 0.0
-        if not self._readable_rung:
+        if not self._readable_rung and not self._armed:
             self._ring_readable()
         return found
 

@@ -24,7 +24,7 @@ from spoke.transport.rdma.device import Device
 from spoke.transport.rdma.incoming import IncomingHalf
 from spoke.transport.rdma.onesided import OneSided
 from spoke.transport.rdma.outgoing import RETURN_AT, Outgoing
-from spoke.transport.rdma.queue import ONE_SIDED, READ, CompletionQueue, QueueBroken, QueuePair
+from spoke.transport.rdma.queue import ONE_SIDED, READ, QueueBroken, QueuePair
 from spoke.transport.rdma.wire import SLOTS
 
 LINGER_S: Final = 1.0
@@ -76,13 +76,15 @@ class Progress:
     def _broke(self, error: BaseException) -> None:
         """What fails in the verbs, or was sent wrong, is the connection's end; see ``_Guard``."""
         if isinstance(error, MalformedData):
-            self._end_with(f"{self.peer} sent what makes no sense: {error}")
+            reason = f"{self.peer} sent what makes no sense: {error}"
         elif isinstance(error, LimitExceeded):
-            self._end_with(str(error))
-            raise EndpointClosed(self._end) from error
+            reason = str(error)
         elif isinstance(error, QueueBroken | self._device.verbs.PyverbsError):
-            self._end_with(f"the connection to {self.peer} broke: {error}")
-            raise EndpointClosed(self._end) from error
+            reason = f"the connection to {self.peer} broke: {error}"
+        else:
+            return
+        self._end_with(reason)
+        raise EndpointClosed(self._end) from error
 
     def _progress(self, found: list[Any] | None = None) -> None:
         """Take note of what has completed (``found``, of what arrived), and send of the backlog what may go."""
@@ -128,16 +130,30 @@ class Progress:
             self._check_peer()  # a dead peer says more than its queue pair's status
         raise QueueBroken(f"a work request failed with status {status}")
 
-    def _arm(self) -> None:
-        """Let the channels tell what completes from now on; what has completed by now must be looked for again."""
+    @property
+    def _sends_wanted(self) -> bool:
+        """Whether completions of what was posted are to be looked at."""
+        return self._one_sided.busy or self._incoming.reading or self._waiting > 0 or bool(self._outgoing.backlog)
+
+    @property
+    def _armed(self) -> bool:
+        """Whether the channels make the reader's descriptor readable for all that is to come."""
+        return self._queue.recv_queue.armed and (self._queue.send_queue.armed or not self._sends_wanted)
+
+    def _arm(self) -> bool:
+        """Let the channels tell what completes from now on; what has completed by now must be looked for again.
+
+        Whether the descriptors were readable for something that had been taken already.
+        """
         with self._guard:
             if self._closed:
-                return
-            self._queue.recv_queue.arm()
-            if self._incoming.reading or self._one_sided.busy or self._waiting or self._outgoing.backlog:
-                _arm_or_drain(self._queue.send_queue, True)
-            else:
-                _arm_or_drain(self._queue.send_queue, False)
+                return False
+            was_readable = self._queue.recv_queue.arm()
+            if self._sends_wanted:
+                return self._queue.send_queue.arm() or was_readable
+            if self._queue.send_queue.armed and self._queue.send_queue.disarm():
+                return True  # it was stale, and would have kept the reader awake
+            return was_readable
 
     def _check_peer(self) -> None:
         """Whether the socket has ended, which says that the peer is gone."""
@@ -232,11 +248,3 @@ def _epoll(*fds: int) -> select.epoll:
     for fd in fds:
         poll.register(fd, select.EPOLLIN)
     return poll
-
-
-def _arm_or_drain(queue: CompletionQueue, wanted: bool) -> None:
-    """Arm it, or take a stale event off it, which would keep its reader awake."""
-    if wanted:
-        queue.arm()
-    elif queue.armed:
-        queue.disarm()

@@ -50,34 +50,41 @@ class CompletionQueue:
             raise
         self._error = verbs.PyverbsError
         self._unacknowledged = 0
-        self.armed = False
+        self.armed = False  # what completes next makes the descriptor readable, or something has
+        self._told = False  # something has, since a completion was taken while armed
 
     def poll(self) -> list[Any]:
         """What is complete, without waiting."""
         found: list[Any] = self.queue.poll(_POLL_MAX)[1]
+        if found and self.armed:
+            self._told = True
         return found
 
-    def arm(self) -> None:
-        """Make the next completion (one that is not there yet) readable at the descriptor; then poll once more."""
-        if self.armed:
-            self.disarm()
+    def arm(self) -> bool:
+        """Make the next completion (one that is not there yet) readable at the descriptor; then poll once more.
+
+        Whether the descriptor was readable for one that was taken.
+        """
+        was_readable = self._told and self.disarm()
         if not self.armed:
             self.queue.req_notify()
             self.armed = True
+        return was_readable
 
-    def disarm(self) -> None:
-        """Take the event off the channel, if it has come."""
+    def disarm(self) -> bool:
+        """Take the event off the channel; False where none has come yet."""
         try:
             self.channel.get_cq_event(self.queue)
         except self._error as error:
             if getattr(error, "error_code", 0) != errno.EAGAIN:
                 raise QueueBroken(f"the completion channel failed: {error}") from error
-            return
-        self.armed = False
+            return False
+        self.armed = self._told = False
         self._unacknowledged += 1
         if self._unacknowledged >= 64:
             self.queue.ack_events(self._unacknowledged)
             self._unacknowledged = 0
+        return True
 
     def close(self) -> None:
         """Free both, the queue first; its queue pair must be closed."""

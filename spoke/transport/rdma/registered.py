@@ -133,10 +133,8 @@ class UsersMemory:
     def _collect(self) -> None:
         while self._dead:
             self._drop(self._dead.popleft())
-        for key in list(self._kept):
-            if self._kept_bytes <= KEEP_BYTES_MAX:
-                return
-            self._drop(key)
+        while self._kept_bytes > KEEP_BYTES_MAX:
+            self._drop(next(iter(self._kept)))
 
     def _drop(self, key: tuple[int, int, int]) -> None:
         kept = self._kept.pop(key, None)
