@@ -12,6 +12,7 @@ from typing import Any
 
 from spoke.allocator import health, nodes, operations, repair, tickets
 from spoke.allocator.leases import check_lease
+from spoke.allocator.quarantine import UNDECIDABLE
 from spoke.allocator.queue import reserve, settings, turn
 from spoke.errors import AuthenticationFailed, InvalidRequest, SpokeError
 from spoke.events import types as e
@@ -132,6 +133,8 @@ def _refuse_garbage(state: PoolState, asked: r.Garbage) -> list[e.Event]:
             named = ("", 0, asked.node_id, asked.incarnation)
     elif known is not None and asked.seq and known.has_decided(asked.seq):
         return []
+    elif asked.code == UNDECIDABLE:  # it could be read, and was signed where it must be
+        named = (asked.client_id, asked.seq, asked.node_id, asked.incarnation)
     client_id, seq, node_id, incarnation = named
     return [e.RequestRefused(client_id, seq, asked.request, asked.code, asked.reason, node_id, incarnation)]
 

@@ -21,6 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
 from spoke.allocator.limits import Limits
+from spoke.allocator.quarantine import Quarantine, Undecidable
 from spoke.allocator.term import Term
 from spoke.allocator.watcher import watchers
 from spoke.allocator.wire import Wire
@@ -71,6 +72,7 @@ class Allocator:
         self._keys = Keys(config.pool)
         self._client = connect(config.url, pool=config.pool)
         self._stop = threading.Event()
+        self._quarantine = Quarantine()
         self._seen = "0-0"  # the newest event that this allocator knows of, should the server forget it
         self._leader = ""  # who was last known to lead
         self._failure = ""  # why the last attempt to lead failed, as the log has it
@@ -105,7 +107,7 @@ class Allocator:
 
     def _retrying(self) -> Retrying:
         return Retrying(
-            retry=retry_if_exception_type((rx.RedisError, OSError, Fenced)),
+            retry=retry_if_exception_type((rx.RedisError, OSError, Fenced, Undecidable)),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
             sleep=self._sleep,
             before_sleep=self._log_failure,
@@ -152,6 +154,7 @@ class Allocator:
                 gate=gate,
                 limits=config.limits,
                 seen=self._seen,
+                quarantine=self._quarantine,
                 meters=self._meters,
             )
             self.leading.set()
@@ -160,6 +163,10 @@ class Allocator:
             while not self._stop.is_set():
                 term.turn()
             term.close()
+        except Undecidable as error:
+            self._quarantine.add(error)
+            log.exception("%s; it is refused from now on", error)
+            raise
         finally:
             if term is not None:
                 self._seen = term.committed_id

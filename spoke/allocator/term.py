@@ -15,6 +15,7 @@ from spoke.allocator.intake import Intake, size_of
 from spoke.allocator.leader import Elected, resign
 from spoke.allocator.limits import Limits
 from spoke.allocator.outbox import effects
+from spoke.allocator.quarantine import Quarantine, Undecidable
 from spoke.allocator.views import Views
 from spoke.allocator.wire import Wire
 from spoke.errors import Fenced
@@ -70,6 +71,7 @@ class Term:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         seen: str = "0-0",
+        quarantine: Quarantine,
         meters: Watcher | None = None,
     ) -> None:
         self._meters = meters
@@ -89,7 +91,7 @@ class Term:
         self._since_snapshot = 0
         self._expired: list[str] = []
         self._views = Views(keys)
-        self._limits = limits
+        self._limits, self._quarantine = limits, quarantine
         self._intake = Intake(self._cursor, outstanding_max=limits.client_outstanding)
         self._trimmed_to, self._tidied_at_ms, self._look_at_ms = self._cursor, 0, 0
         self._reply_keys: dict[str, int] = {}
@@ -113,7 +115,7 @@ class Term:
         return self._committed_id
 
     def turn(self) -> None:
-        """Wait for requests, decide some, commit. Raises Fenced, or what the redis client raises.
+        """Wait for requests, decide some, commit. Raises Fenced, Undecidable, or what the redis client raises.
 
         The next read goes out with a commit, and while there is much to do requests are decided as the server still
         works on it. Should that commit fail, the term is over, and with it all that was decided since.
@@ -127,7 +129,7 @@ class Term:
         for client_id in self._intake.take_flooders():
             self._record_all(batch, core.end_session(self.state, client_id, self._limits.client_outstanding))
         for asked in chunk:
-            self._decide(batch, self._limits.apply(self.state, asked))
+            self._decide(batch, self._limits.apply(self.state, self._quarantine.admit(asked)))
         self._cursor = self._intake.cursor
         if core.waits(self.state):
             self._advance_queue(batch)
@@ -171,13 +173,16 @@ class Term:
             batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
 
     def _decide(self, batch: Batch, asked: core.Asked) -> None:
-        events = core.decide(self.state, asked, self._now_ms())
-        blobs: Blobs = {}
-        if isinstance(asked, r.Envelope) and isinstance(asked.request, r.LaunchActors) and events:
-            members = asked.request.members
-            if isinstance(events[0], e.ActorLaunchRequested):
-                blobs = dict(zip((m.rank for m in members), unpack_blobs(asked.blobs, len(members)), strict=True))
-        self._record_all(batch, events, blobs)
+        try:
+            events = core.decide(self.state, asked, self._now_ms())
+            blobs: Blobs = {}
+            if isinstance(asked, r.Envelope) and isinstance(asked.request, r.LaunchActors) and events:
+                members = asked.request.members
+                if isinstance(events[0], e.ActorLaunchRequested):
+                    blobs = dict(zip((m.rank for m in members), unpack_blobs(asked.blobs, len(members)), strict=True))
+            self._record_all(batch, events, blobs)
+        except Exception as error:  # nothing in here talks to anybody
+            raise Undecidable(asked) from error
 
     def _advance_queue(self, batch: Batch) -> None:
         """Take all steps that the queue can take now, unless nothing has changed since there was none to take.

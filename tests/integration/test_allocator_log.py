@@ -65,16 +65,23 @@ class Asker:
         return seq
 
     def answer_to(self, asked: int) -> p.Message:
+        return self.answers_to([asked])[0]
+
+    def answers_to(self, asked: list[int]) -> list[p.Message]:
+        """The answers to all of these; each once, and none to anything else."""
         deadline, key = time.monotonic() + WAIT_S, self._keys.reply(self._client_id)
-        while True:
+        found: dict[int, p.Message] = {}
+        while len(found) < len(asked):
             for entry_id, raw in read_stream(self._redis, key, self._last, block_ms=500):
                 self._last = entry_id.decode()
                 for field, told in raw.items():
                     seq, message = int(field), p.decode_message(told)
-                    if seq == asked:
-                        return message
-                    assert seq == 0, f"request {seq} was answered twice: {message}"
+                    if seq:
+                        assert seq in asked, f"request {seq} was answered twice: {message}"
+                        assert seq not in found, f"request {seq} was answered twice: {message}"
+                        found[seq] = message
             assert time.monotonic() < deadline
+        return [found[seq] for seq in asked]
 
 
 def register(redis: Redis, keys: Keys, node_id: str) -> None:

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected
 from spoke.allocator.limits import Limits
+from spoke.allocator.quarantine import Quarantine
 from spoke.allocator.term import Term
 from spoke.allocator.wire import RawRequests
 from spoke.errors import Fenced
@@ -127,6 +128,7 @@ class SimAllocator:
                 limits=Limits(),
                 clock=lambda: self.world.now_s,
                 seen=self._seen,
+                quarantine=Quarantine(),
             )
             while not self.stopping:
                 self.term.turn()
