@@ -32,6 +32,10 @@ With -P nothing is imported from the working directory, which is the client's to
 
 AGENTS_OWN = frozenset({"SPOKE_URL", "SPOKE_KEY", "SPOKE_KEY_FILE"})
 """Not for actors: with these they could speak to the server as the agent."""
+OF_THE_SLOT = frozenset(
+    {"SPOKE_GPU_SHARE", "SPOKE_NICS", "SPOKE_NUMA_NODE", "SPOKE_GROUP", "SPOKE_RANK_IN_GROUP", "SPOKE_GROUP_SIZE"}
+)
+"""Set for actors that have such a thing; an agent that is an actor itself has its own, which are not theirs."""
 REASON_CHARACTERS_MAX = 4_000
 
 
@@ -158,7 +162,7 @@ def environment(
         ours["SPOKE_GROUP"] = order.group
         ours["SPOKE_RANK_IN_GROUP"] = str(order.rank_in_group)
         ours["SPOKE_GROUP_SIZE"] = str(order.group_size)
-    inherited = {name: value for name, value in base.items() if name not in AGENTS_OWN}
+    inherited = {name: value for name, value in base.items() if name not in AGENTS_OWN | OF_THE_SLOT}
     before = {"PYTHONUNBUFFERED": "1", **inherited, **launch.env}
     if launch.torchrun is not None:
         folder = log_path(site.log_dir, order.ticket_id, order.rank, order.actor_id).parent

@@ -165,22 +165,10 @@ def reserve_create(
 
     start_s = parse_start(start, time.time())
     with spoke.Client(url, pool=pool) as client:
-        before = {one.reservation_id for one in client.queue_status().reservations}
-        client.create_reservation(nodes, gpus, parse_time(length), start=start_s, project=project, name=name).result(
-            ANSWER_S
-        )
-        deadline = time.monotonic() + 5.0
-        while time.monotonic() < deadline:
-            made = [one for one in client.queue_status().reservations if one.reservation_id not in before]
-            if made:
-                break
-            time.sleep(0.05)
-    if made:
-        one = made[-1]
-        times = f"from {local_time(one.start_ms)} to {local_time(one.end_ms)}"
-        say(f"{one.reservation_id}: {', '.join(one.nodes)} {times}; use it with --reservation {one.reservation_id}")
-    else:
-        say("the reservation is made; `spoke reserve list` shows it.")
+        asked = client.create_reservation(nodes, gpus, parse_time(length), start=start_s, project=project, name=name)
+        made = asked.result(ANSWER_S)
+    times = f"from {local_time(made.start_ms)} to {local_time(made.end_ms)}"
+    say(f"{made.reservation_id}: {', '.join(made.nodes)} {times}; use it with --reservation {made.reservation_id}")
 
 
 @reserve.command("list")

@@ -14,6 +14,7 @@ import msgspec
 
 from spoke.events.codec import DecodeError, to_json
 from spoke.events.model import GangSpec, Slot
+from spoke.events.queueing import Reservation
 from spoke.protocol.explanation import Explanation
 from spoke.protocol.notice import Notice
 
@@ -82,6 +83,13 @@ class Repaired(Message, frozen=True):
     slot: Slot
     master_addr: str
     master_port: int
+
+
+class Reserved(Message, frozen=True):
+    """The reservation is made, and what it keeps."""
+
+    TYPE: ClassVar[str] = "reserved"
+    reservation: Reservation
 
 
 class Launched(Message, frozen=True):
@@ -185,6 +193,7 @@ _CLASSES = (
     Failed,
     Granted,
     Repaired,
+    Reserved,
     Launched,
     Queued,
     Explained,

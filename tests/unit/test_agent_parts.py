@@ -237,7 +237,12 @@ def test_an_actor_finds_its_share_of_its_gpu_in_its_environment() -> None:
     blob = encode_blob(LaunchBlob(b"s" * 32))
     env = prepare(i.Spawn(a_start(gpu_ids=(2,), gpu_milli=333), blob), SITE, {"SPOKE_GPU_SHARE": "1"}).spec["env"]
     assert (env["CUDA_VISIBLE_DEVICES"], env["SPOKE_GPU_SHARE"]) == ("2", "0.333")
-    assert "SPOKE_GPU_SHARE" not in prepare(i.Spawn(a_start(gpu_ids=(2,)), blob), SITE, {}).spec["env"]
+
+
+def test_an_actor_without_a_share_has_none_though_its_agent_is_an_actor_with_one_itself() -> None:
+    of_the_agent = {"SPOKE_GPU_SHARE": "0.5", "SPOKE_NUMA_NODE": "1", "SPOKE_GROUP": "controller"}
+    env = prepare(i.Spawn(a_start(gpu_ids=(2,)), encode_blob(LaunchBlob(b"s" * 32))), SITE, of_the_agent).spec["env"]
+    assert not of_the_agent.keys() & env.keys()
 
 
 def test_the_secret_stands_in_the_document_only() -> None:

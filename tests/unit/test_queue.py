@@ -435,7 +435,8 @@ def reserve(pool: MemoryPool, nodes: int, *, gpus: int = 4, after_ms: int = 0, f
     start = pool.now_ms + after_ms if after_ms else 0
     name = f"r-{pool.state.queueing.next_reservation}"
     answer = pool.ask("c", r.CreateReservation(nodes, gpus, for_ms, start, **more))
-    assert isinstance(answer, p.Done), answer
+    assert isinstance(answer, p.Reserved), answer
+    assert answer.reservation == pool.state.queueing.reservations[name]
     return name
 
 
