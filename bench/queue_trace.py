@@ -1,12 +1,16 @@
 """The queue's policies under the load of a real cluster: utilisation, waiting times, fragmentation, starvation.
 
-The tasks of the trace come with their own arrival order, sizes and durations, in simulated time, through the
-allocator's own decide and fold. The cluster of the trace was nearly empty, so its time is compressed: arrivals come so
-much faster that the GPU time asked for is ``load`` times what a part of the cluster (every ``--every``-th node) has.
+The tasks of the trace come with their own arrivals, sizes and durations, in simulated time, through the allocator's
+own decide and fold. The cluster of the trace was nearly empty, so the time between arrivals is compressed: they come so
+much faster that the GPU time asked for is ``load`` times what there is. Durations stay. All tasks together would keep
+the whole cluster busy for half an hour, less than many of them take, so there are two ways to fill it for long enough:
+a part of the cluster (every ``--every``-th node), or the whole one and each task ``--copies`` times, its copies spread
+evenly until the next task comes. Either way the arrivals have the trace's own peaks.
+
 Tasks of long-running services count as one of higher priority (LS in the trace); projects are four, by the task's
 number, since the trace names none. With backfill each task says its true duration.
 
-    python bench/queue_trace.py [--data traces/alibaba-gpu-2023] [--json] [--plots docs/figures]
+    python bench/queue_trace.py [--every 20 | --every 1 --copies 20] [--json] [--plots docs/figures]
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import heapq
 import json
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,14 +41,14 @@ POLICIES: dict[str, QueuePolicy] = {
     "fifo": QueuePolicy("fifo", backfill=False, preempt=False),
     "priority": QueuePolicy("priority", backfill=False, preempt=False),
     "fair": QueuePolicy("fair", backfill=False, preempt=False, half_life_ms=6 * 3600 * 1000),
-    "backfill": QueuePolicy("fifo", preempt=False, depth=12),
-    "fair+backfill": QueuePolicy("fair", preempt=False, half_life_ms=6 * 3600 * 1000, depth=12),
+    "backfill": QueuePolicy("fifo", preempt=False),
+    "fair+backfill": QueuePolicy("fair", preempt=False, half_life_ms=6 * 3600 * 1000),
 }
 LOADS = (0.6, 0.8, 1.0, 1.3)
 WEIGHTS = {"p0": 4, "p1": 2, "p2": 1, "p3": 1}
 SIZES = ("shares and CPU", "1 GPU", "2-8 GPUs")
-LOOK_EVERY_MS = 180_000
-"""How often backfill is tried in simulated time: the allocator gives it a tenth of its own."""
+LOOK_EVERY_MS = 30_000
+"""How often backfill is tried in simulated time; the allocator, which gives it a tenth of its time, does it at once."""
 BUSY_SECONDS_MIN, LONGEST_S = 1, 12 * 3600
 """Tasks that last longer are left out: services, which would fill the pool once and never leave."""
 FROM_S = 10_192_225
@@ -68,28 +73,34 @@ class Sums:
 
     span_ms: int = 0
     used: int = 0
+    queue_max: int = 0
     waiting_ms: int = 0
     idle_while_waiting: int = 0
     projects: dict[str, int] = field(default_factory=dict)
 
 
-def tasks_of(rows: list[Row], sample: int) -> list[Task]:
-    """The tasks in the order of their arrival, in the trace's own time."""
+def tasks_of(rows: list[Row], copies: int, gpus_max: int) -> list[Task]:
+    """The tasks in the order of their arrival, in the trace's own time, each so many times."""
     found = []
-    for number, row in enumerate(rows):
+    for row in rows:
         at_s, ends_s = int(row["creation_time"]), int(row["deletion_time"])
         length_s = ends_s - int(row["scheduled_time"] or at_s)
-        if at_s < FROM_S or not BUSY_SECONDS_MIN <= length_s <= LONGEST_S or number % sample:
+        if at_s < FROM_S or not BUSY_SECONDS_MIN <= length_s <= LONGEST_S:
             continue
         spec = gang_spec({**row, "gpu_spec": ""})
         gpus = spec.resources.gpu_count
         size = SIZES[0] if gpus == 0 else SIZES[1] if gpus == 1 else SIZES[2]
-        project = f"p{number // sample % 4}"
-        terms = Terms(int(row["qos"] == "LS"), project, length_s * 1000)
-        spec = GangSpec(1, 1, spec.resources, terms=terms)
-        found.append(Task(at_s * 1000, spec, length_s * 1000, size, project))
-    found.sort(key=lambda task: task.at_ms)
-    return found
+        if gpus <= gpus_max:
+            found.append((at_s * 1000, length_s * 1000, size, int(row["qos"] == "LS"), spec.resources))
+    found.sort(key=lambda one: one[0])
+    tasks = []
+    for number, (at_ms, length_ms, size, priority, resources) in enumerate(found):
+        gap_ms = found[min(number + 1, len(found) - 1)][0] - at_ms
+        for copy in range(copies):
+            project = f"p{(number * copies + copy) % len(WEIGHTS)}"
+            spec = GangSpec(1, 1, resources, terms=Terms(priority, project, length_ms))
+            tasks.append(Task(at_ms + gap_ms * copy // copies, spec, length_ms, size, project))
+    return tasks
 
 
 class Simulation:
@@ -163,6 +174,7 @@ class Simulation:
                 ticket_id = f"t-{self.state.next_ticket}"
                 self.ids[ticket_id] = task
                 self.ask(r.AllocateGang(task.spec, None))
+                self.sums.queue_max = max(self.sums.queue_max, len(self.state.queue))
                 task = next(arrivals, None)
             else:
                 at_ms, ticket_id = heapq.heappop(self.ends)
@@ -205,6 +217,8 @@ class Simulation:
                 if w
             },
             "off_the_weights_pct": round(100 * unfair, 1),
+            "queue_max": sums.queue_max,
+            "arrivals_h": round((self.tasks[-1].at_ms - self.tasks[0].at_ms) / 3_600_000, 1),
             "never_granted": never,
         }
 
@@ -213,14 +227,14 @@ def at(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
 
 
-def one(data: Path, every: int, sample: int, policy: str, load: float) -> dict[str, Any]:
+def one(data: Path, every: int, copies: int, policy: str, load: float) -> dict[str, Any]:
     """The figures of one policy at one load."""
-    nodes = read(data / "nodes.csv")[::every]
-    tasks = tasks_of(read(data / "pods-default.csv"), sample)
-    gpus = max(int(row["gpu"]) for row in nodes)
-    tasks = [task for task in tasks if task.spec.resources.gpu_count <= gpus]
-    found = Simulation(nodes, tasks, POLICIES[policy], load).run()
-    return {"policy": policy, "load": load, "nodes": len(nodes), "tasks": len(tasks), **found}
+    nodes, began_s = read(data / "nodes.csv")[::every], time.process_time()
+    tasks = tasks_of(read(data / "pods-default.csv"), copies, max(int(row["gpu"]) for row in nodes))
+    simulation = Simulation(nodes, tasks, POLICIES[policy], load)
+    found = simulation.run()
+    of = {"nodes": len(nodes), "gpus": simulation.gpu_milli // 1000, "tasks": len(tasks)}
+    return {"policy": policy, "load": load, **of, **found, "cpu_s": round(time.process_time() - began_s, 1)}
 
 
 def plot(rows: list[dict[str, Any]], folder: Path) -> None:
@@ -243,8 +257,8 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SPOKE_TRACE", "traces/alibaba-gpu-2023")))
-    parser.add_argument("--every", type=int, default=30, help="every so many nodes of the cluster")
-    parser.add_argument("--sample", type=int, default=2, help="every so many tasks")
+    parser.add_argument("--every", type=int, default=20, help="every so many nodes of the cluster")
+    parser.add_argument("--copies", type=int, default=1, help="each task comes so many times")
     parser.add_argument("--policy", choices=POLICIES, action="append")
     parser.add_argument("--load", type=float, action="append")
     parser.add_argument("--plots", type=Path, help="write SVG plots into this folder")
@@ -254,7 +268,7 @@ def main() -> None:
         parser.error(f"{args.data}: no trace there; name its folder with --data")
     jobs = [(policy, load) for load in args.load or LOADS for policy in args.policy or POLICIES]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = [pool.submit(one, args.data, args.every, args.sample, *job) for job in jobs]
+        found = [pool.submit(one, args.data, args.every, args.copies, *job) for job in jobs]
         rows = []
         for done in found:
             row = done.result()

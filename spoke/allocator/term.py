@@ -191,7 +191,8 @@ class Term:
         """
         if self.state.last_id == self._idle_id and self._now_ms() < self._idle_until_ms:
             return
-        for _ in range(STEPS_OF_THE_QUEUE_MAX):
+        left = STEPS_OF_THE_QUEUE_MAX
+        while left > 0:
             began_s = self._monotonic_s()
             overtake = began_s >= self._overtake_at_s
             events = core.tick(self.state, self._now_ms(), overtake=overtake)
@@ -207,6 +208,7 @@ class Term:
                     self._idle_until_ms = min(self._idle_until_ms, now_ms + pause_ms)
                 return
             self._record_all(batch, events)
+            left -= len(events)
 
     def _record_all(self, batch: Batch, events: list[e.Event], blobs: Blobs | None = None) -> None:
         for event in events:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 
 import msgspec
@@ -87,6 +88,7 @@ class CapacityIndex:
         "_totals",
         "changed",
         "hardware",
+        "shut",
         "suspended",
         "version",
     )
@@ -106,6 +108,8 @@ class CapacityIndex:
         """Grows when nodes come or go, or are other ones than before: not with what is free on them."""
         self.changed: set[str] | None = None
         """The nodes that changed since the reader that set this looked last; None as long as nobody reads it."""
+        self.shut: frozenset[str] = frozenset()
+        """Nodes that are passed over for one decision, though they could take work. Set by ``passing_over`` alone."""
 
     def put(self, node_id: str, free: Amount, total: Amount, spec: NodeSpec) -> None:
         """Enter a node, or move it to where its free amount now belongs. Call it for every change on a node."""
@@ -182,8 +186,17 @@ class CapacityIndex:
         if not ordered:
             del self._by_gpus[free.gpus]
 
+    @contextmanager
+    def passing_over(self, node_ids: Iterable[str]) -> Iterator[None]:
+        """As if these nodes took no work, for as long as it lasts: for decisions, which alone look at ``shut``."""
+        before, self.shut = self.shut, frozenset(node_ids)
+        try:
+            yield
+        finally:
+            self.shut = before
+
     def __len__(self) -> int:
-        return len(self._free) + len(self._closed)
+        return len(self._free) + len(self._closed) - sum(n in self._free or n in self._closed for n in self.shut)
 
     def free(self, node_id: str) -> Amount | None:
         """What is free on a node; None for one that cannot host actors."""
@@ -194,13 +207,13 @@ class CapacityIndex:
 
         For a need without GPUs, nodes that have none come first, so that GPUs are not stranded.
         """
-        gpus, memory = need.gpus, need.memory
+        gpus, memory, shut = need.gpus, need.memory, self.shut
         start = (need.cpu_milli, 0, "")
         by_gpus = self._by_gpus
         lists = (by_gpus[free] for free in sorted(by_gpus) if free >= gpus) if gpus else self._by_cpu.lists()
         for ordered in lists:
             for at in range(bisect_left(ordered, start), len(ordered)):
-                if ordered[at][1] >= memory:
+                if ordered[at][1] >= memory and ordered[at][2] not in shut:
                     yield ordered[at][2]
 
     def roomiest(self, need: Amount) -> Iterator[tuple[str, int]]:
@@ -221,7 +234,7 @@ class CapacityIndex:
                     count, _, best = heappop(heap)
                     yield best, -count
                 count = min(most, Amount(0, cpu_milli, memory).holds(Amount(0, need.cpu_milli, need.memory)))
-                if count:
+                if count and node_id not in self.shut:
                     seen += 1
                     heappush(heap, (-count, seen, node_id))
         while heap:

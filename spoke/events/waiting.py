@@ -6,11 +6,14 @@ ten thousand costs no more at each step than one of ten.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator
 
 Key = tuple[int, int, int, str]
 """Lane (0: moved to the head, 1: the others), minus the priority (0 in order of arrival), place, ticket id."""
+
+WALK_FIRST = 16
+"""Who walks through a queue rarely goes far: so many are copied for a start."""
 
 
 class Waiting:
@@ -70,6 +73,18 @@ class Waiting:
     def ordered(self, project: str = "", *, by_priority: bool) -> list[Key]:
         """The tickets of a project (empty: of all) in their order. Not to be changed."""
         return self._lists.get((project, by_priority), [])
+
+    def walk(self, project: str = "", *, by_priority: bool) -> Iterator[Key]:
+        """The same tickets one after the other; those that were given may be taken out meanwhile."""
+        size, last = WALK_FIRST, None
+        while True:
+            ordered = self._lists.get((project, by_priority), [])
+            begin = 0 if last is None else bisect_right(ordered, last)
+            some = ordered[begin : begin + size]
+            if not some:
+                return
+            yield from some
+            size, last = 2 * size, some[-1]
 
     def projects(self) -> Iterable[str]:
         """The projects that have waiting tickets."""

@@ -32,10 +32,11 @@ def place(state: PoolState, spec: GangSpec) -> tuple[Placement | NoFit, str]:
     node strands what is left there. A gang that asks for more than room is placed by the general way.
     """
     answers = _answers(state)
-    if answers.version == state.capacity.version and spec in answers.misfits:
+    passing_over = bool(state.capacity.shut)
+    if not passing_over and answers.version == state.capacity.version and spec in answers.misfits:
         return answers.misfits[spec]
     found, policy = elastic.place(state, spec, _place) if elastic.is_elastic(spec) else _place(state, spec)
-    if isinstance(found, NoFit):
+    if isinstance(found, NoFit) and not passing_over:
         if answers.version != state.capacity.version or len(answers.misfits) >= _ANSWERS_MAX:
             answers.version = state.capacity.version
             answers.misfits.clear()

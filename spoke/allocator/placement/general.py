@@ -77,7 +77,7 @@ def _candidates(state: PoolState, spec: GangSpec) -> list[NodeState]:
         if spec.strict_pack:
             need = need.times(spec.actors_per_node)
         return [state.nodes[node_id] for node_id in state.capacity.fitting(need)]
-    return [node for node in state.nodes.values() if not select.closed(spec, node)]
+    return [node for node in select.open_nodes(state) if not select.closed(spec, node)]
 
 
 def _anywhere(node: NodeState) -> bool:
@@ -220,7 +220,7 @@ def _needs_of(part: GangSpec) -> str:
 
 
 def _why_not(state: PoolState, spec: GangSpec) -> str:
-    nodes = _candidates(state, spec) if spec.rules is not None or spec.groups else list(state.nodes.values())
+    nodes = _candidates(state, spec) if spec.rules is not None or spec.groups else select.open_nodes(state)
     nodes = [node for node in nodes if not select.closed(spec, node)]
     reason = f"{_needs(spec)}; {_qualify(state, spec, nodes, empty=False)}"
     out = select.ruled_out(state, spec) if not spec.groups else ""

@@ -112,6 +112,8 @@ def _place_dense(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 
     preferred = spec.preferred_node
     free = state.capacity.free(preferred) if preferred else None
+    if preferred in state.capacity.shut:
+        free = None
     if preferred and free is not None and has_port(state.nodes[preferred]) and allowed(preferred):
         count = min(free.holds(need), left)
         if count:
@@ -195,7 +197,7 @@ def allows(spec: GangSpec, node: NodeState) -> bool:
 
 def _fits(state: PoolState, spec: GangSpec, node_id: str, need: Amount, wanted_gpus: int) -> bool:
     free, node = state.capacity.free(node_id), state.nodes.get(node_id)
-    if free is None or node is None or not free.holds(need):
+    if free is None or node_id in state.capacity.shut or node is None or not free.holds(need):
         return False
     return node.free_gpus & wanted_gpus == wanted_gpus and allows(spec, node)
 

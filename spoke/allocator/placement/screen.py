@@ -18,7 +18,7 @@ from spoke.allocator.placement.pack import has_port
 from spoke.allocator.placement.rooms import Room
 from spoke.allocator.placement.select import neighbours
 from spoke.allocator.placement.spread import Parts, fill, take
-from spoke.allocator.placement.table import Bools, Ints, NodeTable, table_of
+from spoke.allocator.placement.table import Bools, Ints, NodeTable, least, table_of
 from spoke.events.model import GangSpec
 from spoke.events.rules import ANY, DOMAINS, NO_RULES, Rules
 from spoke.events.state import NodeState, PoolState, need_of
@@ -68,8 +68,8 @@ class Rooms:
 
     def fill(self, spec: GangSpec, prefer: str) -> Parts | None:
         """Places for the whole gang on these nodes; ``prefer`` is a label of which few values are to be used."""
-        least, count = _needs(spec)
-        rooms = self.where(self.holds >= least)
+        fewest, count = _needs(spec)
+        rooms = self.where(self.holds >= fewest)
         if len(rooms.rows) < count or int(rooms.holds.sum()) < spec.size:
             return None
         packs_members = spec.strategy == "pack" and not spec.strict_pack
@@ -80,7 +80,7 @@ class Rooms:
         elif prefer and spec.strict_pack:
             chosen = rooms._in_few_domains(prefer, count)
         else:
-            chosen = _first(rooms._keys(1), count)
+            chosen = least(rooms._keys(1), count)
         port = rooms.table.port[rooms.rows]
         if not port[chosen].any():  # as a rule ports are left
             everything = rooms._listed(range(len(rooms.rows)))
@@ -107,10 +107,10 @@ class Rooms:
         """The emptiest of each rack, then the next of each: as many as are needed, in that order."""
         racks, keys = self._merged("rack"), self._keys(-1)
         if not racks.any():
-            return _first(keys, count)
+            return least(keys, count)
         look = max(_MANY, 4 * count)
         while look < len(racks):  # as a rule the emptiest of the racks are among the emptiest of all
-            top = _first(keys, look)
+            top = least(keys, look)
             begins = np.unique(racks[top], return_index=True)[1]
             if len(begins) >= count:
                 chosen: Ints = top[np.sort(begins)[:count]]
@@ -128,7 +128,7 @@ class Rooms:
         sizes = np.bincount(codes, minlength=len(names))
         rank = np.empty(len(names), np.int64)
         rank[sorted(range(len(names)), key=lambda code: (-sizes[code], names[code] or ""))] = np.arange(len(names))
-        return _first([rank[codes], *self._keys(1)], count)
+        return least([rank[codes], *self._keys(1)], count)
 
     def _merged(self, label: str) -> Ints:
         """As ``codes``; an empty value is as good as none."""
@@ -137,8 +137,8 @@ class Rooms:
 
     def could_be_in(self, codes: Ints, spec: GangSpec) -> Ints:
         """The codes of domains that have room enough."""
-        least, count = _needs(spec)
-        chosen = self.holds >= least
+        fewest, count = _needs(spec)
+        chosen = self.holds >= fewest
         nodes = np.bincount(codes[chosen])
         members = np.bincount(codes[chosen], weights=self.holds[chosen])
         found: Ints = np.flatnonzero((nodes >= count) & (members >= spec.size))
@@ -154,22 +154,6 @@ def _needs(spec: GangSpec) -> tuple[int, int]:
     return 1, spec.size if spec.strategy == "strict_spread" else 1
 
 
-def _first(keys: list[Ints], count: int) -> Ints:
-    """The places of the ``count`` least, in order, by the first key, then the next; the last one is no two's."""
-    pool, left, parts = np.arange(len(keys[0])), count, []
-    for key in keys:
-        if len(pool) <= left:
-            break
-        values = key[pool]
-        limit = np.partition(values, left - 1)[left - 1]
-        less = pool[values < limit]
-        parts.append(less)
-        left -= len(less)
-        pool = pool[values == limit]
-    chosen = np.concatenate([*parts, pool])
-    return chosen[np.lexsort([key[chosen] for key in reversed(keys)])]
-
-
 def _rooms(state: PoolState, table: NodeTable, spec: GangSpec) -> Rooms:
     """The nodes on which at least one member fits now."""
     need, fits = need_of(spec), table.usable.copy()
@@ -182,12 +166,14 @@ def _rooms(state: PoolState, table: NodeTable, spec: GangSpec) -> Rooms:
         fits &= table.least_memory >= spec.rules.gpu_memory_min
     if spec.rules is not None and spec.rules.exclusive:
         fits &= ~table.used
+    if state.capacity.shut:
+        fits[table.rows_of(state.capacity.shut)] = False
     holds = np.full(len(fits), spec.size, np.int64)
     for amount, needed in ((table.whole, need.gpus), (table.cpu, need.cpu_milli), (table.memory, need.memory)):
         if needed:
             np.minimum(holds, amount // needed, out=holds)
-    least = spec.actors_per_node if spec.strict_pack and spec.rules is None else 1  # others do not count at all
-    rows = np.flatnonzero(fits & (holds >= least))
+    enough = spec.actors_per_node if spec.strict_pack and spec.rules is None else 1  # others do not count at all
+    rows = np.flatnonzero(fits & (holds >= enough))
     return Rooms(state, table, rows, holds[rows], bool(need.gpus))
 
 

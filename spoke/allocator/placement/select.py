@@ -48,14 +48,10 @@ def closed(spec: GangSpec, node: NodeState) -> str:
     return ""
 
 
-def usable(state: PoolState, spec: GangSpec) -> list[NodeState]:
-    """The nodes that serve the gang as far as room is free on them."""
-    return [node for node in state.nodes.values() if not closed(spec, node) and not unsuitable(spec, node)]
-
-
-def registered(state: PoolState, spec: GangSpec) -> list[NodeState]:
-    """The nodes that would serve the gang if they were empty."""
-    return [node for node in state.nodes.values() if node.phase == "up" and not unsuitable(spec, node)]
+def open_nodes(state: PoolState) -> list[NodeState]:
+    """All nodes but those that are passed over."""
+    shut = state.capacity.shut
+    return [node for node_id, node in state.nodes.items() if node_id not in shut]
 
 
 def ruled_out(state: PoolState, spec: GangSpec) -> str:

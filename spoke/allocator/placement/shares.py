@@ -21,15 +21,15 @@ from spoke.events.state import NodeState, PoolState, need_of
 
 def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     """Places for a gang whose members have shares, or why there are none. The state is not changed."""
-    table, costs = costs_of(state, spec, need_of(spec))
-    rooms = _Rooms(table, costs.charged(table), costs.counts, spec.preferred_node)
+    table, keys, counts = costs_of(state, spec, need_of(spec))
+    rooms = _Rooms(table, keys, counts, spec.preferred_node)
     if spec.size == 1:
         parts = rooms.single()
     else:
         parts = rooms.strict(spec.num_nodes, spec.actors_per_node) if spec.strict_pack else rooms.dense(spec.size)
     if parts:
         return Placement(tuple((table.ids[row], count) for row, count in parts))
-    return NoFit(_why_not(spec, costs.counts, table, len(state.capacity)))
+    return NoFit(_why_not(spec, counts, table, len(state.capacity)))
 
 
 def shares_never_fit(state: PoolState, spec: GangSpec) -> str:

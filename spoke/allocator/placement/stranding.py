@@ -176,8 +176,8 @@ def losses_of(worth: Ints, share: int) -> Ints:
     return losses
 
 
-def costs_of(state: PoolState, spec: GangSpec, need: Amount) -> tuple[NodeTable, Costs]:
-    """The state's table, and what the members of a gang cost on each node."""
+def costs_of(state: PoolState, spec: GangSpec, need: Amount) -> tuple[NodeTable, Ints, Ints]:
+    """The state's table, and the ``keys`` and ``counts`` of a gang's members on each node: not to be changed."""
     table, usual = table_of(state), state.demand.usual
     kept: OrderedDict[Shape, Costs] = state.derived.setdefault(Costs, OrderedDict())
     shape = Shape(spec.resources, need, spec.gpu_models, spec.resources.is_share and spec.size > 1)
@@ -188,7 +188,11 @@ def costs_of(state: PoolState, spec: GangSpec, need: Amount) -> tuple[NodeTable,
     if len(kept) > SHAPES_MAX:
         kept.popitem(last=False)
     costs.follow(table)
-    return table, costs
+    if not state.capacity.shut:
+        return table, costs.charged(table), costs.counts
+    keys, counts, shut = costs.charged(table).copy(), costs.counts.copy(), table.rows_of(state.capacity.shut)
+    keys[shut], counts[shut] = NEVER, 0
+    return table, keys, counts
 
 
 def first_of(table: NodeTable, keys: Ints) -> int:
@@ -202,6 +206,6 @@ def first_of(table: NodeTable, keys: Ints) -> int:
 
 def best_node(state: PoolState, spec: GangSpec) -> str:
     """The node for a gang of whole GPUs or none, all on one node; empty if no node fits."""
-    table, costs = costs_of(state, spec, need_of(spec).times(spec.actors_per_node))
-    row = first_of(table, costs.charged(table))
+    table, keys, _ = costs_of(state, spec, need_of(spec).times(spec.actors_per_node))
+    row = first_of(table, keys)
     return table.ids[row] if row >= 0 else ""

@@ -6,7 +6,7 @@ entered anew. It holds nothing but what the nodes' records say, so a table made 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -51,8 +51,9 @@ class LabelColumn:
 
 
 class NodeTable:
-    """A column entry for each node that can take work. Rows of nodes that left are used again.
+    """A column entry for each node. Rows of nodes that left are used again.
 
+    ``usable[row]``: whether the node can take work; if it cannot, the rest of its row says nothing.
     ``rests[g, row]``: the free thousandths of the node's g-th GPU; ``sizes[g, row]``: the number that ``gpu_memories``
     gives to its memory. ``models[row]``: the number that ``model_sets`` gives to the set of its GPUs' models;
     ``free_of`` has by that number the free thousandths of all such nodes.
@@ -99,14 +100,18 @@ class NodeTable:
         if len(changed) > len(self.usable):
             self._grow(len(self.rests), len(changed))
         for node_id in sorted(changed):
-            if state.capacity.free(node_id) is None:
-                self._remove(node_id)
-            else:
+            if state.capacity.free(node_id) is not None:
                 self._enter(state.nodes[node_id])
+            else:
+                self._close(node_id, gone=node_id not in state.nodes)
         extra = len(self.changes) - len(self.ids)
         if extra > len(self.ids):
             del self.changes[:extra]
             self.changes_from += extra
+
+    def rows_of(self, node_ids: Iterable[str]) -> Ints:
+        """The rows of these nodes, as far as they have any."""
+        return np.array([row for n in node_ids if (row := self.row_of.get(n)) is not None], np.int64)
 
     def changed_since(self, number: int) -> list[int] | None:
         """The rows that changed since that many changes; None if it is not known any more, or nearly all did."""
@@ -141,15 +146,18 @@ class NodeTable:
         suited: Bools = np.array([those <= allowed for those in self.model_sets], np.bool_)[self.models]
         return suited
 
-    def _remove(self, node_id: str) -> None:
-        row = self.row_of.pop(node_id, None)
-        if row is not None:
-            self.usable[row] = False
-            self.free_of[self.models[row]] -= int(self.free[row])
-            self.free[row] = 0
+    def _close(self, node_id: str, *, gone: bool) -> None:
+        row = self.row_of.get(node_id)
+        if row is None:
+            return
+        self.usable[row] = False
+        self.free_of[self.models[row]] -= int(self.free[row])
+        self.free[row] = 0
+        self.changes.append(row)
+        if gone:
+            del self.row_of[node_id]
             self.ids[row] = ""
             self._unused.append(row)
-            self.changes.append(row)
             self._order = None
 
     def _enter(self, node: NodeState) -> None:
@@ -208,6 +216,22 @@ class NodeTable:
     def _narrow(self) -> tuple[Ints | Bools, ...]:
         numbers = (self.cpu, self.memory, self.whole, self.free, self.models, self.least_memory)
         return (*numbers, self.usable, self.port, self.has_gpus, self.used)
+
+
+def least(keys: Sequence[Ints], count: int) -> Ints:
+    """The rows of the ``count`` least, in order, by the first key, then the next; the last one is no two rows'."""
+    pool, left, parts = np.arange(len(keys[0])), count, []
+    for key in keys:
+        if len(pool) <= left:
+            break
+        values = key[pool]
+        limit = values.min() if left == 1 else np.partition(values, left - 1)[left - 1]
+        less = pool[values < limit]
+        parts.append(less)
+        left -= len(less)
+        pool = pool[values == limit]
+    chosen = np.concatenate([*parts, pool])
+    return chosen[np.lexsort([key[chosen] for key in reversed(keys)])]
 
 
 def table_of(state: PoolState) -> NodeTable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,6 +10,8 @@ from spoke.allocator.placement.assign import Assignment, assign
 from spoke.allocator.placement.choose import place
 from spoke.allocator.placement.pack import NoFit, Placement
 from spoke.allocator.queue import reserve
+from spoke.allocator.queue.backfill import Plan
+from spoke.allocator.queue.timeline import NEVER
 from spoke.events import types as e
 from spoke.events.model import GangSpec
 from spoke.events.state import PoolState, TicketState
@@ -18,8 +20,8 @@ Placed = tuple[Placement, str, PoolState]
 """A placement, the policy's name and version, and the state (or the part of it) that it is made for."""
 
 
-def place_beside(state: PoolState, spec: GangSpec, now_ms: int, closed: Collection[str] = ()) -> Placed | NoFit:
-    """Places outside of the closed nodes and of what is reserved for others; or why there are none."""
+def place_beside(state: PoolState, spec: GangSpec, now_ms: int, plan: Plan | None = None) -> Placed | NoFit:
+    """Places outside of what is reserved for others, and of what is planned for others; or why there are none."""
     terms = spec.terms
     if terms.reservation:
         part = reserve.part_of(state, terms.reservation, now_ms)
@@ -31,13 +33,17 @@ def place_beside(state: PoolState, spec: GangSpec, now_ms: int, closed: Collecti
     found, policy = place(state, spec)
     if isinstance(found, NoFit):
         return found
-    shut = reserved | set(closed) if closed else reserved
-    if shut and not shut.isdisjoint(node_id for node_id, _ in found.parts):
-        with hidden(state, shut):
-            found, policy = place(state, spec)
-            why = found.reason if isinstance(found, NoFit) else ""
-        if isinstance(found, NoFit):
-            return NoFit(f"{why} (nodes that are reserved, or planned for gangs before it, are left out)")
+    taken = [node_id for node_id, _ in found.parts]
+    if reserved.isdisjoint(taken) and (plan is None or plan.claimed.isdisjoint(taken)):
+        return found, policy, state
+    shut = reserved.union(plan.closed_to(spec)) if plan is not None else reserved
+    if shut.isdisjoint(taken):
+        return found, policy, state
+    with state.capacity.passing_over(shut):
+        found, policy = place(state, spec)
+        why = found.reason if isinstance(found, NoFit) else ""
+    if isinstance(found, NoFit):
+        return NoFit(f"{why} (nodes that are reserved, or planned for gangs before it, are left out)")
     return found, policy, state
 
 
@@ -53,35 +59,55 @@ def allocated(
 
 
 @contextmanager
-def hidden(state: PoolState, node_ids: Iterable[str]) -> Iterator[None]:
-    """As if these nodes took no work, for as long as it lasts. The state is as before in the end."""
-    away = [state.nodes[node_id] for node_id in sorted(node_ids) if node_id in state.nodes]
-    away = [node for node in away if node.confirmed]
-    for node in away:
-        node.confirmed = False
-        state.index(node)
-    try:
-        yield
-    finally:
-        for node in away:
-            node.confirmed = True
-            state.index(node)
+def booked(state: PoolState, event: e.GangAllocated, now_ms: int) -> Iterator[None]:
+    """As if a waiting gang had these places already, for as long as it lasts. The state is as before in the end."""
+    waiting, terms = state.tickets[event.ticket_id], event.spec.terms
+    reservation = state.queueing.reservations.get(terms.reservation)
+    ends = [now_ms + terms.max_ms] * bool(terms.max_ms) + [reservation.end_ms if reservation is not None else NEVER]
+    ticket = replace(
+        waiting,
+        phase="allocated",
+        since=f"{now_ms}-0",
+        slots=event.slots,
+        master_port=event.master_port,
+        held={slot.node_id for slot in event.slots},
+        ends_ms=min(ends) % NEVER,
+    )
+    with _replaced(state, ticket.held):
+        state.tickets[ticket.ticket_id] = ticket
+        try:
+            for slot in ticket.slots:
+                taken = state.nodes[slot.node_id].take(ticket, slot)
+                assert taken, "a place was chosen that is not free"
+            for node_id in ticket.held:
+                state.index(state.nodes[node_id])
+            yield
+        finally:
+            state.tickets[ticket.ticket_id] = waiting
 
 
 @contextmanager
 def without(state: PoolState, tickets: Iterable[TicketState]) -> Iterator[None]:
     """As if these live tickets were gone, for as long as it lasts. The state is as before in the end."""
     gone = [(ticket, slot) for ticket in tickets for slot in ticket.slots if slot.node_id in ticket.held]
-    before = {slot.node_id: state.nodes[slot.node_id] for _, slot in gone}
-    for node_id, node in before.items():  # copies: what is unhealthy is not free, and could not be taken again
+    nodes = dict.fromkeys(slot.node_id for _, slot in gone)
+    with _replaced(state, nodes):
+        for ticket, slot in gone:
+            state.nodes[slot.node_id].give_back(ticket, slot)
+        for node_id in nodes:
+            state.index(state.nodes[node_id])
+        yield
+
+
+@contextmanager
+def _replaced(state: PoolState, node_ids: Iterable[str]) -> Iterator[None]:
+    """Copies in the place of nodes, to be changed at will: what is unhealthy could not be taken again."""
+    before = {node_id: state.nodes[node_id] for node_id in node_ids}
+    for node_id, node in before.items():
         state.nodes[node_id] = replace(
             node, tickets=node.tickets.copy(), shared=node.shared.copy(), unhealthy_shared=node.unhealthy_shared.copy()
         )
     try:
-        for ticket, slot in gone:
-            state.nodes[slot.node_id].give_back(ticket, slot)
-        for node_id in before:
-            state.index(state.nodes[node_id])
         yield
     finally:
         for node_id, node in before.items():

@@ -34,7 +34,7 @@ def in_order(state: PoolState, now_ms: int) -> Iterator[Candidate]:
     queueing = state.queueing
     by_priority = queueing.policy.order != "fifo"
     if queueing.policy.order != "fair" and not queueing.quotas:
-        for key in list(state.waiting.ordered(by_priority=by_priority)):
+        for key in state.waiting.walk(by_priority=by_priority):
             yield Candidate(state.tickets[key[3]], False)
         return
     streams = _Streams(state, now_ms, by_priority)
@@ -77,7 +77,7 @@ class _Streams:
         self._left: dict[str, Iterator[Key]] = {}
         self._heap: list[tuple[Rank, str, bool]] = []
         for project in state.waiting.projects():
-            self._left[project] = iter(list(state.waiting.ordered(project, by_priority=by_priority)))
+            self._left[project] = state.waiting.walk(project, by_priority=by_priority)
             found = self._head(project)
             if found is not None:
                 self._heap.append(found)

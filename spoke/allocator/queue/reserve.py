@@ -91,6 +91,11 @@ def closed_nodes(state: PoolState, length_ms: int, now_ms: int) -> set[str]:
     return closed
 
 
+def reserved_from(state: PoolState, now_ms: int) -> set[str]:
+    """The nodes that are reserved, now or later."""
+    return {node_id for one in state.queueing.reservations.values() if now_ms < one.end_ms for node_id in one.nodes}
+
+
 def opens_ms(state: PoolState, node_id: str, at_ms: int, length_ms: int) -> int:
     """When a gang of this length may be on a node, at ``at_ms`` or later."""
     for reservation in sorted(state.queueing.reservations.values(), key=lambda one: one.start_ms):

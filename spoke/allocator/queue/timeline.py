@@ -12,6 +12,11 @@ NEVER = 1 << 60
 """A time that is not known (server time)."""
 
 
+def is_late(ticket: TicketState, now_ms: int) -> bool:
+    """Whether a ticket that is being released has had its time; its end is a little later, whatever the time is."""
+    return ticket.phase == "releasing" and ticket.granted_ms + round(ticket.spec.grace_s * 1000) <= now_ms
+
+
 def end_of(ticket: TicketState, now_ms: int) -> int:
     """When a live ticket will have ended, as far as is known; NEVER for one that says nothing, or is overdue."""
     grace_ms = round(ticket.spec.grace_s * 1000)
@@ -22,6 +27,33 @@ def end_of(ticket: TicketState, now_ms: int) -> int:
     if ticket.spec.terms.expected_ms:
         times.append(ticket.granted_ms + ticket.spec.terms.expected_ms)
     return min((at_ms for at_ms in times if at_ms > now_ms), default=NEVER)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one member of a gang needs of a node: CPU, memory, and whole GPUs, GPUs by their ids, or a share of one.
+
+    ``mask``: the ids of all the gang's GPUs on a node, a bit set. ``shares``: the index of a GPU -> how many
+    thousandths of it a member takes there; None if it needs no share.
+    """
+
+    cpu_milli: int
+    memory: int
+    gpus: int
+    mask: int = 0
+    shares: dict[int, int] | None = None
+
+    @classmethod
+    def of(cls, spec: GangSpec, node: NodeState) -> Need:
+        """What a member of a gang needs on this node."""
+        need = spec.resources
+        mask = mask_of(spec.gpu_ids) if spec.gpu_ids else 0
+        if not need.is_share:
+            return cls(need.cpu_milli, need.memory_bytes, need.gpu_count, mask)
+        if not need.gpu_memory:
+            return cls(need.cpu_milli, need.memory_bytes, 0, mask, dict.fromkeys(node.gpu_uuids, need.gpu_milli))
+        shares = {gpu.index: share for gpu in node.spec.gpus if (share := need.share_of(gpu.memory))}
+        return cls(need.cpu_milli, need.memory_bytes, 0, mask, shares)
 
 
 @dataclass(slots=True)
@@ -54,9 +86,10 @@ class Room:
             return
         index = slot.gpu_ids[0]
         if healthy >> index & 1:
-            self._set(index, self._milli(index) + sign * slot.gpu_milli)
+            self._set(index, self.milli(index) + sign * slot.gpu_milli)
 
-    def _milli(self, index: int) -> int:
+    def milli(self, index: int) -> int:
+        """How many thousandths of a GPU are free."""
         return GPU_MILLI if self.whole >> index & 1 else self.parts.get(index, 0)
 
     def _set(self, index: int, milli: int) -> None:
@@ -67,50 +100,43 @@ class Room:
         elif milli > 0:
             self.parts[index] = milli
 
-    def holds(self, spec: GangSpec, node: NodeState, enough: int) -> int:
+    def holds(self, need: Need, enough: int) -> int:
         """How many members of a gang fit, as far as it matters whether ``enough`` do."""
-        need = spec.resources
         count = enough
         if need.cpu_milli:
             count = min(count, self.cpu_milli // need.cpu_milli)
-        if need.memory_bytes:
-            count = min(count, self.memory // need.memory_bytes)
+        if need.memory:
+            count = min(count, self.memory // need.memory)
         if count <= 0:
             return 0
-        if spec.gpu_ids:
-            wanted = mask_of(spec.gpu_ids)
-            return count if self.whole & wanted == wanted else 0
-        if need.is_share:
-            return min(count, sum(self._shares(spec, node).values()))
-        return min(count, self.whole.bit_count() // need.gpu_count) if need.gpu_count else count
+        if need.mask:
+            return count if self.whole & need.mask == need.mask else 0
+        if need.gpus:
+            return min(count, self.whole.bit_count() // need.gpus)
+        if need.shares is None:
+            return count
+        fit = 0
+        for index in need.shares:
+            fit += self.milli(index) // need.shares[index]
+            if fit >= count:
+                return count
+        return fit
 
-    def take(self, spec: GangSpec, node: NodeState, count: int) -> None:
+    def take(self, need: Need, count: int) -> None:
         """Take places for members, as far as there are any."""
-        need = spec.resources
         self.cpu_milli -= need.cpu_milli * count
-        self.memory -= need.memory_bytes * count
-        if spec.gpu_ids:
-            self.whole &= ~mask_of(spec.gpu_ids)
-        elif need.is_share:
-            memory = {gpu.index: gpu.memory for gpu in node.spec.gpus}
-            for index, times in self._shares(spec, node).items():
-                used = min(times, count)
+        self.memory -= need.memory * count
+        if need.mask:
+            self.whole &= ~need.mask
+        elif need.shares is not None:
+            for index in sorted(need.shares, key=lambda index: (self.whole >> index & 1, index)):  # broken GPUs first
+                used = min(self.milli(index) // need.shares[index], count)
                 count -= used
                 if used:
-                    self._set(index, self._milli(index) - used * need.share_of(memory[index]))
+                    self._set(index, self.milli(index) - used * need.shares[index])
         else:
-            for _ in range(min(need.gpu_count * count, self.whole.bit_count())):
+            for _ in range(min(need.gpus * count, self.whole.bit_count())):
                 self.whole &= self.whole - 1
-
-    def _shares(self, spec: GangSpec, node: NodeState) -> dict[int, int]:
-        """GPU -> how many members' shares fit on it, broken GPUs first."""
-        found: dict[int, int] = {}
-        memory = {gpu.index: gpu.memory for gpu in node.spec.gpus}
-        for index in (*self.parts, *(i for i in memory if self.whole >> i & 1)):
-            share = spec.resources.share_of(memory[index])
-            if share:
-                found[index] = self._milli(index) // share
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,47 +144,65 @@ class Claim:
     """Places on a node that a waiting gang is planned to have from ``start_ms`` on."""
 
     start_ms: int
-    spec: GangSpec
+    need: Need
     count: int
 
 
 @dataclass(slots=True)
 class Timeline:
-    """A node, what will be free on it when (each time with what is free from then on), and what is claimed."""
+    """A node, what will be free on it when (each time with what is free from then on), and what is claimed.
+
+    The first time is 0: now. ``node`` and ``steps`` are not to be changed.
+    """
 
     node: NodeState
     steps: list[tuple[int, Room]]
+    good_until_ms: int = NEVER
+    """Until then it stays as it is, as far as that is for the time to say; 0: it moves with the time."""
     youngest: tuple[int, int] = (0, 0)
     """When the youngest ticket here began of which no end is known, as in its event's id; zeros if there is none."""
     claims: list[Claim] = field(default_factory=list)
-    _alone: dict[int, int | None] = field(default_factory=dict)
     _left: dict[int, Room] = field(default_factory=dict)
+
+    def unclaimed(self) -> Timeline:
+        """The same with nothing claimed."""
+        return Timeline(self.node, self.steps, self.good_until_ms, self.youngest)
 
     def claim(self, start_ms: int, spec: GangSpec, count: int) -> None:
         """Plan a gang here."""
-        self.claims.append(Claim(start_ms, spec, count))
+        self.claims.append(Claim(start_ms, Need.of(spec, self.node), count))
         self._left.clear()
 
-    def earliest(self, spec: GangSpec, count: int, length_ms: int, shape: int) -> int | None:
-        """When ``count`` members fit, for as long as they stay; None if that is not foreseen.
-
-        ``shape`` numbers what is asked for: the same number, the same answer, as long as nothing is claimed.
-        """
-        if shape not in self._alone:
-            self._alone[shape] = next(
-                (at_ms for at_ms, room in self.steps if room.holds(spec, self.node, count) >= count), None
-            )
-        first = self._alone[shape]
-        if first is None or not self.claims:
-            return first
-        times = (at_ms for at_ms, _ in self.steps if at_ms >= first)  # claims only make it later
-        return next((at_ms for at_ms in times if self.fits(at_ms, spec, count, length_ms)), None)
+    def earliest(
+        self, spec: GangSpec, count: int, length_ms: int, now_ms: int, *, from_ms: int = 0, until_ms: int = NEVER
+    ) -> int | None:
+        """When ``count`` members fit, for as long as they stay; None if that is not foreseen in this time."""
+        need = Need.of(spec, self.node)
+        for time_ms, room in self.steps:
+            at_ms = max(time_ms, now_ms)
+            if at_ms > until_ms:
+                break
+            if at_ms < from_ms or room.holds(need, count) < count:
+                continue
+            if not self.claims or self._stays(at_ms, need, count, length_ms):
+                return at_ms
+        return None
 
     def fits(self, at_ms: int, spec: GangSpec, count: int, length_ms: int) -> bool:
         """Whether ``count`` members fit from ``at_ms`` on beside all that is claimed of that time."""
-        until_ms = at_ms + length_ms
-        times = [at_ms, *(claim.start_ms for claim in self.claims if at_ms < claim.start_ms < until_ms)]
-        return all(self.left(time_ms).holds(spec, self.node, count) >= count for time_ms in times)
+        return self._stays(at_ms, Need.of(spec, self.node), count, length_ms)
+
+    def _stays(self, at_ms: int, need: Need, count: int, length_ms: int) -> bool:
+        if self.left(at_ms).holds(need, count) < count:
+            return False
+        for claim in self.claims:
+            if at_ms < claim.start_ms < at_ms + length_ms and self.left(claim.start_ms).holds(need, count) < count:
+                return False
+        return True
+
+    def room(self, at_ms: int, spec: GangSpec, enough: int) -> int:
+        """How many members fit then beside what is claimed until then, as far as it matters whether ``enough`` do."""
+        return self.left(at_ms).holds(Need.of(spec, self.node), enough)
 
     def left(self, at_ms: int) -> Room:
         """What is free then, without what is claimed until then."""
@@ -174,7 +218,7 @@ class Timeline:
         if claims:
             found = found.copy()
             for claim in claims:
-                found.take(claim.spec, self.node, claim.count)
+                found.take(claim.need, claim.count)
         self._left[at_ms] = found
         return found
 
@@ -185,10 +229,11 @@ def timeline_of(
     """The timeline of a node. ``more``: a gang's slots (here or elsewhere) that are granted now, and when it ends."""
     node_id, healthy, youngest = node.spec.node_id, ~node.unhealthy, (0, 0)
     ends: list[tuple[int, GangSpec, Slot]] = []
-    room = Room.of(node)
+    room, late = Room.of(node), False
     for ticket_id in node.tickets:
         ticket = state.tickets[ticket_id]
         end_ms = end_of(ticket, now_ms)
+        late |= is_late(ticket, now_ms)
         if end_ms == NEVER:
             youngest = max(youngest, order_of(ticket.since))
         ends += [(end_ms, ticket.spec, slot) for slot in ticket.slots if slot.node_id == node_id]
@@ -199,9 +244,10 @@ def timeline_of(
                 room.add(spec, slot, healthy, -1)
                 ends.append((end_ms, spec, slot))
                 youngest = (NEVER, 0) if end_ms == NEVER else youngest
-    steps = [(now_ms, room)]
+    steps = [(0, room)]
     for end_ms, spec, slot in sorted(ends, key=lambda end: end[0]):
         if end_ms != steps[-1][0]:
             steps.append((end_ms, steps[-1][1].copy()))
         steps[-1][1].add(spec, slot, healthy)
-    return Timeline(node, steps, youngest)
+    good_until_ms = 0 if late else steps[1][0] if len(steps) > 1 else NEVER
+    return Timeline(node, steps, good_until_ms, youngest)

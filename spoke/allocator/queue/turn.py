@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from spoke.allocator.placement.choose import never_fits
 from spoke.allocator.placement.pack import NoFit
 from spoke.allocator.placement.select import check_near
 from spoke.allocator.queue import backfill
 from spoke.allocator.queue.due import due
-from spoke.allocator.queue.grant import allocated, place_beside
+from spoke.allocator.queue.grant import allocated, booked, place_beside
 from spoke.allocator.queue.order import goes_first, in_order
 from spoke.allocator.queue.preempt import preempt
 from spoke.allocator.queue.quota import over_reason, standing
@@ -65,31 +67,41 @@ def advance(state: PoolState, now_ms: int, *, overtake: bool = True) -> list[e.E
 
 
 def _grant_next(state: PoolState, now_ms: int, overtake: bool) -> list[e.Event]:
-    policy = state.queueing.policy
+    """The next grant, or all those that may overtake: they cost one plan together, not one each."""
+    policy, looked_at = state.queueing.policy, 0
     plan: backfill.Plan | None = None
-    looked_at = 0
-    for ticket, borrows in in_order(state, now_ms):
-        spec = ticket.spec
-        placed = place_beside(state, spec, now_ms, plan.closed_to(spec) if plan is not None else ())
-        if not isinstance(placed, NoFit):
-            order = policy.name if plan is None else f"{policy.name}+{backfill.POLICY}"
-            event = allocated(
-                placed, ticket.ticket_id, ticket.client_id, ticket.seq, spec, order=order, borrowed=borrows
-            )
-            if plan is None or spec.terms.reservation or not plan.delayed_by(spec, event.slots):
-                return [event]
-        elif spec.terms.reservation:
-            continue
-        elif never := never_fits(state, spec):
-            state.waiting.set_aside(ticket.ticket_id, never)
-            continue
-        if plan is None:
-            events = preempt(state, ticket, now_ms)
-            if events or not policy.backfill or not overtake or len(state.waiting) < 2:
-                return events
-            plan = backfill.Plan(state, now_ms)
-        looked_at += 1
-        if looked_at >= policy.depth or plan.full or not backfill.is_plannable(spec):
-            break
-        plan.add(ticket)
-    return []
+    granted: list[e.Event] = []
+    with ExitStack() as as_if:
+        for ticket, borrows in in_order(state, now_ms):
+            spec = ticket.spec
+            placed = place_beside(state, spec, now_ms, plan)
+            if not isinstance(placed, NoFit):
+                order = policy.name if plan is None else f"{policy.name}+{backfill.POLICY}"
+                event = allocated(
+                    placed, ticket.ticket_id, ticket.client_id, ticket.seq, spec, order=order, borrowed=borrows
+                )
+                if plan is None:
+                    return [event]
+                delayed = plan.delayed_by(spec, event.slots)
+                if spec.terms.reservation or not delayed:
+                    granted.append(event)
+                    if len(granted) >= policy.depth:
+                        break
+                    as_if.enter_context(booked(state, event, now_ms))
+                    plan.see(event.slots)
+                    continue
+            elif spec.terms.reservation:
+                continue
+            elif never := never_fits(state, spec):
+                state.waiting.set_aside(ticket.ticket_id, never)
+                continue
+            if plan is None:
+                events = preempt(state, ticket, now_ms)
+                if events or not policy.backfill or not overtake or len(state.waiting) < 2:
+                    return events
+                plan = backfill.Plan(state, now_ms)
+            looked_at += 1
+            if looked_at >= policy.depth or plan.full or not backfill.is_plannable(spec):
+                break
+            plan.add(ticket)
+    return granted
