@@ -107,7 +107,7 @@ class Floor:
 
 
 def _allocator(url: str, pool: str, stop: Any) -> None:
-    service = Allocator(AllocatorConfig(url, pool))
+    service = Allocator(AllocatorConfig(url, pool, own_process=True))
 
     def end() -> None:
         stop.wait()

@@ -3,8 +3,9 @@
 Nodes have 8 GPUs and are half full, in pieces of different sizes. The floor is the same on the smallest pool, so the
 ratio is how the cost grows. "New shape": what is asked for was never asked for before. "Does not fit": a gang that
 needs every node, and is refused. "Rules": a pool of racks of 40 nodes, with labels and two models of GPUs; "again" is
-another look at a waiting gang that does not fit. Times are CPU time, since a decision waits for nothing. Memory is what
-Python's allocator counts, for each node and each ticket.
+another look at a waiting gang that does not fit. "Pauses": the longest decisions while tickets pile up, with Python's
+garbage collector as it is and as an allocator's process has it. Times are CPU time, since a decision waits for nothing.
+Memory is what Python's allocator counts, for each node and each ticket.
 
     python bench/decide.py [--json] [--rounds 300]
 """
@@ -12,6 +13,7 @@ Python's allocator counts, for each node and each ticket.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import time
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from spoke.allocator.collector import Collector
 from spoke.allocator.decide import decide
 from spoke.allocator.placement.choose import place
 from spoke.events import types as e
@@ -125,6 +128,40 @@ def rules_us(nodes: int, rounds: int) -> dict[str, float]:
     return found
 
 
+def pauses_us(nodes: int, rounds: int) -> dict[str, float]:
+    """The longest of many decisions while tickets pile up, with the collector as it is and as the daemon has it."""
+    found: dict[str, float] = {}
+    for name in ("as it is", "in rests"):
+        pool, collector = Pool(), Collector() if name == "in rests" else None
+        for number in range(nodes):
+            known = node(number)
+            pool.handle(r.Envelope(r.RegisterNode(known, 10_000), node_id=known.node_id, incarnation="i"))
+        pool.ask(r.ConnectClient(10_000))
+        pool.fill(nodes, (1, 2, 3))
+        ask_us(pool, GangSpec(1, 1, Resources(cpus=0.01)))
+        if collector is not None:
+            collector.begin()
+        took = []
+        for number in range(20 * rounds):
+            took += [decision_us(pool, GangSpec(1, 1, ONE_GPU)), ask_us(pool, GangSpec(1, 1, Resources(cpus=0.01)))]
+            if collector is not None:
+                collector.rest() if number % 1_000 == 0 else collector.work()
+        took.sort()
+        found |= {f"{name}, {part}": took[int(len(took) * at)] for part, at in (("p99", 0.99), ("p99.9", 0.999))}
+        found[f"{name}, max"] = took[-1]
+        if collector is not None:
+            collector.end()
+        gc.collect()
+    return found
+
+
+def ask_us(pool: Pool, spec: GangSpec) -> float:
+    """One decision and its fold; what is granted stays."""
+    began = time.thread_time()
+    pool.ask(r.AllocateGang(spec, 0))
+    return (time.thread_time() - began) * 1e6
+
+
 def look_us(pool: Pool, spec: GangSpec) -> float:
     """A look at whether a waiting gang fits by now, after a node has changed."""
     decision_us(pool, GangSpec(1, 1, ONE_GPU))
@@ -182,19 +219,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--only", choices=[*SHAPES, "rules"], action="append")
+    parser.add_argument("--only", choices=[*SHAPES, "rules", "pauses"], action="append")
     parser.add_argument("--nodes", type=int, action="append", help="only pools of these sizes")
     args = parser.parse_args()
     measures: dict[str, Callable[[int, int], dict[str, float]]] = {
         **{shape: partial(measure, shape) for shape in SHAPES},
         "rules": rules_us,
+        "pauses": pauses_us,
     }
     for shape in args.only or measures:
         floors: dict[str, float] = {}
         for nodes in args.nodes or SIZES:
             for name, value in measures[shape](nodes, args.rounds).items():
                 floor = floors.setdefault(name, value)
-                unit = "µs" if name.endswith(("mean", "p99")) else "" if name == "tickets" else "B"
+                unit = "µs" if name.endswith(("mean", "p99", "p99.9", "max")) else "" if name == "tickets" else "B"
                 figure, ratio = f"{shape}, {nodes:,} nodes: {name}", value / floor if floor else 0.0
                 if args.json:
                     row = {"figure": figure, "value": round(value, 1), "unit": unit, "floor": round(floor, 1)}

@@ -64,7 +64,9 @@ class Sample:
 
 
 def _allocator(url: str) -> None:
-    Allocator(AllocatorConfig(url, POOL, snapshot_every=SNAPSHOT_EVERY, keep_events=KEEP_EVENTS)).run()
+    Allocator(
+        AllocatorConfig(url, POOL, snapshot_every=SNAPSHOT_EVERY, keep_events=KEEP_EVENTS, own_process=True)
+    ).run()
 
 
 def _resident(pid: int | str) -> float:

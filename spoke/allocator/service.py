@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import redis.exceptions as rx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
+from spoke.allocator.collector import Collector
 from spoke.allocator.gate import Gate
 from spoke.allocator.leader import Elected, elect
 from spoke.allocator.limits import Limits
@@ -46,7 +47,8 @@ class AllocatorConfig:
 
     A snapshot is written every ``snapshot_every`` events; once the log holds more than ``keep_events`` it is trimmed
     behind the snapshot before the newest. With ``masters`` (master keys) only signed requests are decided. At its
-    start the allocator waits up to ``server_wait_s`` for a server that is not there.
+    start the allocator waits up to ``server_wait_s`` for a server that is not there. ``own_process``: nobody else is in
+    this process, so its garbage collector may be told when to work.
     """
 
     url: str
@@ -58,6 +60,7 @@ class AllocatorConfig:
     masters: tuple[bytes, ...] = field(default=(), repr=False)
     limits: Limits = field(default_factory=Limits)
     server_wait_s: float = WAIT_S
+    own_process: bool = False
 
 
 class Allocator:
@@ -141,6 +144,7 @@ class Allocator:
             gate = self._tracing.gate(gate)
         if self._meters is not None:
             self._meters.begin_term()
+        collector = Collector() if config.own_process else None
         try:
             term = Term(
                 self._client,
@@ -156,7 +160,10 @@ class Allocator:
                 seen=self._seen,
                 quarantine=self._quarantine,
                 meters=self._meters,
+                collector=collector,
             )
+            if collector is not None:
+                collector.begin()
             self.leading.set()
             self._leader, self._failure = config.holder, ""
             log.info("leading pool %s in epoch %d at %s", config.pool, found.epoch, mask_url(config.url))
@@ -171,6 +178,8 @@ class Allocator:
             if term is not None:
                 self._seen = term.committed_id
             self.leading.clear()
+            if collector is not None:
+                collector.end()
             if self._meters is not None:
                 self._meters.end_term()
             wire.close()

@@ -33,6 +33,7 @@ from spoke.protocol.server import Redis
 from spoke.version import release_version
 
 if TYPE_CHECKING:
+    from spoke.allocator.collector import Collector
     from spoke.allocator.watcher import Watcher
 
 READ_MAX = 256
@@ -73,8 +74,9 @@ class Term:
         seen: str = "0-0",
         quarantine: Quarantine,
         meters: Watcher | None = None,
+        collector: Collector | None = None,
     ) -> None:
-        self._meters = meters
+        self._meters, self._collector = meters, collector
         self._monotonic_s = clock
         self._client, self._wire, self._keys, self._holder, self._gate = client, wire, keys, holder, gate
         self._epoch, self._cursor = elected.epoch, elected.cursor
@@ -148,6 +150,11 @@ class Term:
         self._wire.flush()
         if self._meters is not None:
             self._meters.answer(self.state, self._now_ms())
+        if self._collector is not None:
+            if chunk or self._intake:
+                self._collector.work()
+            else:
+                self._collector.rest()
         if not self._reading:
             self._settle()
 

@@ -80,7 +80,12 @@ def allocator(
     masters = () if keys is None else read_masters(keys)
     limits = Limits(max_queue, max_waiting, max_outstanding, max_gang, args_bytes=parse_bytes(max_args))
     config = AllocatorConfig(
-        resolve_url(url), resolve_pool(pool), masters=masters, limits=limits, server_wait_s=wait_for_server
+        resolve_url(url),
+        resolve_pool(pool),
+        masters=masters,
+        limits=limits,
+        server_wait_s=wait_for_server,
+        own_process=True,
     )
     meters = None
     if metrics:  # takes a tenth of a second to import

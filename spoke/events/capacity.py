@@ -40,6 +40,7 @@ class Amount(msgspec.Struct, frozen=True):
 
 
 _UNBOUNDED = 1 << 40
+_MOVED_FEW, _MOVED_PART = 64, 8
 _Key = tuple[int, int, str]  # cpu_milli, memory, node id
 
 
@@ -63,6 +64,8 @@ class _ByCpu:
 
     def lists(self) -> tuple[list[_Key], list[_Key]]:
         """The nodes without GPUs, and those with, in order."""
+        if len(self._moved) > max(_MOVED_FEW, len(self._keys) // _MOVED_PART):
+            self._put_in_order()
         for node_id, now in self._moved.items():
             old = self._keys.pop(node_id, None)
             if old is not None:
@@ -73,6 +76,17 @@ class _ByCpu:
                 insort(self._lists[now[0]], now[1])
         self._moved.clear()
         return self._lists
+
+    def _put_in_order(self) -> None:
+        """Sort everything, which takes less than to move much of it."""
+        for node_id, now in self._moved.items():
+            if now is None:
+                self._keys.pop(node_id, None)
+            else:
+                self._keys[node_id] = now
+        self._moved.clear()
+        for has_gpus in (False, True):
+            self._lists[has_gpus][:] = sorted(key for those, key in self._keys.values() if those is has_gpus)
 
 
 class CapacityIndex:
