@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from spoke.allocator.placement import general, screen
+from spoke.allocator.placement import general, reasons, screen
 from spoke.events.model import GangSpec, PortRange, Resources
 from spoke.events.rules import Rules
 from spoke.protocol import requests as r
@@ -77,6 +77,7 @@ def gangs(draw: st.DrawFn) -> GangSpec:
 def test_the_same_nodes_are_found_in_the_same_order(pool: MemoryPool, asked: list[GangSpec]) -> None:
     for spec in asked:
         assert screen.applies(spec)
+        assert reasons.why_not(pool.state, spec) == general.why_not_of_all(pool.state, spec)
         whole = general.look_at_all(pool.state, spec)
         places = screen.find(pool.state, spec)
         event("placed" if places is not None else "no places")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, permutations
 
-from spoke.allocator.placement import mixed, screen, select
+from spoke.allocator.placement import mixed, reasons, screen, select
 from spoke.allocator.placement.domains import Trial, neighbours_together, trials
 from spoke.allocator.placement.pack import NoFit, Placement, count_nodes, describe, has_port
 from spoke.allocator.placement.picks import picks
@@ -220,12 +220,17 @@ def _needs_of(part: GangSpec) -> str:
 
 
 def _why_not(state: PoolState, spec: GangSpec) -> str:
+    found = reasons.why_not(state, spec) if screen.applies(spec) else why_not_of_all(state, spec)
+    return f"{_needs(spec)}; {found}"
+
+
+def why_not_of_all(state: PoolState, spec: GangSpec) -> str:
+    """What there is for the gang, by a look at every node."""
     nodes = _candidates(state, spec) if spec.rules is not None or spec.groups else select.open_nodes(state)
     nodes = [node for node in nodes if not select.closed(spec, node)]
-    reason = f"{_needs(spec)}; {_qualify(state, spec, nodes, empty=False)}"
     out = select.ruled_out(state, spec) if not spec.groups else ""
     ports = "" if any(map(has_port, nodes)) or not nodes else "; no port is left on them for rank 0"
-    return reason + ports + (f"; {out}" if out else "")
+    return _qualify(state, spec, nodes, empty=False) + ports + (f"; {out}" if out else "")
 
 
 def _qualify(state: PoolState, spec: GangSpec, nodes: Sequence[NodeState], *, empty: bool) -> str:
@@ -238,9 +243,7 @@ def _qualify(state: PoolState, spec: GangSpec, nodes: Sequence[NodeState], *, em
         of = f"of the {count_nodes(len(suited))} that it may use"
         if part.strict_pack:
             whole = [room.node.spec.node_id for room in found if room.holds >= part.actors_per_node]
-            verb = "qualifies" if len(whole) == 1 else "qualify"
-            listed = f": {', '.join(sorted(whole)[:5])}{', …' if len(whole) > 5 else ''}" if whole else ""
-            told.append(f"{named}{len(whole)} {of} {verb}{listed}")
+            told.append(named + select.qualifying(sorted(whole)[:5], len(whole), of))
         elif part.strategy == "strict_pack":
             told.append(f"{named}the roomiest {of} has room for {max((room.holds for room in found), default=0)}")
         elif part.strategy == "strict_spread":

@@ -156,7 +156,20 @@ def _needs(spec: GangSpec) -> tuple[int, int]:
 
 def _rooms(state: PoolState, table: NodeTable, spec: GangSpec) -> Rooms:
     """The nodes on which at least one member fits now."""
-    need, fits = need_of(spec), table.usable.copy()
+    fits = suits(state, table, spec)
+    if spec.rules is not None and spec.rules.exclusive:
+        fits &= ~table.used
+    if state.capacity.shut:
+        fits[table.rows_of(state.capacity.shut)] = False
+    room = holds(table, spec)
+    enough = spec.actors_per_node if spec.strict_pack and spec.rules is None else 1  # others do not count at all
+    rows = np.flatnonzero(fits & (room >= enough))
+    return Rooms(state, table, rows, room[rows], bool(need_of(spec).gpus))
+
+
+def suits(state: PoolState, table: NodeTable, spec: GangSpec) -> Bools:
+    """By the row, whether the node takes work, and serves the gang as far as room is free on it."""
+    fits = table.usable.copy()
     for key, among, wanted in _labels(spec.rules or NO_RULES):
         column = table.label(state, key)
         fits &= column.having(wanted)[column.codes] == among
@@ -164,17 +177,16 @@ def _rooms(state: PoolState, table: NodeTable, spec: GangSpec) -> Rooms:
         fits &= table.has_models(spec.gpu_models)
     if spec.rules is not None and spec.rules.gpu_memory_min:
         fits &= table.least_memory >= spec.rules.gpu_memory_min
-    if spec.rules is not None and spec.rules.exclusive:
-        fits &= ~table.used
-    if state.capacity.shut:
-        fits[table.rows_of(state.capacity.shut)] = False
-    holds = np.full(len(fits), spec.size, np.int64)
+    return fits
+
+
+def holds(table: NodeTable, spec: GangSpec) -> Ints:
+    """By the row, for how many members there is room, at most all of them."""
+    need, found = need_of(spec), np.full(len(table.usable), spec.size, np.int64)
     for amount, needed in ((table.whole, need.gpus), (table.cpu, need.cpu_milli), (table.memory, need.memory)):
         if needed:
-            np.minimum(holds, amount // needed, out=holds)
-    enough = spec.actors_per_node if spec.strict_pack and spec.rules is None else 1  # others do not count at all
-    rows = np.flatnonzero(fits & (holds >= enough))
-    return Rooms(state, table, rows, holds[rows], bool(need.gpus))
+            np.minimum(found, amount // needed, out=found)
+    return found
 
 
 def _labels(rules: Rules) -> Iterator[tuple[str, bool, Sequence[str]]]:

@@ -7,32 +7,53 @@ from collections.abc import Sequence
 
 from spoke.errors import InvalidRequest
 from spoke.events.model import GangSpec
-from spoke.events.rules import ANY, NO_RULES, matches
+from spoke.events.rules import ANY, NO_RULES, Rules, matches
 from spoke.events.state import NodeState, PoolState
 
 SEEN_MAX = 10
+IN_USE = "in use, and it asks for nodes of its own"
 _OUR_OWN_LABELS = frozenset({"log_dir"})
 
 
 def unsuitable(spec: GangSpec, node: NodeState) -> str:
     """Why a node never serves the gang, however much of it is free; empty if it does."""
     if spec.gpu_models and not all(gpu.model in spec.gpu_models for gpu in node.spec.gpus):
-        return f"GPUs that are not {' or '.join(spec.gpu_models)}"
+        return other_models(spec)
     rules = spec.rules
     if rules is None:
         return ""
     labels = node.spec.labels
     for key, wanted in rules.where.items():
         if not matches(labels, key, wanted):
-            return f"no label {_label(key, wanted)}"
+            return no_label(key, wanted)
     for key, unwanted in rules.where_not.items():
         if matches(labels, key, unwanted):
-            return f"label {key}={labels[key]}"
+            return has_label(key, labels[key])
     if rules.same and rules.same not in labels:
         return f"no label {rules.same}"
     if rules.min_gpu_memory and any(gpu.memory < rules.gpu_memory_min for gpu in node.spec.gpus):
-        return f"GPUs with less than {_gib(rules.gpu_memory_min)}"
+        return less_memory(rules)
     return ""
+
+
+def other_models(spec: GangSpec) -> str:
+    """That a node has GPUs of other models than the gang asks for."""
+    return f"GPUs that are not {' or '.join(spec.gpu_models)}"
+
+
+def no_label(key: str, wanted: str | Sequence[str]) -> str:
+    """That a node has no such label."""
+    return f"no label {_label(key, wanted)}"
+
+
+def has_label(key: str, value: str) -> str:
+    """That a node has a label that is not wanted."""
+    return f"label {key}={value}"
+
+
+def less_memory(rules: Rules) -> str:
+    """That the GPUs of a node have too little memory."""
+    return f"GPUs with less than {_gib(rules.gpu_memory_min)}"
 
 
 def closed(spec: GangSpec, node: NodeState) -> str:
@@ -44,7 +65,7 @@ def closed(spec: GangSpec, node: NodeState) -> str:
     if node.exclusive:
         return f"exclusively {node.exclusive}'s"
     if spec.rules is not None and spec.rules.exclusive and node.tickets:
-        return "in use, and it asks for nodes of its own"
+        return IN_USE
     return ""
 
 
@@ -56,12 +77,20 @@ def open_nodes(state: PoolState) -> list[NodeState]:
 
 def ruled_out(state: PoolState, spec: GangSpec) -> str:
     """How many nodes do not serve the gang, by their reasons, in words; empty if all do."""
-    reasons = Counter(unsuitable(spec, node) or closed(spec, node) for node in state.nodes.values())
-    del reasons[""]
-    told = "; ".join(
-        f"{count} with {why}" if _is_trait(why) else f"{count} {why}" for why, count in sorted(reasons.items())
-    )
-    return f"ruled out: {told}" if told else ""
+    return told(Counter(unsuitable(spec, node) or closed(spec, node) for node in state.nodes.values()))
+
+
+def told(reasons: Counter[str]) -> str:
+    """How many nodes do not serve a gang, by their reasons, in words; those with an empty reason do."""
+    counted = [(why, count) for why, count in sorted(reasons.items()) if why and count]
+    words = "; ".join(f"{count} with {why}" if _is_trait(why) else f"{count} {why}" for why, count in counted)
+    return f"ruled out: {words}" if words else ""
+
+
+def qualifying(names: Sequence[str], count: int, of: str) -> str:
+    """How many nodes qualify, the first few by their names."""
+    listed = f": {', '.join(names)}{', …' if count > len(names) else ''}" if names else ""
+    return f"{count} {of} {'qualifies' if count == 1 else 'qualify'}{listed}"
 
 
 def nothing_suits(state: PoolState, spec: GangSpec) -> str:
