@@ -53,7 +53,7 @@ RULES: dict[str, Callable[[], GangSpec]] = {
     "exclusive": lambda: GangSpec(1, 1, ONE_GPU, rules=Rules(exclusive=True)),
     "gpu_ids": lambda: GangSpec(1, 2, ONE_GPU, gpu_ids=(2, 3)),
     "mixed": lambda: GangSpec(5, 1, groups=(Group("head", 1, 1), Group("worker", 4, 4, ONE_GPU))),
-    "no label": lambda: GangSpec(400, 8, ONE_GPU, rules=Rules(where={"disk": "ssd"})),
+    "no label": lambda: GangSpec(1_500, 8, ONE_GPU, rules=Rules(where={"disk": "ssd"})),
     "no rack": lambda: GangSpec(41, 4, ONE_GPU, rules=Rules(same="rack")),
 }
 """What is asked for in a pool with racks; the last two fit nowhere now."""
@@ -188,6 +188,7 @@ def measure(shape: str, nodes: int, rounds: int) -> dict[str, float]:
         "new shape, ": lambda at: GangSpec(1, 1, replace(need, cpus=need.cpus + (at + 1) / 1000)),
         "does not fit, ": lambda _: GangSpec(nodes, 1, replace(need, cpus=120)),
     }
+    found["first"] = decision_us(pool, GangSpec(1, 1, need))
     for name, make in asked.items():
         took = sorted(decision_us(pool, make(at)) for at in range(rounds))
         found |= {f"{name}mean": sum(took) / len(took), f"{name}p99": took[int(len(took) * 0.99)]}
@@ -232,7 +233,13 @@ def main() -> None:
         for nodes in args.nodes or SIZES:
             for name, value in measures[shape](nodes, args.rounds).items():
                 floor = floors.setdefault(name, value)
-                unit = "µs" if name.endswith(("mean", "p99", "p99.9", "max")) else "" if name == "tickets" else "B"
+                unit = (
+                    "µs"
+                    if name.endswith(("mean", "p99", "p99.9", "max", "first"))
+                    else ""
+                    if name == "tickets"
+                    else "B"
+                )
                 figure, ratio = f"{shape}, {nodes:,} nodes: {name}", value / floor if floor else 0.0
                 if args.json:
                     row = {"figure": figure, "value": round(value, 1), "unit": unit, "floor": round(floor, 1)}

@@ -125,7 +125,7 @@ def _goes_on(state: PoolState, ticket_id: str) -> bool:
 def check_operator(asked: r.Envelope) -> None:
     """Where requests are signed, operations are for operators and administrators."""
     signer = asked.signer
-    if signer is not None and signer.kind not in ("operator", "admin"):
+    if signer is not None and not signer.is_operator:
         raise Forbidden(
             f"{asked.request.TYPE}: {signer} asked, and this is for operators: use a key from `spoke key issue "
             f"operator NAME`"

@@ -92,6 +92,9 @@ def quota_set(
         bool, typer.Option("--borrow/--no-borrow", help="It may have more while that is idle; others can reclaim it.")
     ] = True,
     weight: Annotated[int, typer.Option(metavar="N", help="Its part in a fair order.")] = 1,
+    max_priority: Annotated[
+        int | None, typer.Option(metavar="N", help="The highest priority that its gangs may ask for.")
+    ] = None,
     url: Url = None,
     pool: Pool = None,
 ) -> None:
@@ -100,7 +103,14 @@ def quota_set(
 
     with spoke.Client(url, pool=pool) as client:
         changed = client.set_quota(
-            project, gpus=gpus, cpus=cpus, memory=memory, nodes=nodes, borrow=borrow, weight=weight
+            project,
+            gpus=gpus,
+            cpus=cpus,
+            memory=memory,
+            nodes=nodes,
+            borrow=borrow,
+            weight=weight,
+            priority_max=max_priority,
         ).result(ANSWER_S)
     say(f"project {project} has the new quota." if changed else f"the quota of {project} was so before.")
 
@@ -142,9 +152,10 @@ def quota_list(url: Url = None, pool: Pool = None, json: Json = False) -> None:
                 of(one.nodes, nodes),
                 "" if limits is None else "yes" if limits.borrow else "no",
                 "1" if limits is None else str(limits.weight),
+                "" if limits is None or limits.priority_max is None else str(limits.priority_max),
             )
         )
-    table(("PROJECT", "GPUS", "CPUS", "MEMORY GIB", "NODES", "BORROWS", "WEIGHT"), rows)
+    table(("PROJECT", "GPUS", "CPUS", "MEMORY GIB", "NODES", "BORROWS", "WEIGHT", "MAX PRIORITY"), rows)
 
 
 @reserve.command("create")

@@ -13,6 +13,7 @@ from typing import Literal
 
 from spoke.errors import InvalidRequest
 from spoke.events.model import GPU_MILLI, GangSpec, Slot, check_name
+from spoke.events.terms import PRIORITY_MAX
 
 Order = Literal["fifo", "priority", "fair"]
 ORDERS: tuple[Order, ...] = ("fifo", "priority", "fair")
@@ -71,6 +72,7 @@ class Quota:
     """What a project may have by right (None: no limit), and its weight in a fair order.
 
     ``borrow``: it may have more while that is idle; such tickets can be preempted by projects within their quota.
+    ``priority_max`` is the highest priority that its gangs may ask for.
     """
 
     project: str
@@ -80,6 +82,7 @@ class Quota:
     nodes: int | None = None
     borrow: bool = True
     weight: int = 1
+    priority_max: int | None = None
 
     def __post_init__(self) -> None:
         if self.project != "*":
@@ -90,6 +93,8 @@ class Quota:
                 _check(f"the quota of {name}", limit, 0, 2**60)
         if self.nodes is not None:
             _check("the quota of nodes", self.nodes, 0, 2**40)
+        if self.priority_max is not None:
+            _check("the highest priority", self.priority_max, -PRIORITY_MAX, PRIORITY_MAX)
 
     @property
     def limits(self) -> tuple[int | None, ...]:

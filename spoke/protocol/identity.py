@@ -51,6 +51,11 @@ class Signer:
     kind: Kind
     name: str
 
+    @property
+    def is_operator(self) -> bool:
+        """Whether it may do what operators do."""
+        return self.kind in ("operator", "admin")
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spoke.allocator.decide import decide
 from spoke.allocator.queue.fair import SHARE, dominant_share, totals
 from spoke.allocator.queue.order import in_order
 from spoke.errors import InvalidRequest
@@ -18,6 +19,7 @@ from spoke.events.terms import Terms
 from spoke.protocol import orders as o
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
+from spoke.protocol.identity import Kind, Signer
 from tests.builders import MemoryPool, gang, node_spec
 
 HOUR = 3_600_000
@@ -308,6 +310,24 @@ def test_quotas_change_and_go_live() -> None:
     assert not runs(pool, more)
     pool.ask("c", r.RemoveQuota("*"))
     assert runs(pool, more)
+
+
+def test_a_priority_above_what_the_quota_allows_is_refused_unless_an_operator_asks() -> None:
+    pool = pool_of(4)
+    pool.ask("c", r.SetQuota(Quota("vision", priority_max=5)))
+    pool.ask("c", r.SetQuota(Quota("*", priority_max=0)))
+    assert runs(pool, asks(pool, 1, priority=5, project="vision"))
+    for project, priority, most in (("vision", 6, 5), ("nlp", 1, 0)):
+        refused = pool.allocate("c", gang(1, 1, 1, terms=Terms(priority=priority, project=project)))
+        assert isinstance(refused, p.Failed)
+        assert (refused.code, f"may ask for {most} at most" in refused.reason) == ("limit", True)
+    spec = gang(1, 1, 1, terms=Terms(priority=6, project="vision"))
+    signers: tuple[tuple[Kind, str], ...] = (("user", "limit"), ("operator", ""))
+    for kind, code in signers:
+        pool.seqs["c"] += 1
+        asked = r.Envelope(r.AllocateGang(spec, 0), "c", pool.seqs["c"], signer=Signer(kind, "olga"))
+        event = decide(pool.state, asked, pool.now_ms)[0]
+        assert getattr(event, "code", "") == code
 
 
 # --- backfill ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from spoke.errors import LimitExceeded
 from spoke.events.model import GangSpec
 from spoke.events.queueing import NOTHING, Amounts, Quota, demand_of, plus
 from spoke.events.state import PoolState, TicketState
@@ -29,6 +30,17 @@ def over_reason(state: PoolState, project: str, spec: GangSpec) -> str:
         return ""
     name = quota.exceeded(plus(state.queueing.held(project), demand_of(spec)))
     return f"would exceed the quota of project {project}: {words(quota)}, which may not borrow (by {name})"
+
+
+def check_priority(state: PoolState, project: str, spec: GangSpec) -> None:
+    """Raise LimitExceeded for a priority above what the project's quota allows."""
+    quota = state.queueing.quota(project)
+    if quota is not None and quota.priority_max is not None and spec.terms.priority > quota.priority_max:
+        raise LimitExceeded(
+            f"priority {spec.terms.priority} was asked for; gangs of project {project} may ask for "
+            f"{quota.priority_max} at most, by its quota: ask for less, or have an operator raise the ticket's "
+            f"(`spoke ticket priority`)"
+        )
 
 
 def can_reclaim(state: PoolState, ticket: TicketState) -> bool:

@@ -12,7 +12,7 @@ from spoke.allocator.queue.due import due
 from spoke.allocator.queue.grant import allocated, booked, place_beside
 from spoke.allocator.queue.order import goes_first, in_order
 from spoke.allocator.queue.preempt import preempt
-from spoke.allocator.queue.quota import over_reason, standing
+from spoke.allocator.queue.quota import check_priority, over_reason, standing
 from spoke.allocator.queue.reserve import check_may_use
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
@@ -30,6 +30,8 @@ def allocate(state: PoolState, asked: r.Envelope, request: r.AllocateGang, now_m
         raise InvalidRequest(f"a timeout of {timeout_ms} ms was given: use 0 or more, or none at all to wait for ever")
     client = state.clients[client_id]
     project = project_of(spec.terms.project, client.project, client.user, client_id)
+    if not (asked.signer is not None and asked.signer.is_operator):
+        check_priority(state, project, spec)
     if spec.rules is not None:
         check_near(state, spec)
     if spec.terms.reservation:
