@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spoke.allocator.placement import general, reasons, screen
 from spoke.events.model import GangSpec, PortRange, Resources
-from spoke.events.rules import Rules
+from spoke.events.rules import Group, Rules
 from spoke.protocol import requests as r
 from tests.builders import MemoryPool, node_spec
 
@@ -85,3 +85,27 @@ def test_the_same_nodes_are_found_in_the_same_order(pool: MemoryPool, asked: lis
         expected = None if whole is None else [(node.spec.node_id, count) for node, count in whole[0][1]]
         assert found == expected
         pool.allocate("c", spec)  # so that the table must follow
+
+
+@st.composite
+def mixed(draw: st.DrawFn) -> GangSpec:
+    """A gang of two or three groups, with rules of its own and of its groups."""
+    rules = draw(gangs()).rules
+    whole = None if rules is None else replace(rules, strategy="pack", where={})
+    parts = []
+    for number in range(draw(st.integers(2, 3))):
+        gpus, gpu_memory = draw(st.sampled_from([(0, 0), (1, 0), (2, 0), (0.5, 0), (0, 10 << 30)]))
+        need = Resources(gpus=gpus, gpu_memory=gpu_memory, cpus=draw(st.sampled_from([0.0, 2.0])))
+        where = draw(st.sampled_from([{}, {}, {"disk": ["ssd"]}]))
+        parts.append(Group(f"g{number}", draw(st.integers(1, 2)), draw(st.integers(1, 2)), need, where=where))
+    return GangSpec(sum(part.num_nodes for part in parts), 1, groups=tuple(parts), rules=whole)
+
+
+@settings(max_examples=600, deadline=None)
+@given(pool=pools(), asked=st.lists(mixed(), min_size=1, max_size=4))
+def test_mixed_gangs_get_the_same_places(pool: MemoryPool, asked: list[GangSpec]) -> None:
+    for spec in asked:
+        found = general.look_where_it_can_be(pool.state, spec)
+        event("placed" if found is not None else "no places")
+        assert found == general.look_at_all(pool.state, spec)
+        pool.allocate("c", spec)

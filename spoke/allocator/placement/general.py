@@ -5,7 +5,7 @@ A gang is tried in one set of nodes after the other (``domains``). In a set, a g
 demanding first, in other orders if that fails, and on few nodes in every way there is (``mixed``): all of them or none.
 On many nodes a mixed gang that only fits if a group leaves a node that it likes better to another group may wait though
 there were places. Gangs of like members with whole GPUs are found over columns (``screen``), which gives the same
-answers; for the others the cost grows with the number of nodes.
+answers; and so is the rack or block for a mixed gang. For the others the cost grows with the number of nodes.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def place(state: PoolState, spec: GangSpec) -> Placement | NoFit:
     if screen.applies(spec):
         places = screen.find(state, spec)
         found = [(0, places)] if places is not None else None
+    elif spec.groups:
+        found = look_where_it_can_be(state, spec)
     else:
         found = look_at_all(state, spec)
     return _placement(state, spec, found) if found is not None else NoFit(lambda: _why_not(state, spec))
@@ -57,6 +59,14 @@ def place(state: PoolState, spec: GangSpec) -> Placement | NoFit:
 def look_at_all(state: PoolState, spec: GangSpec) -> Whole | None:
     """Places for the whole gang, looked for on every node."""
     return _find(state, spec, _candidates(state, spec), has_port)
+
+
+def look_where_it_can_be(state: PoolState, spec: GangSpec) -> Whole | None:
+    """Places for a mixed gang: the same, without a look at racks and blocks that have not enough free for it."""
+    if not screen.has_room_for_each(state, spec.parts):
+        return None
+    tried = (_in_trial(state, spec, trial, has_port, empty=False) for trial in screen.trials(state, spec))
+    return next((whole for whole in tried if whole is not None), None)
 
 
 def never_fits(state: PoolState, spec: GangSpec) -> str:
@@ -89,17 +99,8 @@ def _find(
 ) -> Whole | None:
     """Places in the first set of nodes that has them; ``empty``: if everything on the nodes were free."""
     if spec.groups:
-        parts = spec.parts
-        for trial in trials(state, spec, list(nodes)):
-            for order in _orders(parts, len(trial.nodes)):
-                whole = _place_groups(state, trial, parts, order, port, empty=empty)
-                if whole is not None:
-                    return whole
-            left = [_emptied(node) if empty else node for node in trial.nodes]
-            whole = mixed.search(left, parts, next(_orders(parts, 1)), port)
-            if whole is not None:
-                return whole
-        return None
+        tried = (_in_trial(state, spec, trial, port, empty=empty) for trial in trials(state, spec, list(nodes)))
+        return next((whole for whole in tried if whole is not None), None)
     found = rooms((node for node in nodes if not select.unsuitable(spec, node)), spec, empty=empty)
     beside = spec.preferred_node or (spec.rules is not None and spec.rules.near)
     if spec.strategy == "pack" and not spec.strict_pack and not beside:
@@ -112,6 +113,17 @@ def _find(
         if places is not None:
             return [(0, places)]
     return None
+
+
+def _in_trial(state: PoolState, spec: GangSpec, trial: Trial, port: HasPort, *, empty: bool) -> Whole | None:
+    """Places for a mixed gang in one set of nodes."""
+    parts = spec.parts
+    for order in _orders(parts, len(trial.nodes)):
+        whole = _place_groups(state, trial, parts, order, port, empty=empty)
+        if whole is not None:
+            return whole
+    left = [_emptied(node) if empty else node for node in trial.nodes]
+    return mixed.search(left, parts, next(_orders(parts, 1)), port)
 
 
 def _orders(parts: Sequence[GangSpec], nodes: int) -> Iterator[tuple[int, ...]]:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spoke.allocator.placement.domains import preferred_levels
+from spoke.allocator.placement.domains import Trial, preferred_levels
 from spoke.allocator.placement.pack import has_port
 from spoke.allocator.placement.rooms import Room
 from spoke.allocator.placement.select import neighbours
 from spoke.allocator.placement.spread import Parts, fill, take
 from spoke.allocator.placement.table import Bools, Ints, NodeTable, least, table_of
-from spoke.events.model import GangSpec
+from spoke.events.model import GPU_MILLI, GangSpec, Resources
 from spoke.events.rules import ANY, DOMAINS, NO_RULES, Rules
 from spoke.events.state import NodeState, PoolState, need_of
 
@@ -46,6 +46,31 @@ def find(state: PoolState, spec: GangSpec) -> Parts | None:
         if places is not None:
             return places
     return None
+
+
+def has_room_for_each(state: PoolState, parts: Iterable[GangSpec]) -> bool:
+    """Whether each of these gangs, were it alone, may have places: False only if one has none."""
+    table = table_of(state)
+    for part in filter(applies, parts):
+        least_here, count = _needs(part)
+        found = holds(table, part)[suits(state, table, part)]
+        found = found[found >= least_here]
+        if len(found) < count or int(found.sum()) < part.size:
+            return False
+    return True
+
+
+def trials(state: PoolState, spec: GangSpec) -> Iterator[Trial]:
+    """The sets of nodes in which a mixed gang is tried, as in ``domains``; those with too few GPUs are left out."""
+    table = table_of(state)
+    fits = table.usable.copy()
+    fits[table.rows_of(state.capacity.shut)] = False
+    if spec.rules is not None and spec.rules.exclusive:
+        fits &= ~table.used
+    rows = np.flatnonzero(fits)
+    everything = Rooms(state, table, rows, np.ones(len(rows), np.int64), True)
+    for rooms, prefer in _trials(everything, spec):
+        yield Trial([state.nodes[table.ids[row]] for row in rooms.rows], prefer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +161,22 @@ class Rooms:
         return np.where(codes == self.table.label(self.state, label).code(""), 0, codes)
 
     def could_be_in(self, codes: Ints, spec: GangSpec) -> Ints:
-        """The codes of domains that have room enough."""
+        """The codes of domains that have room enough; for a mixed gang, that have GPUs enough."""
+        if spec.groups:
+            needed = sum(part.size * _gpu_milli_min(part.resources) for part in spec.parts)
+            enough: Ints = np.flatnonzero(np.bincount(codes, weights=self.table.free[self.rows]) >= needed)
+            return enough[enough > 0]
         fewest, count = _needs(spec)
         chosen = self.holds >= fewest
         nodes = np.bincount(codes[chosen])
         members = np.bincount(codes[chosen], weights=self.holds[chosen])
         found: Ints = np.flatnonzero((nodes >= count) & (members >= spec.size))
         return found[found > 0]
+
+
+def _gpu_milli_min(resources: Resources) -> int:
+    """What a member takes of GPUs at the least: a share by memory depends on the GPU."""
+    return resources.gpu_milli if resources.is_share else GPU_MILLI * resources.gpu_count
 
 
 def _needs(spec: GangSpec) -> tuple[int, int]:
