@@ -4,8 +4,9 @@ The tasks of the trace come with their own arrivals, sizes and durations, in sim
 own decide and fold. The cluster of the trace was nearly empty, so the time between arrivals is compressed: they come so
 much faster that the GPU time asked for is ``load`` times what there is. Durations stay. All tasks together would keep
 the whole cluster busy for half an hour, less than many of them take, so there are two ways to fill it for long enough:
-a part of the cluster (every ``--every``-th node), or the whole one and each task ``--copies`` times, its copies spread
-evenly until the next task comes. Either way the arrivals have the trace's own peaks.
+a part of the cluster (every ``--every``-th node), or the whole one and ``--copies`` tasks where the trace has one: the
+one itself, the one ``STRIDE`` places before it, the one before that by as much, and so on, spread evenly until the next
+arrival. Either way the arrivals have the trace's own peaks.
 
 Tasks of long-running services count as one of higher priority (LS in the trace); projects are four, by the task's
 number, since the trace names none. With backfill each task says its true duration.
@@ -21,7 +22,7 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from trace import Row, gang_spec, node_spec, read
 from typing import Any
@@ -53,6 +54,7 @@ BUSY_SECONDS_MIN, LONGEST_S = 1, 12 * 3600
 """Tasks that last longer are left out: services, which would fill the pool once and never leave."""
 FROM_S = 10_192_225
 """Before this second of the trace hardly anything arrives."""
+STRIDE = 37
 
 
 @dataclass
@@ -94,10 +96,11 @@ def tasks_of(rows: list[Row], copies: int, gpus_max: int) -> list[Task]:
             found.append((at_s * 1000, length_s * 1000, size, int(row["qos"] == "LS"), spec.resources))
     found.sort(key=lambda one: one[0])
     tasks = []
-    for number, (at_ms, length_ms, size, priority, resources) in enumerate(found):
+    for number, (at_ms, *_) in enumerate(found):
         gap_ms = found[min(number + 1, len(found) - 1)][0] - at_ms
         for copy in range(copies):
-            project = f"p{(number * copies + copy) % len(WEIGHTS)}"
+            _, length_ms, size, priority, resources = found[number - copy * STRIDE]
+            project = f"p{len(tasks) % len(WEIGHTS)}"
             spec = GangSpec(1, 1, resources, terms=Terms(priority, project, length_ms))
             tasks.append(Task(at_ms + gap_ms * copy // copies, spec, length_ms, size, project))
     return tasks
@@ -227,13 +230,13 @@ def at(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
 
 
-def one(data: Path, every: int, copies: int, policy: str, load: float) -> dict[str, Any]:
+def one(data: Path, every: int, copies: int, depth: int, policy: str, load: float) -> dict[str, Any]:
     """The figures of one policy at one load."""
     nodes, began_s = read(data / "nodes.csv")[::every], time.process_time()
     tasks = tasks_of(read(data / "pods-default.csv"), copies, max(int(row["gpu"]) for row in nodes))
-    simulation = Simulation(nodes, tasks, POLICIES[policy], load)
+    simulation = Simulation(nodes, tasks, replace(POLICIES[policy], depth=depth), load)
     found = simulation.run()
-    of = {"nodes": len(nodes), "gpus": simulation.gpu_milli // 1000, "tasks": len(tasks)}
+    of = {"nodes": len(nodes), "gpus": simulation.gpu_milli // 1000, "tasks": len(tasks), "depth": depth}
     return {"policy": policy, "load": load, **of, **found, "cpu_s": round(time.process_time() - began_s, 1)}
 
 
@@ -258,7 +261,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SPOKE_TRACE", "traces/alibaba-gpu-2023")))
     parser.add_argument("--every", type=int, default=20, help="every so many nodes of the cluster")
-    parser.add_argument("--copies", type=int, default=1, help="each task comes so many times")
+    parser.add_argument("--copies", type=int, default=1, help="so many tasks come where the trace has one")
+    parser.add_argument("--depth", type=int, default=32, help="so many waiting gangs are looked at for backfill")
     parser.add_argument("--policy", choices=POLICIES, action="append")
     parser.add_argument("--load", type=float, action="append")
     parser.add_argument("--plots", type=Path, help="write SVG plots into this folder")
@@ -268,7 +272,7 @@ def main() -> None:
         parser.error(f"{args.data}: no trace there; name its folder with --data")
     jobs = [(policy, load) for load in args.load or LOADS for policy in args.policy or POLICIES]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = [pool.submit(one, args.data, args.every, args.copies, *job) for job in jobs]
+        found = [pool.submit(one, args.data, args.every, args.copies, args.depth, *job) for job in jobs]
         rows = []
         for done in found:
             row = done.result()
