@@ -95,7 +95,7 @@ def tasks_of(rows: list[Row], copies: int, gpus_max: int) -> list[Task]:
         if gpus <= gpus_max:
             found.append((at_s * 1000, length_s * 1000, size, int(row["qos"] == "LS"), spec.resources))
     found.sort(key=lambda one: one[0])
-    tasks = []
+    tasks: list[Task] = []
     for number, (at_ms, *_) in enumerate(found):
         gap_ms = found[min(number + 1, len(found) - 1)][0] - at_ms
         for copy in range(copies):

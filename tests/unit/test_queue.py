@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from spoke.allocator.decide import decide
+from spoke.allocator.decide import decide, tick
 from spoke.allocator.queue.fair import SHARE, dominant_share, totals
 from spoke.allocator.queue.order import in_order
 from spoke.errors import InvalidRequest
 from spoke.events import types as e
 from spoke.events.codec import decode_event
+from spoke.events.fold import fold
 from spoke.events.model import GangSpec
 from spoke.events.queueing import Account, QueuePolicy, Quota, decay
 from spoke.events.snapshot import decode, encode
@@ -330,6 +331,11 @@ def test_a_priority_above_what_the_quota_allows_is_refused_unless_an_operator_as
         assert getattr(event, "code", "") == code
 
 
+def record(pool: MemoryPool, event: e.Event) -> None:
+    """Fold an event without what would follow."""
+    fold(pool.state, e.Recorded(f"{pool.now_ms + 1}-0", event))
+
+
 # --- backfill ----------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +355,23 @@ def test_a_gang_of_unknown_duration_goes_before_others_only_where_it_is_in_nobod
     large = asks(pool, 4)
     beside, in_the_way = asks(pool, 2), asks(pool, 1)
     assert [runs(pool, t) for t in (large, beside, in_the_way)] == [False, True, False]
+
+
+def test_all_that_may_overtake_are_granted_by_one_plan_and_nothing_is_booked_before_that_is_recorded() -> None:
+    pool = pool_of(4, 4)
+    asks(pool, 3, expected_ms=HOUR)
+    asks(pool, 3, expected_ms=HOUR)
+    pool.ask("c", r.SetQueuePolicy(QueuePolicy(backfill=False)))
+    large = asks(pool, 4, nodes=2)
+    short = [asks(pool, 1, expected_ms=HOUR // 2) for _ in range(4)]
+    record(pool, e.QueuePolicyChanged("", 0, QueuePolicy()))
+    before = encode(pool.state)
+    events = tick(pool.state, pool.now_ms)
+    assert [getattr(event, "ticket_id", "") for event in events] == short[:2], "there are two places"
+    assert encode(pool.state) == before
+    assert all(node.free_gpus.bit_count() == 1 for node in pool.state.nodes.values())
+    pool.pass_time(0)
+    assert [runs(pool, t) for t in (large, *short)] == [False, True, True, False, False]
 
 
 def test_without_backfill_nobody_overtakes() -> None:
