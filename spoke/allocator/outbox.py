@@ -34,7 +34,6 @@ _ONLY_ANSWERED = (
     e.QueuePolicyChanged,
     e.QuotaChanged,
     e.QuotaRemoved,
-    e.ReservationCreated,
     e.ReservationCancelled,
 )
 _HANDLERS: dict[type[e.Event], Handler[Any]] = {

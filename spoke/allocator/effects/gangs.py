@@ -112,3 +112,8 @@ def _ticket_told(state: PoolState, event: Any, cause: Cause) -> Iterator[Effect]
     ranks = tuple(range(len(ticket.slots)))
     notice = Notice(event.ticket_id, kind, event.reason, ranks=ranks, deadline_ms=getattr(event, "deadline_ms", 0))
     yield from notify(state, ticket, notice)
+
+
+@handlers.of(e.ReservationCreated)
+def _reservation_created(state: PoolState, event: e.ReservationCreated, cause: Cause) -> Iterator[Effect]:
+    yield Tell(event.client_id, event.seq, p.Reserved(event.reservation))

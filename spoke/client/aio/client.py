@@ -24,6 +24,7 @@ from spoke.client.sync.gang import Gang
 from spoke.client.sync.handle import ActorHandle
 from spoke.errors import ClientClosed
 from spoke.events.model import Slot
+from spoke.events.queueing import Reservation
 from spoke.protocol.explanation import Explanation
 
 
@@ -302,13 +303,13 @@ class AsyncClient:
         return await done
 
     @awaits(Client.create_reservation)
-    async def create_reservation(self, done: Awaitable[bool]) -> bool:
+    async def create_reservation(self, made: Awaitable[Reservation]) -> Reservation:
         """Keep nodes for a time; see ``Client.create_reservation``.
 
-        >>> await client.create_reservation(1, 4, duration=600, project="vision", name="demo")
-        True
+        >>> (await client.create_reservation(1, 4, duration=600, project="vision", name="demo")).project
+        'vision'
         """
-        return await done
+        return await made
 
     @awaits(Client.cancel_reservation)
     async def cancel_reservation(self, done: Awaitable[bool]) -> bool:

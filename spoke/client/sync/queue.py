@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 from spoke.client.checks import duration_ms
 from spoke.client.queue import QueueStatus, read_queue
 from spoke.client.sync.asking import Asking
 from spoke.errors import InvalidRequest
 from spoke.events.model import check_name, parse_bytes
-from spoke.events.queueing import ORDERS, Order, Quota
+from spoke.events.queueing import ORDERS, Order, Quota, Reservation
 from spoke.events.terms import Terms
 from spoke.protocol import requests as r
 from spoke.protocol.server import explained
@@ -73,11 +74,13 @@ class QueueOperations(Asking):
         nodes: int | None = None,
         borrow: bool = True,
         weight: int = 1,
+        priority_max: int | None = None,
     ) -> Future[bool]:
         """What a project has by right (None: no limit); ``"*"`` stands for all projects without a quota of their own.
 
         ``borrow``: it may have more while that is idle, in tickets that others can reclaim. ``weight``: its part in a
-        fair order. What it holds beyond a new quota stays. False if nothing changes.
+        fair order. ``priority_max``: the highest priority that its gangs may ask for; with more they are refused. What
+        it holds beyond a new quota stays. False if nothing changes.
 
         >>> client.set_quota("vision", gpus=4, weight=3).result()
         True
@@ -90,6 +93,7 @@ class QueueOperations(Asking):
             nodes,
             borrow,
             weight,
+            priority_max,
         )
         return self._ask_whether(r.SetQuota(quota))
 
@@ -115,19 +119,19 @@ class QueueOperations(Asking):
 
     def create_reservation(
         self, nodes: int, gpus: int, duration: float, *, start: float = 0.0, project: str = "", name: str = ""
-    ) -> Future[bool]:
+    ) -> Future[Reservation]:
         """Keep ``nodes`` nodes with ``gpus`` GPUs each for ``duration`` seconds, from ``start`` on.
 
-        ``start`` is in seconds since 1970 (0: now). Gangs use it with ``reservation=`` and its id, which
-        ``queue_status`` shows; with ``project`` only that project's. Fails with ReservationRefused.
+        ``start`` is in seconds since 1970 (0: now). Gangs use it with ``reservation=`` and its ``reservation_id``; with
+        ``project`` only that project's. Fails with ReservationRefused.
 
-        >>> client.create_reservation(1, 4, duration=600, project="vision", name="demo").result()
-        True
+        >>> kept = client.create_reservation(1, 4, duration=600, project="vision", name="demo").result()
+        >>> len(kept.nodes), kept.end_ms - kept.start_ms, kept.reservation_id.startswith("r-")
+        (1, 600000, True)
         """
-        start_ms = round(start * 1000)
-        return self._ask_whether(
-            r.CreateReservation(nodes, gpus, duration_ms("duration", duration), start_ms, project, name)
-        )
+        length_ms, start_ms = duration_ms("duration", duration), round(start * 1000)
+        request = r.CreateReservation(nodes, gpus, length_ms, start_ms, project, name)
+        return self._ask(request, lambda message, ticket: _reservation(message))
 
     def cancel_reservation(self, reservation_id: str) -> Future[bool]:
         """Give a reservation's nodes back to everybody; what was placed there stays. Fails with UnknownReservation.
@@ -138,6 +142,11 @@ class QueueOperations(Asking):
         """
         check_name("the reservation", reservation_id)
         return self._ask_whether(r.CancelReservation(reservation_id))
+
+
+def _reservation(message: Any) -> Reservation:
+    found: Reservation = message.reservation
+    return found
 
 
 def _milli(what: str, number: float) -> int:
