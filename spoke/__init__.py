@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from spoke.errors import NoAllocator as NoAllocator
     from spoke.errors import NodeBusy as NodeBusy
     from spoke.errors import NotSerializable as NotSerializable
+    from spoke.errors import ProtocolMismatch as ProtocolMismatch
     from spoke.errors import RankOutOfRange as RankOutOfRange
     from spoke.errors import RepairRefused as RepairRefused
     from spoke.errors import ServerError as ServerError
@@ -103,6 +104,7 @@ _HOMES = {
         "NoAllocator",
         "NodeBusy",
         "NotSerializable",
+        "ProtocolMismatch",
         "RankOutOfRange",
         "RepairRefused",
         "ServerError",

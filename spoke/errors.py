@@ -371,6 +371,16 @@ class UnknownNode(SpokeError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class ProtocolMismatch(SpokeError):
+    """Client or agent and the pool's allocator are of releases that do not speak the same protocol.
+
+    >>> issubclass(spoke.ProtocolMismatch, spoke.SpokeError), spoke.ProtocolMismatch.code
+    (True, 'protocol')
+    """
+
+    code = "protocol"
+
+
 class LogsUnavailable(SpokeError):
     """The output of an actor cannot be read: its node's agent is gone or does not answer, or it was removed.
 

@@ -48,6 +48,7 @@ from spoke.protocol.keys import Keys
 from spoke.protocol.orders import Delivery
 from spoke.protocol.server import check_server, connect
 from spoke.protocol.url import mask_url
+from spoke.protocol.version import PROTOCOL
 from spoke.version import release_version
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
         version=release_version(),
         nics=found.nics,
         topology=found.topology,
+        protocol=PROTOCOL,
     )
 
 

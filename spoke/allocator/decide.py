@@ -18,6 +18,7 @@ from spoke.errors import AuthenticationFailed, InvalidRequest, SpokeError
 from spoke.events import types as e
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
+from spoke.protocol.version import check_protocol
 
 Asked = r.Envelope | r.Garbage
 
@@ -148,6 +149,7 @@ def _refusal(asked: r.Envelope, error: SpokeError) -> e.Event:
 def _connect(state: PoolState, asked: r.Envelope, request: r.ConnectClient) -> list[e.Event]:
     if asked.client_id in state.clients:
         raise InvalidRequest(f"client {asked.client_id} is connected already: choose another client id")
+    check_protocol(f"client {asked.client_id}", request.protocol, request.version)
     check_lease(request.lease_ms)
     user = request.user if asked.signer is None else asked.signer.name
     return [

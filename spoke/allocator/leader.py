@@ -8,6 +8,8 @@ from typing import Any
 
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis
+from spoke.protocol.version import PROTOCOL
+from spoke.version import release_version
 
 _ELECT = files("spoke.allocator").joinpath("elect.lua").read_text()
 _RESIGN = files("spoke.allocator").joinpath("resign.lua").read_text()
@@ -32,7 +34,9 @@ class StandBy:
 
 def elect(client: Redis, keys: Keys, holder: str, leader_ms: int) -> Elected | StandBy:
     """Become the leader if nobody else is."""
-    found: Any = client.register_script(_ELECT)(keys=[keys.leader], args=[holder, leader_ms])
+    found: Any = client.register_script(_ELECT)(
+        keys=[keys.leader], args=[holder, leader_ms, release_version(), PROTOCOL]
+    )
     epoch, second, third = int(found[0]), found[1].decode(), found[2].decode()
     return Elected(epoch, second, int(third)) if epoch else StandBy(third, int(second))
 

@@ -12,6 +12,7 @@ from spoke.events.ids import order_of
 from spoke.events.model import NodeSpec
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState, mask_of
 from spoke.protocol import requests as r
+from spoke.protocol.version import check_protocol
 
 
 def register(state: PoolState, asked: r.Envelope, request: r.RegisterNode) -> list[e.Event]:
@@ -19,6 +20,7 @@ def register(state: PoolState, asked: r.Envelope, request: r.RegisterNode) -> li
     spec, node_id = request.spec, request.spec.node_id
     if node_id != asked.node_id:
         raise InvalidRequest(f"node {asked.node_id} registers as {node_id}: the two must be the same")
+    check_protocol(f"node {node_id}", spec.protocol, spec.version)
     check_lease(request.lease_ms)
     joined = e.NodeRegistered(node_id, asked.incarnation, request.lease_ms, spec)
     known = state.nodes.get(node_id)

@@ -169,7 +169,7 @@ def node_line(node: NodeState, state: PoolState) -> bytes:
             "address": spec.address,
             **_said(labels=spec.labels),
             "pid": spec.pid,
-            **_said(version=spec.version),
+            **_said(version=spec.version, protocol=spec.protocol),
         }
     )
 

@@ -37,6 +37,7 @@ from spoke.protocol.keys import Keys
 from spoke.protocol.notice import Notice
 from spoke.protocol.replies import Failed, Message, Queued, decode_message
 from spoke.protocol.server import check_server, connect
+from spoke.protocol.version import PROTOCOL
 from spoke.version import release_version
 
 T = TypeVar("T")
@@ -132,6 +133,7 @@ class Session:
             user=_user(),
             version=release_version(),
             project=self._project,
+            protocol=PROTOCOL,
         )
         return self.request(connect_, lambda message, ticket: None, direct=True)
 

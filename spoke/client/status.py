@@ -38,7 +38,8 @@ class NodeStatus:
     """A node. ``state`` is up, cordoned, draining, drained or lost; ``memory`` is in bytes.
 
     ``gpus_free`` are physical indices; ``gpus_shared`` says of each shared GPU, by its index, what fraction of it
-    is free; ``gpus_unhealthy`` why GPUs are not given out; ``version`` is the release of its agent.
+    is free; ``gpus_unhealthy`` why GPUs are not given out; ``version`` is the release of its agent,
+    ``protocol`` the version of the protocol that it speaks (0: not said).
 
     >>> client.status().nodes[0]
     <NodeStatus node-0 up, 4 of 4 GPUs free>
@@ -61,6 +62,7 @@ class NodeStatus:
     labels: Mapping[str, str] = field(default_factory=dict)
     pid: int = 0
     version: str = ""
+    protocol: int = 0
     cordon: CordonStatus | None = None
 
     def __repr__(self) -> str:

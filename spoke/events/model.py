@@ -107,7 +107,8 @@ class NodeSpec:
     """What an agent says of its node when it registers.
 
     ``address`` is where the other nodes reach it, ``machine`` identifies the booted machine (two agents with one
-    node id are told apart by it), ``cpu_milli`` is in thousandths of a core, ``memory`` in bytes.
+    node id are told apart by it), ``cpu_milli`` is in thousandths of a core, ``memory`` in bytes. ``version`` is the
+    agent's release, ``protocol`` the version of the protocol that it speaks (0: not said).
     """
 
     node_id: str
@@ -125,6 +126,7 @@ class NodeSpec:
     version: str = ""
     nics: tuple[Nic, ...] = ()
     topology: Topology | None = None
+    protocol: int = 0
 
     def __post_init__(self) -> None:
         check_name("the node id", self.node_id)

@@ -36,7 +36,7 @@ class Keys:
 
     @property
     def leader(self) -> str:
-        """Hash: holder, epoch, deadline, cursor."""
+        """Hash: holder, epoch, deadline, cursor; the release and the protocol of the holder."""
         return self._key("leader")
 
     @property

@@ -169,8 +169,8 @@ _CLASSES = (
     StopUnknown,
     Resume,
 )
-_TYPES: dict[str, type[Order]] = {cls.TYPE: cls for cls in _CLASSES}
-_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(cls) for name, cls in _TYPES.items()}
+ORDER_TYPES: dict[str, type[Order]] = {cls.TYPE: cls for cls in _CLASSES}
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(cls) for name, cls in ORDER_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,7 @@ _CLASSES = (
     SessionLost,
     Resync,
 )
+MESSAGE_TYPES: dict[str, type[Message]] = {cls.TYPE: cls for cls in _CLASSES}
 _HEADS: dict[type[Message], bytes] = {cls: cls.TYPE.encode() + b" " for cls in _CLASSES}
 _DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {cls.TYPE.encode(): msgspec.json.Decoder(cls) for cls in _CLASSES}
 

@@ -53,7 +53,7 @@ def _request(name: str, version: int = 1) -> Callable[[_R], _R]:
 
 @_request("client.connect")
 class ConnectClient(Request, frozen=True):
-    """Open a session with a lease of ``lease_ms``."""
+    """Open a session with a lease of ``lease_ms``. ``protocol`` is the version of it that the client speaks."""
 
     lease_ms: int
     host: str = ""
@@ -61,6 +61,7 @@ class ConnectClient(Request, frozen=True):
     user: str = ""
     version: str = ""
     project: str = ""
+    protocol: int = 0
 
 
 @_request("client.close")

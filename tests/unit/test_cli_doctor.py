@@ -25,6 +25,7 @@ from spoke.cli.main import app
 from spoke.client.status import NodeStatus
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis, connect
+from spoke.protocol.version import PROTOCOL
 
 ACL = Path(__file__).resolve().parents[2] / "deploy/users.acl"
 NOW = 1_700_000_000_000
@@ -196,12 +197,18 @@ def test_agents_that_are_lost_late_or_silent() -> None:
     expect(of_pool.agents(lost, leases, NOW, "p"), WARNING, "lost: n0", "spoke node remove")
 
 
-def test_agents_of_another_release() -> None:
-    expect(of_pool.releases([], "1.0"), OK)
-    expect(of_pool.releases([NodeStatus("n0", version="1.0")], "1.0"), OK, "at all agents")
-    mixed = [NodeStatus("n0", version="1.0"), NodeStatus("n1", version="0.9"), NodeStatus("n2")]
-    expect(of_pool.releases(mixed, "1.0"), WARNING, "0.9 on n1", "not told on n2")
-    expect(of_pool.releases([NodeStatus("n1", version="0.9")], "1.0"), WARNING, "1.0 here")
+def test_agents_and_allocators_of_another_release() -> None:
+    here: dict[str, Any] = {"version": "1.0", "protocol": PROTOCOL}
+    leader = {"holder": "a", "release": "1.0", "protocol": str(PROTOCOL)}
+    expect(of_pool.releases([], {}, "1.0"), OK)
+    expect(of_pool.releases([NodeStatus("n0", **here)], leader, "1.0"), OK, "everywhere in the pool")
+    mixed = [NodeStatus("n0", **here), NodeStatus("n1", version="0.9", protocol=PROTOCOL), NodeStatus("n2")]
+    expect(of_pool.releases(mixed, leader, "1.0"), WARNING, f"0.9 (protocol {PROTOCOL}) on n1", "not told on n2")
+    expect(of_pool.releases([], {**leader, "release": "0.9"}, "1.0"), WARNING, "1.0 (protocol", "0.9", "the allocator")
+    spoken: dict[str, Any] = {"version": "1.0", "protocol": PROTOCOL + 1}
+    found = of_pool.releases([NodeStatus("n1", **spoken)], leader, "1.0")  # the same release's number, of a later build
+    expect(found, BROKEN, f"(protocol {PROTOCOL + 1}) on n1", "another version of the protocol")
+    expect(of_pool.releases([], {**leader, "protocol": "99"}, "1.0"), BROKEN, "(protocol 99) on the allocator")
 
 
 def test_a_log_that_lost_its_data_or_grows_for_ever() -> None:

@@ -9,6 +9,7 @@ from spoke.cli.checks.finding import ABSENT, BROKEN, OK, WARNING, Finding, some
 from spoke.cli.output import age, count
 from spoke.events.ids import ms_of, order_of
 from spoke.events.moments import moment
+from spoke.protocol.version import PROTOCOL
 from spoke.version import release_version
 
 if TYPE_CHECKING:
@@ -80,16 +81,28 @@ def agents(nodes: Sequence[NodeStatus], leases: Mapping[str, float], now_ms: flo
     return Finding("agents", OK, text)
 
 
-def releases(nodes: Sequence[NodeStatus], own: str | None = None) -> Finding:
-    """Whether the agents and this machine have the same release of Spoke."""
-    own = own or release_version()
-    by_version: dict[str, list[str]] = {}
+def releases(nodes: Sequence[NodeStatus], leader: Mapping[str, str], own: str | None = None) -> Finding:
+    """Whether agents, allocator and this machine speak the same protocol, and are of the same release of Spoke."""
+    here = (own or release_version(), PROTOCOL)
+    found: dict[tuple[str, int], list[str]] = {}
+    if leader.get("holder"):
+        said = leader.get("protocol", "")
+        found[leader.get("release") or "not told", int(said) if said.isdigit() else 0] = ["the allocator"]
     for node in nodes:
-        by_version.setdefault(node.version or "not told", []).append(node.node_id)
-    if set(by_version) <= {own}:
-        return Finding("releases", OK, f"{own} here" + (" and at all agents" if nodes else ""))
-    text = "; ".join(f"{version} on {some(names, 3)}" for version, names in sorted(by_version.items()))
-    return Finding("releases", WARNING, f"{own} here; {text}", "bring all to one release, agents after the allocator")
+        found.setdefault((node.version or "not told", node.protocol), []).append(node.node_id)
+    if set(found) <= {here}:
+        where = " and everywhere in the pool" if found else ""
+        return Finding("releases", OK, f"{here[0]} here{where}, protocol {PROTOCOL}")
+    text = "; ".join(f"{_release(*one)} on {some(names, 3)}" for one, names in sorted(found.items()))
+    strangers = any(protocol not in (0, PROTOCOL) for _, protocol in found)
+    remedy = "bring all to one release, agents after the allocator"
+    if strangers:
+        remedy += "; the allocator takes in nobody who speaks another version of the protocol than it does"
+    return Finding("releases", BROKEN if strangers else WARNING, f"{_release(*here)} here; {text}", remedy)
+
+
+def _release(release: str, protocol: int) -> str:
+    return f"{release} (protocol {protocol})" if protocol else release
 
 
 def log(length: int, first: str, last: str, snapshot: str, archived: str) -> Finding:

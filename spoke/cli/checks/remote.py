@@ -60,7 +60,7 @@ def check_remote(url: str | None, pool: str | None) -> list[Finding]:
                 ("allocator", lambda: of_pool.allocator(known.leader(), known.now_ms, keys.pool)),
                 ("inbox", known.inbox),
                 ("agents", lambda: of_pool.agents(known.status().nodes, known.leases(), known.now_ms, keys.pool)),
-                ("releases", lambda: of_pool.releases(known.status().nodes)),
+                ("releases", lambda: of_pool.releases(known.status().nodes, known.leader())),
                 ("log", known.log),
                 ("stale keys", lambda: check_stale(redis, keys)),
             ),
@@ -119,7 +119,7 @@ class Look:
 
     def leader(self) -> dict[str, str]:
         """What is written of the allocator."""
-        names = ["holder", "deadline", "epoch", "cursor"]
+        names = ["holder", "deadline", "epoch", "cursor", "release", "protocol"]
         found: Any = self.redis.hmget(self.keys.leader, names)
         return {name: value.decode(errors="replace") for name, value in zip(names, found, strict=True) if value}
 
