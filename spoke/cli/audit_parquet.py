@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from spoke.events.log import EventLog, RawEntry
 
 ROWS_AT_ONCE = 10_000
+BATCHES_TOGETHER = 10
+"""A row group of a file has so many times as many rows: larger ones take memory, smaller ones room."""
 TEXTS = ("ticket_id", "client_id", "node_id", "actor_id", "reason")
 """Fields that many events have get columns of their own."""
 
@@ -79,11 +81,17 @@ _MS_MAX = 253_402_300_799_999
 
 def write_parquet(log: EventLog, after: str, until: str, path: Path) -> int:
     """Write the events to a Parquet file; how many there were."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    written = 0
+    written, some = 0, list[pa.RecordBatch]()
     with pq.ParquetWriter(path, schema(), compression="zstd") as writer:
         for batch in arrow_batches(log, after, until):
-            writer.write_batch(batch)
+            some.append(batch)
             written += batch.num_rows
+            if len(some) == BATCHES_TOGETHER:
+                writer.write_table(pa.Table.from_batches(some))
+                some = []
+        if some:
+            writer.write_table(pa.Table.from_batches(some))
     return written

@@ -30,7 +30,9 @@ def query(
     since: Since = None,
     until: Until = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Give up after so long.", min=0.1)] = 300.0,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="What the query may use of memory.")] = "1GiB",
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="What DuckDB may use of memory; the rest goes to disk.")
+    ] = "256MiB",
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
     archive: ArchiveDir = None,
     offline: Offline = False,

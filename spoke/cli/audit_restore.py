@@ -10,9 +10,11 @@ import typer
 
 from spoke.cli.options import Pool, Url, opened
 from spoke.cli.output import count, say
+from spoke.cli.progress import shown
 
 if TYPE_CHECKING:
-    from spoke.events.archive import StoredLog
+    from spoke.events.log import EventLog
+    from spoke.events.walk import Report
     from spoke.protocol.keys import Keys
     from spoke.protocol.server import Redis
 
@@ -41,19 +43,23 @@ def restore(
     from spoke.protocol.url import resolve_pool
 
     stored = StoredLog(Archive(directory, pool_from or resolve_pool(pool)))
-    report = verify(stored, jobs=len(os.sched_getaffinity(0)))
+    with shown(stored, prints=False) as log:
+        report = verify(log, jobs=len(os.sched_getaffinity(0)))
     if not report.ok:
         raise LogError(
             f"the archive in {directory} was to be restored, but it does not verify: {report.problems[0]} "
             f"({count(len(report.problems), 'problem')}; `spoke audit verify --offline` lists them)"
         )
-    with opened(url, pool) as place:
-        written = write_back(place.redis, place.keys, stored, report.state.epoch)
+    with opened(url, pool) as place, shown(stored, prints=False) as log:
+        written = write_back(place.redis, place.keys, log, report)
     say(f"pool {place.keys.pool}: {count(written, 'event')} restored, up to event {report.last_id}")
 
 
-def write_back(redis: Redis, keys: Keys, stored: StoredLog, epoch: int) -> int:
-    """Write a verified log into an empty pool; the number of events. Raises ServerError if the pool is not empty."""
+def write_back(redis: Redis, keys: Keys, stored: EventLog, report: Report) -> int:
+    """Write a verified log into an empty pool; the number of events. Raises LogError if the pool is not empty.
+
+    ``report`` is what verifying it found: the state at its end becomes the snapshot from which allocators begin.
+    """
     from spoke.allocator.leader import Elected, elect
     from spoke.errors import LogError
     from spoke.events import snapshot
@@ -83,6 +89,7 @@ def write_back(redis: Redis, keys: Keys, stored: StoredLog, epoch: int) -> int:
         if written % WRITE_COUNT == 0:
             pipe.execute()
     pipe.execute()
-    redis.hset(keys.snapshot, "archived", stored.last_id())
-    redis.hset(keys.leader, mapping={"epoch": epoch, "deadline": 0, "holder": ""})
+    state, last_id = snapshot.encode(report.state), stored.last_id()
+    redis.hset(keys.snapshot, mapping={"id": last_id, "state": state, "h": report.last_hash, "archived": last_id})
+    redis.hset(keys.leader, mapping={"epoch": report.state.epoch, "deadline": 0, "holder": ""})
     return written

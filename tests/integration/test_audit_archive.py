@@ -247,7 +247,8 @@ def test_a_restored_pool_goes_on_where_its_archive_ended(made: Pool, tmp_path: P
     report = verify(stored)
     assert report.problems == []
     other = Pool(made.url, f"{made.name}-anew", "another")
-    assert write_back(other.redis, other.keys, stored, report.state.epoch) == report.events
+    assert write_back(other.redis, other.keys, stored, report) == report.events
+    assert other.redis.hget(other.keys.snapshot, "id") == report.last_id.encode(), "allocators begin at its end"
     assert other.log.recover() == made.log.recover()
     other.live(5)
     after = verify(other.log)

@@ -25,6 +25,19 @@ def raw(event: e.Event) -> dict[bytes, bytes]:
     return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
 
 
+def test_a_long_listing_looks_like_a_short_one(capsys: pytest.CaptureFixture[str]) -> None:
+    columns, rows = ("ticket", ">GPU-hours", "a long name"), [("t-1", "1.00", "x"), ("t-22", "12.50", "job \x1b[2J")]
+    output.tables(columns, rows, rows_max=3)
+    short = capsys.readouterr().out
+    output.tables(columns, rows, rows_max=2)
+    assert capsys.readouterr().out == short
+    for odd in ("w" * 300, "漢字"):  # is folded; takes two columns
+        output.tables(columns, [*rows, ("t-3", "", odd)], rows_max=4)
+        short = capsys.readouterr().out
+        output.tables(columns, [*rows, ("t-3", "", odd)], rows_max=3)
+        assert capsys.readouterr().out == short
+
+
 @pytest.mark.parametrize("module", [moments, output])
 def test_the_examples_hold(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
