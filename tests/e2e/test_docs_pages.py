@@ -10,7 +10,7 @@ from spoke.cli.embedded import EmbeddedServer, free_port
 from tests.pages import ROOT, Walk, blocks
 
 DOCS = ROOT / "docs"
-ELSEWHERE = {"rdma.md": "it installs packages of the system; spoke doctor, and RDMA itself, have tests of their own"}
+ELSEWHERE = {"rdma.md": "it installs packages of the system: tests/rdma/run.sh does, and its suite runs spoke doctor"}
 ROOM = "--gpus 4 --cpus 64 --memory 512GiB"
 
 

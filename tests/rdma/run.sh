@@ -9,7 +9,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=tests/rdma
 
-tests/apt.sh qemu-system-x86 busybox-static kmod cpio iproute2 util-linux rdma-core ibverbs-utils perftest python3-pyverbs
+# What users are told to install (docs/how-to/rdma.md), and what the virtual machine and its figures need beside it.
+told=$(sed -n 's/^\$ sudo apt install \([a-z0-9. -]*\).*/\1/p' docs/how-to/rdma.md)
+extra=$(sed -n "s/^\\$ pip install 'spoke-scheduler\[\([a-z]*\)\]'.*/\1/p" docs/how-to/rdma.md)
+if [ -z "$told" ] || [ -z "$extra" ]; then
+  echo "run.sh: FAILED: docs/how-to/rdma.md does not say what to install" >&2
+  exit 1
+fi
+# shellcheck disable=SC2086  # several packages
+tests/apt.sh $told qemu-system-x86 busybox-static kmod cpio iproute2 util-linux rdma-core ibverbs-utils perftest
 sudo=()
 if [ "$(id -u)" != 0 ]; then sudo=(sudo -n --preserve-env=PATH,HOME,OUT,SOFTROCE_CACHE,SOFTROCE_ACCEL,XDG_CACHE_HOME); fi
 
@@ -24,7 +32,7 @@ if ! "$python" -c "$has_verbs"; then
     tests/apt.sh python3-venv
     /usr/bin/python3 -m venv .venv-rdma
   fi
-  "$python" -m pip install --quiet --editable '.[dev]'
+  "$python" -m pip install --quiet --editable ".[dev,$extra]"
   "$python" -c "$has_verbs" || { echo "run.sh: FAILED: pyverbs cannot be loaded: spoke doctor" >&2; exit 1; }
 fi
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -105,3 +107,13 @@ def test_a_gang_over_rdma_from_allocation_to_release(client: spoke.Client) -> No
     assert first.call("rank").result(30) == 0
     gang.release().result(60)
     until(lambda: not processes & held_by())
+
+
+def test_doctor_finds_that_rdma_can_be_used() -> None:
+    """The last command of the page on RDMA; there is no server here, of which it complains."""
+    command = [sys.executable, "-m", "spoke.cli.main", "doctor", "--json", "--url", "redis://127.0.0.1:1"]
+    done = subprocess.run(command, check=False, timeout=200, capture_output=True, text=True)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    for name in ("RDMA ports", "pyverbs", "RDMA"):
+        assert found[name]["level"] == "ok", found[name]
+    assert "rxe0" in found["RDMA ports"]["found"]
