@@ -63,13 +63,21 @@ def export(
 def _write_lines(log: EventLog, after: str, end: str, file: IO[str]) -> int:
     import orjson
 
-    from spoke.cli.events import event_document
-    from spoke.events.chain import hash_of
+    from spoke.cli.audit_parquet import raw_of
+    from spoke.cli.events import event_document, fields_json
+    from spoke.errors import LogError
+    from spoke.events.ids import ms_of
 
     written = 0
-    for event_id, fields in log.raw(after, end):
-        document = {**event_document(event_id, fields), "h": hash_of(fields)}
-        file.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE).decode())
+    for link in log.links(after, end):
+        event = link.event
+        if isinstance(event, LogError) or not link.h.isalnum():
+            document = {**event_document(link.id, raw_of(link)), "h": link.h}
+            line = orjson.dumps(document).decode()
+        else:
+            head = f'{{"id":"{link.id}","ms":{ms_of(link.id)},"type":"{event.TYPE}",'
+            line = f'{head}{fields_json(event)[1:-1]},"h":"{link.h}"}}'
+        file.write(line + "\n")
         written += 1
     return written
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from spoke.events.log import EventLog, RawEntry
+    from spoke.events.log import EventLog, Link
 
 ROWS_AT_ONCE = 10_000
 BATCHES_TOGETHER = 10
@@ -48,31 +48,38 @@ def arrow_batches(log: EventLog, after: str, until: str) -> Iterator[pa.RecordBa
     """The events between two ids, some thousand rows at a time."""
     import pyarrow as pa
 
-    shape, entries = schema(), log.raw(after, until)
-    while some := list(islice(entries, ROWS_AT_ONCE)):
-        rows = [_row(entry) for entry in some]
-        columns = zip(*rows, strict=True)
+    shape, links = schema(), log.links(after, until)
+    while some := list(islice(links, ROWS_AT_ONCE)):
+        columns = zip(*map(_row, some), strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, shape, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, schema=shape)
 
 
-def _row(entry: RawEntry) -> tuple[Any, ...]:
-    """One event as a row."""
-    import orjson
+def _row(link: Link) -> tuple[Any, ...]:
+    """One event as a row; of one that cannot be read, its fields as they stand."""
+    from spoke.cli.events import event_document, fields_json
+    from spoke.errors import LogError
+    from spoke.events.ids import ms_of
 
-    from spoke.cli.events import event_document
-    from spoke.events.chain import hash_of
+    event, ms = link.event, ms_of(link.id)
+    if isinstance(event, LogError):
+        import orjson
 
-    event_id, raw = entry
-    fields = event_document(event_id, raw)
-    ms, kind = fields.pop("ms"), str(fields.pop("type", ""))
-    del fields["id"]
-    texts = [str(fields[name]) if fields.get(name) else None for name in TEXTS]
-    rank = fields.get("rank")
-    return (
-        *(event_id, ms, min(ms, _MS_MAX), kind, *texts, rank if type(rank) is int else None),
-        *(orjson.dumps(fields).decode(), hash_of(raw) or None),
-    )
+        fields = event_document(link.id, raw_of(link))
+        kind = str(fields.pop("type", ""))
+        del fields["id"], fields["ms"]
+        texts, rank = [str(fields[name]) if fields.get(name) else None for name in TEXTS], None
+        shown = orjson.dumps(fields).decode()
+    else:
+        kind, shown, rank = event.TYPE, fields_json(event), getattr(event, "rank", None)
+        texts = [getattr(event, name, None) or None for name in TEXTS]
+    return link.id, ms, min(ms, _MS_MAX), kind, *texts, rank, shown, link.h or None
+
+
+def raw_of(link: Link) -> dict[bytes, bytes]:
+    """The fields of an entry as they stand, without its hash."""
+    raw = [part if isinstance(part, bytes) else part.encode() for part in link.args]
+    return dict(zip(raw[::2], raw[1::2], strict=True))
 
 
 _MS_MAX = 253_402_300_799_999

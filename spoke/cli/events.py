@@ -49,6 +49,12 @@ def recorded_document(recorded: e.Recorded) -> dict[str, Any]:
     return {"id": recorded.id, "ms": recorded.ms, "type": event.TYPE, "v": event.VERSION, **fields}
 
 
+def fields_json(event: e.Event) -> str:
+    """The event's version and its own fields as JSON."""
+    own = to_json(event).decode()
+    return f'{{"v":{event.VERSION}' + ("," + own[1:] if own != "{}" else "}")
+
+
 def recorded_line(recorded: e.Recorded) -> str:
     """A decoded event as one line, clean for a terminal."""
     event = recorded.event
