@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.synthetic import chained, events
+from spoke.cli import audit_parquet
 from spoke.cli.audit_export import _write_lines
-from spoke.cli.audit_parquet import arrow_batches
 from spoke.cli.timeline_chart import chart_of
 from spoke.events.history import history
 from spoke.events.log import EventLog, RawEntry
@@ -57,7 +57,7 @@ def export(log: EventLog) -> None:
 
 def to_arrow(log: EventLog) -> None:
     pytest.importorskip("pyarrow")
-    consume(arrow_batches(log, "0-0", "+"))
+    consume(audit_parquet.arrow_batches(log, "0-0", "+"))
 
 
 COMMANDS: dict[str, Callable[[EventLog], object]] = {
@@ -85,7 +85,10 @@ def grows(command: Callable[[EventLog], object], entries: list[RawEntry]) -> boo
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_memory_does_not_follow_the_logs_length(name: str, entries: list[RawEntry]) -> None:
+def test_memory_does_not_follow_the_logs_length(
+    name: str, entries: list[RawEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_parquet, "ROWS_AT_ONCE", 500)
     assert not grows(COMMANDS[name], entries)
 
 
