@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import spoke
 from spoke.cli.embedded import EmbeddedServer
@@ -21,18 +20,6 @@ GPU = spoke.Resources(gpus=1)
 T_S = 20
 TOKEN = "a-token-that-nobody-guesses"
 SHOTS = os.environ.get("SPOKE_SCREENSHOTS", "")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("SPOKE_CHROMIUM") or shutil.which("chromium")
-    assert path, "no Chromium was found: run tests/web/run.sh, which installs it"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 @pytest.fixture
