@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/how-to/redis-cli.md"
 PASSWORD = "pw-of-a-test"
 VARIES = (
+    (r"release\t\S+", "release\tRELEASE"),
     (r"c-[0-9a-f]{16}", "c-CLIENT"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "MOMENT"),
     (r"node:node-(\d):[\w-]+", r"node:node-\1:RUN"),
