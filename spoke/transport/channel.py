@@ -42,6 +42,7 @@ CLOSE_S: Final = 5.0
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
 _ITEM, _RESULT = Kind.ITEM, Kind.RESULT  # looked up once: an enum's attributes are slow
 _TICK_S: Final = 0.002
+_TICK_S_MAX: Final = 0.05
 _WATCH_TICKS: Final = 25
 
 
@@ -383,7 +384,7 @@ class Channel:
             patience_s = self._expire(time.monotonic())
             if self._watching:
                 # A software device copies while a transfer begins, and holds the interpreter: nobody can come sooner.
-                tick_s = max(_TICK_S, 4 * self._begin_s)
+                tick_s = max(_TICK_S, min(4 * self._begin_s, _TICK_S_MAX))
                 patience_s = tick_s if patience_s is None else min(patience_s, tick_s)
                 quiet_ticks = quiet_ticks + 1 if self._next_id == seen_id else 0
                 seen_id = self._next_id

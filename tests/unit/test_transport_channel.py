@@ -260,6 +260,15 @@ def test_a_cancelled_transfer_is_posted_no_further_and_wakes_who_waits(connectio
     assert not connection._pending
 
 
+def test_a_transfer_that_takes_long_to_begin_does_not_hold_answers_up(connection: Connection, peer: Peer) -> None:
+    connection._begin_s = 100.0
+    first, second = connection.call("a"), connection.call("b")
+    peer.answers(first, 1)
+    assert first.result(10) == 1
+    peer.answers(second, 2)
+    assert wait([second], 10).done
+
+
 def test_a_transfer_that_goes_on_by_calls_can_be_cancelled_and_wakes_who_waits() -> None:
     made = Transfer(time.monotonic() + 60)
     waiting = in_thread(lambda: wait([made], 10).done)
