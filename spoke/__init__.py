@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spoke.client.aio.gang import AsyncGang as AsyncGang
     from spoke.client.aio.handle import AsyncActorHandle as AsyncActorHandle
     from spoke.client.futures import GangFuture as GangFuture
-    from spoke.client.log_lines import LogLine as LogLine
+    from spoke.client.logs.lines import LogLine as LogLine
     from spoke.client.status import NodeStatus as NodeStatus
     from spoke.client.status import PoolStatus as PoolStatus
     from spoke.client.status import TicketStatus as TicketStatus
@@ -82,7 +82,7 @@ _HOMES = {
     "spoke.client.futures": ("GangFuture",),
     "spoke.client.sync.gang": ("Gang",),
     "spoke.client.sync.handle": ("ActorHandle",),
-    "spoke.client.log_lines": ("LogLine",),
+    "spoke.client.logs.lines": ("LogLine",),
     "spoke.client.status": ("NodeStatus", "PoolStatus", "TicketStatus"),
     "spoke.client.sync.client": ("Client",),
     "spoke.client.tracking": ("ActorExit",),

@@ -22,40 +22,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import resource
 import select
 import signal
 import socket
 import sys
-import time
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any
 
 from spoke.agent import procfs
+from spoke.agent.child import STATUS_BYTES_MAX, fork
+from spoke.agent.clock import clock_s
 from spoke.agent.datagrams import hear_all
 from spoke.agent.logs.files import DIRECTORY_MODE, FILE_MODE
 from spoke.agent.logs.link import ScribeLink
 
-DOCUMENT_FD = 3
-STATUS_FD = 4
 RING = signal.SIGRTMIN + 7
 """Says to an actor that is up: there are notices for you at the agent. It has blocked this signal and waits for it."""
-STATUS_BYTES_MAX = 16 * 1024
 FINISH_S = 5.0
 """How long an actor's end waits until its output is in its log; shorter where GPUs must be free soon."""
 FINISH_SOON_S = 0.2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _IDLE_S = 5.0
 _OVERDUE_S = 0.05
-_DEFAULTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE)
-
-
-def clock_s() -> float:
-    """A monotonic clock that goes on while the machine is suspended, as the server's clock does."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Launch:
@@ -217,7 +207,7 @@ class Keeper:
             opened.append(log)
             status, child_status = os.pipe()
             opened += [status, child_status]
-            launch.root = self._fork(spec, document_fd, log, child_status)
+            launch.root = fork(spec, document_fd, log, child_status)
         except OSError as error:  # no process, no memory, no descriptor, no log file
             for fd in opened:
                 os.close(fd)
@@ -231,18 +221,6 @@ class Keeper:
         os.set_blocking(status, False)
         launch.status_fd = status
         self._launches[launch.id] = launch
-
-    def _fork(self, spec: dict[str, Any], document_fd: int, log: int, status: int) -> int:
-        keeper = os.getpid()
-        # Signals wait until the child has shed the keeper's handlers, which would swallow them.
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTED)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _become(spec, document_fd, log, status, keeper)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
-        return pid
 
     def _read_status(self, launch: Launch) -> None:
         """Read what the actor's process says of its start: one line of JSON, or (a command's exec) the pipe's end."""
@@ -375,49 +353,6 @@ class Keeper:
         self._scribe.forget(launch.id)
         tail = "" if launch.told else launch.tail
         self._tell("ended", id=launch.id, code=code, signal=number, tail=tail)
-
-
-def _become(spec: dict[str, Any], document_fd: int, log: int, status: int, keeper: int) -> NoReturn:
-    """In the child: put everything in its place and exec. Whatever goes wrong is written to the status pipe."""
-    words = "its process cannot be set up"
-    try:
-        os.setsid()
-        procfs.signal_at_parent_death(signal.SIGKILL)
-        if os.getppid() != keeper:  # it died before the line above
-            os._exit(127)
-        signal.set_wakeup_fd(-1)
-        for number in (*_DEFAULTED, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        document_fd, log, status = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (document_fd, log, status))
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        if not spec["is_command"]:
-            os.dup2(document_fd, DOCUMENT_FD)
-            os.dup2(status, STATUS_FD)
-        words = f"its working directory {spec['cwd']!r} cannot be entered"
-        os.chdir(spec["cwd"])
-        argv = spec["argv"]
-        for name, value in spec.get("rlimits", {}).items():
-            words = f"its limit {name} cannot be set to {value}"
-            kind, most = getattr(resource, f"RLIMIT_{name.upper()}"), resource.RLIM_INFINITY if value == -1 else value
-            if resource.getrlimit(kind) != (most, most):
-                resource.setrlimit(kind, (most, most))
-        words = f"the command {argv[0]!r} cannot be run"
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execvpe(argv[0], argv, spec["env"])
-    except BaseException as error:
-        if isinstance(error, FileNotFoundError) and words.startswith("the command"):
-            path = spec["env"].get("PATH", "")
-            words = f"the command {spec['argv'][0]!r} was not found (working directory {spec['cwd']}, PATH {path})"
-        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
-        if isinstance(error, (OSError, ValueError)) and words.startswith("its limit"):
-            why = "more than the agent itself may have, or more than this machine allows (see `ulimit -H -a` there)"
-        with contextlib.suppress(OSError):
-            os.write(status, f"!{words}: {why}\n".encode(errors="replace")[:STATUS_BYTES_MAX])
-    finally:
-        os._exit(127)
 
 
 def _check_log(path: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from spoke.agent import instructions as i
-from spoke.agent.keeper import clock_s
+from spoke.agent.clock import clock_s
 from spoke.errors import Forbidden, LimitExceeded, LogsUnavailable
 from spoke.protocol import requests as r
 

@@ -15,41 +15,39 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from spoke.agent import instructions as i
-from spoke.agent import inventory, topology
+from spoke.agent import inventory
 from spoke.agent.claim import NodeClaim, mark_prefix
+from spoke.agent.clock import clock_s
 from spoke.agent.config import AgentConfig
+from spoke.agent.conversation import Outage
 from spoke.agent.directory import Directory
-from spoke.agent.health import Health, HealthMonitor, source_of
-from spoke.agent.keeper import clock_s
+from spoke.agent.health import Health
 from spoke.agent.launching import Site, prepare, prepare_helper
 from spoke.agent.link import KeeperLink
 from spoke.agent.liveness import Prober
 from spoke.agent.logs.access import admit
 from spoke.agent.logs.janitor import Janitor
 from spoke.agent.logs.room import parse_room
-from spoke.agent.logs.server import LogServer, Shelf
+from spoke.agent.logs.server import LogServer
+from spoke.agent.logs.shelf import Shelf
 from spoke.agent.machine import AgentMachine, Settings
-from spoke.agent.nvml import NvmlSource
+from spoke.agent.node import check_key, health_monitor, node_spec
 from spoke.agent.ports import HeldPorts
 from spoke.agent.torchrun import ERROR_FILE, read_error
-from spoke.agent.wire import LeaseRenewer, OrderReader, Outage, RequestSender
-from spoke.errors import InvalidRequest, NodeRefused, SpokeError, from_code
-from spoke.events.model import NodeSpec
+from spoke.agent.wire import LeaseRenewer, OrderReader, RequestSender
+from spoke.errors import NodeRefused, SpokeError, from_code
 from spoke.events.names import check_name
 from spoke.protocol.arrival import arrived
 from spoke.protocol.keys import Keys
 from spoke.protocol.orders import Delivery
 from spoke.protocol.server import check_server, connect
 from spoke.protocol.url import mask_url
-from spoke.protocol.version import PROTOCOL
-from spoke.version import release_version
 
 if TYPE_CHECKING:
     from spoke.agent.watcher import LogWatcher, Watcher
@@ -75,73 +73,6 @@ def run_agent(config: AgentConfig, meters: Watcher | None = None, log_watcher: L
         agent.close()
 
 
-def node_spec(config: AgentConfig, ports: HeldPorts) -> NodeSpec:
-    """What the node says of itself; raises InvalidRequest for a setting that makes no sense."""
-    if config.cpus is not None and not 0 <= config.cpus <= 2**20:
-        raise InvalidRequest(f"cpus must be a number of cores from 0 to {2**20}, not {config.cpus!r}")
-    found = _topology(config)
-    return NodeSpec(
-        node_id=config.node_id,
-        host=inventory.host_name(),
-        address=config.address or inventory.routable_address(config.url),
-        machine=inventory.machine_id(),
-        gpus=found.gpus,
-        cpu_milli=inventory.cpu_milli() if config.cpus is None else round(config.cpus * 1000),
-        memory=inventory.memory_bytes() if config.memory is None else config.memory,
-        ports=ports.range,
-        labels=dict(config.labels),
-        imports=config.imports,
-        allow_commands=config.allow_commands,
-        pid=os.getpid(),
-        version=release_version(),
-        nics=found.nics,
-        topology=found.topology,
-        protocol=PROTOCOL,
-    )
-
-
-def _topology(config: AgentConfig) -> topology.Found:
-    """The GPUs and NICs, and how near they are to each other as far as that can be found out."""
-    gpus, nics = inventory.find_gpus(config.gpus, config.node_id), inventory.find_nics()
-    if config.topology is not None:
-        return topology.from_file(config.topology, gpus, nics)
-    if config.gpus != "auto" or not gpus:
-        return topology.Found(gpus, nics, None)
-    nvml = import_module("pynvml")
-    try:
-        nvml.nvmlInit()
-        try:
-            return topology.from_nvml(gpus, nics, nvml)
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError as error:
-        log.warning("the topology of the GPUs is not known, and they are taken for equally near: NVML says %s", error)
-        return topology.Found(gpus, nics, None)
-
-
-def _check_key(config: AgentConfig) -> None:
-    signer = config.key.signer if config.key is not None else None
-    if signer is not None and (signer.kind != "node" or signer.name not in ("*", config.node_id)):
-        raise InvalidRequest(
-            f"the key is {signer}'s, and this is node {config.node_id}: give it the key node:{config.node_id} "
-            f"(`spoke key issue`)"
-        )
-
-
-def _health_monitor(config: AgentConfig, spec: NodeSpec, tell: Callable[[Health], object]) -> HealthMonitor | None:
-    """What watches the GPUs' health: the source that the settings name, else NVML for real GPUs; else nothing does."""
-    if config.health:
-        return HealthMonitor(source_of(config.health, spec.gpus), tell)
-    if config.gpus != "auto" or not spec.gpus:
-        return None
-    nvml = import_module("pynvml")
-    try:
-        return HealthMonitor(NvmlSource(nvml, spec.gpus), tell)
-    except nvml.NVMLError as error:
-        log.error("nobody watches the health of the GPUs: NVML answers %r", str(error))
-        return None
-
-
 class Agent:
     """One agent. Making it claims the node, checks the server and clears what an earlier agent left; ``run`` serves."""
 
@@ -150,7 +81,7 @@ class Agent:
     ) -> None:
         self._meters, self._log_watcher = meters, log_watcher
         check_name("the node id", config.node_id)
-        _check_key(config)
+        check_key(config)
         keys = Keys(config.pool)
         self._config = config
         self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
@@ -218,7 +149,7 @@ class Agent:
         room = parse_room(config.log_total)
         self._janitor = Janitor(config.url, keys, outage, log_dir, config.log_keep_s, room, self._log_watcher)
         self._closers += [self._logs.stop, self._janitor.stop]
-        self._monitor = _health_monitor(config, spec, self._found_health)
+        self._monitor = health_monitor(config, spec, self._found_health)
         if self._monitor is not None:
             self._closers.append(self._monitor.stop)
 

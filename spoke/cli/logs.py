@@ -14,7 +14,7 @@ from spoke.cli.output import Prefixer, complain, wants_colours
 from spoke.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from spoke.client.logs import Begin
+    from spoke.client.logs.reading import Begin
 
 _SPAN = re.compile(r"\d+(\.\d+)?[smhd]?\Z")
 
@@ -39,8 +39,8 @@ def logs(
     """
     from contextlib import closing
 
-    from spoke.client.logs import LogReader
-    from spoke.client.output import TicketOutput
+    from spoke.client.logs.output import TicketOutput
+    from spoke.client.logs.reading import LogReader
     from spoke.events.names import check_name
     from spoke.protocol.identity import find_key
 
@@ -67,7 +67,7 @@ def logs(
 def beginning(since: str, tail: int | None) -> Begin:
     """Where to begin; raises InvalidRequest."""
     from spoke.cli.node import parse_time
-    from spoke.client.logs import Begin
+    from spoke.client.logs.reading import Begin
 
     if tail is not None and since:
         raise InvalidRequest("--since and --tail were both given: choose one of them")

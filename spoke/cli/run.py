@@ -24,7 +24,7 @@ from spoke.errors import ActorStartFailed, SpokeError
 
 if TYPE_CHECKING:
     from spoke.cli.stream import OutputStream
-    from spoke.client.logs import LogReader
+    from spoke.client.logs.reading import LogReader
     from spoke.client.sync.client import Client
     from spoke.client.sync.gang import Gang
     from spoke.client.tracking import ActorExit
@@ -175,7 +175,7 @@ def run(
     import spoke
     from spoke.cli.job.options import job_of
     from spoke.cli.job.plan import plan_of
-    from spoke.client.logs import LogReader
+    from spoke.client.logs.reading import LogReader
     from spoke.protocol.identity import find_key
     from spoke.protocol.url import resolve_pool, resolve_url
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from redis.exceptions import RedisError
 
 from spoke.cli.output import Prefixer, complain, forget_output, wants_colours
-from spoke.client.logs import Begin, Feed, LogReader, Splitter
+from spoke.client.logs.reading import Begin, Feed, LogReader, Splitter
 from spoke.events.model import Slot
 
 NEWS_S = 5.0

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 import weakref
-from collections.abc import Callable
 from typing import Protocol
 
 EXIT_TIMEOUT_S = 5.0
@@ -52,12 +50,3 @@ def _in_child() -> None:
 
 atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_in_child)
-
-
-def sleep_until_set(event: threading.Event) -> Callable[[float], None]:
-    """A sleep that ends early when the event is set."""
-
-    def sleep(seconds: float) -> None:
-        event.wait(seconds)
-
-    return sleep

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
+from spoke.client import instructions as i
+from spoke.client.instructions import Instruction
 from spoke.client.tracking import Ticket
 from spoke.errors import ClientClosed, LeaseLost, LimitExceeded, SpokeError, from_code
 from spoke.events.codec import DecodeError
@@ -34,71 +34,6 @@ ALLOCATE_GRACE_S = 30.0
 
 
 _GIVING_BACK = (r.ReleaseGang, r.StopActor, r.CloseClient)
-
-# --- outputs -----------------------------------------------------------------------------------------------------
-
-
-class Transmit(msgspec.Struct, frozen=True):
-    """Send this request (again)."""
-
-    seq: int
-    request: r.Request
-    blobs: bytes = b""
-
-
-class Resolve(msgspec.Struct, frozen=True):
-    """The request has its answer; ``ticket`` is set where a gang was granted or attached to, or actors launched."""
-
-    seq: int
-    message: p.Message
-    ticket: Ticket | None = None
-
-
-class Fail(msgspec.Struct, frozen=True):
-    """The request will not be answered with what was asked for."""
-
-    seq: int
-    error: SpokeError
-
-
-class Connected(msgspec.Struct, frozen=True):
-    """The allocator has opened the session: the lease exists from now on and must be renewed."""
-
-
-class WaitOver(msgspec.Struct, frozen=True):
-    """All that a wait is for has happened (see ``Ticket.exits_of``)."""
-
-    wait_id: int
-    ticket: Ticket
-
-
-class WaitFailed(msgspec.Struct, frozen=True):
-    """What a wait is for will not be told to this client any more."""
-
-    wait_id: int
-    error: SpokeError
-
-
-class Noticed(msgspec.Struct, frozen=True):
-    """There is something that the user should know of a ticket."""
-
-    ticket: Ticket
-    notice: Notice
-
-
-class TicketGone(msgspec.Struct, frozen=True):
-    """Nothing is left of the ticket."""
-
-    ticket: Ticket
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """The session is over for good."""
-
-    error: SpokeError
-
-
-Output = Transmit | Resolve | Fail | Connected | WaitOver | WaitFailed | Noticed | TicketGone | Lost
 
 
 # --- state -------------------------------------------------------------------------------------------------------
@@ -131,8 +66,6 @@ class Machine:
     connected: bool = False
     over: SpokeError | None = None
     """Why the session is over, once it is."""
-    heard_at: float | None = None
-    """When the allocator last said anything."""
     outstanding: dict[int, Outstanding] = field(default_factory=dict)
     tickets: dict[str, Ticket] = field(default_factory=dict)
     asked_at: float = float("-inf")
@@ -179,24 +112,23 @@ class Machine:
         """Whether the ticket must be given back if the user lets go of it. Takes no lock: finalizers call it."""
         return not ticket.released and self.over is None and ticket.ticket_id not in self._releasing
 
-    def drop(self, ticket: Ticket, now: float) -> list[Output]:
+    def drop(self, ticket: Ticket, now: float) -> list[Instruction]:
         """The user has let go of a gang (``ticket.dropped``): give its ticket back, unless that is under way."""
         ticket_id = ticket.ticket_id
         if ticket_id not in self.tickets or not self.needs_drop(ticket):
             return []
         return [self._release(ticket_id, "its client dropped the last reference to the gang", now)]
 
-    def _release(self, ticket_id: str, reason: str, now: float) -> Transmit:
+    def _release(self, ticket_id: str, reason: str, now: float) -> i.Transmit:
         return self._ask_internally(r.ReleaseGang(ticket_id, reason), now)
 
-    def _ask_internally(self, request: r.Request, now: float) -> Transmit:
-        return Transmit(self._number(request, now, internal=True), request)
+    def _ask_internally(self, request: r.Request, now: float) -> i.Transmit:
+        return i.Transmit(self._number(request, now, internal=True), request)
 
     # --- hearing -------------------------------------------------------------------------------------------------
 
-    def receive(self, seq: int, message: p.Message, now: float) -> list[Output]:
+    def receive(self, seq: int, message: p.Message, now: float) -> list[Instruction]:
         """Take in one entry of the reply stream. An answer that came before is ignored."""
-        self.heard_at = now
         if seq == 0:
             return self._notice(message, now)
         one = self.outstanding.pop(seq, None)
@@ -213,19 +145,19 @@ class Machine:
         elif type(request) is r.ReleaseGang:
             outputs = self._gone(request.ticket_id)
             self._forget_release(request.ticket_id, seq)
-            return [*outputs, Resolve(seq, message)]
+            return [*outputs, i.Resolve(seq, message)]
         elif type(request) is r.ConnectClient:
             self.connected = True
-            return [Connected(), Resolve(seq, message)]
+            return [i.Connected(), i.Resolve(seq, message)]
         elif type(message) is p.Granted:
             return self._attached(seq, message)
         elif type(message) is p.Launched:
             return self._launched(seq, message)
         elif type(message) is p.Repaired:
-            return [Resolve(seq, message, self._repaired(message))]
-        return [Resolve(seq, message)]
+            return [i.Resolve(seq, message, self._repaired(message))]
+        return [i.Resolve(seq, message)]
 
-    def _answered_again(self, message: p.Message, now: float) -> list[Output]:
+    def _answered_again(self, message: p.Message, now: float) -> list[Instruction]:
         """A server that lost its last writes lets requests be decided again: what nobody waits for is given back."""
         if isinstance(message, p.Granted) and message.spec is None:
             if message.ticket_id in self.tickets or message.ticket_id in self._releasing:
@@ -238,9 +170,9 @@ class Machine:
             return [self._ask_internally(r.StopActor(message.ticket_id, actor.rank), now) for actor in again]
         return []
 
-    def _resync(self, message: p.Resync, now: float) -> list[Output]:
+    def _resync(self, message: p.Resync, now: float) -> list[Instruction]:
         """The server has changed: compare what is held with what the log has, and ask again what has no answer."""
-        outputs: list[Output] = []
+        outputs: list[Instruction] = []
         log = {holding.ticket_id: holding for holding in message.holdings}
         for ticket_id, ticket in list(self.tickets.items()):
             holding = log.get(ticket_id)
@@ -262,21 +194,21 @@ class Machine:
                 self._release(ticket_id, "its client had released it before the server lost that", now)
         # with these releases, each once and in the order of the numbers
         waiting = [(seq, one) for seq, one in self.outstanding.items() if not one.abandoned]
-        return outputs + [Transmit(seq, one.request, one.blobs) for seq, one in waiting]
+        return outputs + [i.Transmit(seq, one.request, one.blobs) for seq, one in waiting]
 
-    def _granted(self, seq: int, one: Outstanding, spec: GangSpec, message: p.Granted, now: float) -> list[Output]:
+    def _granted(self, seq: int, one: Outstanding, spec: GangSpec, message: p.Granted, now: float) -> list[Instruction]:
         ticket = Ticket(message.ticket_id, spec, message.slots, message.master_addr, message.master_port)
         self.tickets[message.ticket_id] = ticket
         if one.abandoned:
             return [self._release(message.ticket_id, "granted after its client had given the request up", now)]
-        return [Resolve(seq, message, ticket)]
+        return [i.Resolve(seq, message, ticket)]
 
-    def _attached(self, seq: int, message: p.Granted) -> list[Output]:
+    def _attached(self, seq: int, message: p.Granted) -> list[Instruction]:
         ticket = self.tickets.get(message.ticket_id)
         if ticket is None:
             if message.spec is None:
                 text = f"the allocator did not say what ticket {message.ticket_id} is: is it of the same release?"
-                return [Fail(seq, DecodeError(text))]
+                return [i.Fail(seq, DecodeError(text))]
             ticket = Ticket(
                 message.ticket_id, message.spec, message.slots, message.master_addr, message.master_port, owned=False
             )
@@ -285,13 +217,13 @@ class Machine:
             ticket.slots, ticket.master_addr = message.slots, message.master_addr
             ticket.master_port = message.master_port
         done = ticket.saw(message.actors)
-        return [*self._over(ticket, done), Resolve(seq, message, ticket)]
+        return [*self._over(ticket, done), i.Resolve(seq, message, ticket)]
 
-    def _launched(self, seq: int, message: p.Launched) -> list[Output]:
+    def _launched(self, seq: int, message: p.Launched) -> list[Instruction]:
         ticket = self.tickets.get(message.ticket_id)
         if ticket is None:  # released while the launch was answered
-            return [Resolve(seq, message)]
-        return [*self._over(ticket, ticket.saw(message.actors)), Resolve(seq, message, ticket)]
+            return [i.Resolve(seq, message)]
+        return [*self._over(ticket, ticket.saw(message.actors)), i.Resolve(seq, message, ticket)]
 
     def _repaired(self, message: p.Repaired) -> Ticket | None:
         ticket = self.tickets.get(message.ticket_id)
@@ -299,16 +231,16 @@ class Machine:
             ticket.repaired(message.slot, message.master_addr, message.master_port)
         return ticket
 
-    def _failed(self, seq: int, one: Outstanding, message: p.Failed) -> list[Output]:
+    def _failed(self, seq: int, one: Outstanding, message: p.Failed) -> list[Instruction]:
         error = from_code(message.code, message.reason)
         request = one.request
         if isinstance(error, LeaseLost) or type(request) is r.ConnectClient:
-            return [*self.end(error), Fail(seq, error)]
+            return [*self.end(error), i.Fail(seq, error)]
         if type(request) is r.ReleaseGang:
             self._forget_release(request.ticket_id, seq)
-        return [Fail(seq, error)]
+        return [i.Fail(seq, error)]
 
-    def _restarting(self, ticket: Ticket, message: p.ActorsRestarting) -> list[Output]:
+    def _restarting(self, ticket: Ticket, message: p.ActorsRestarting) -> list[Instruction]:
         ticket.restarting(message.actors)
         failed = next((actor for actor in message.actors if actor.rank == message.rank), message.actors[0])
         how = f"was ended by signal {failed.signal}" if failed.signal else f"exited with code {failed.code}"
@@ -319,9 +251,9 @@ class Machine:
         ranks = tuple(actor.rank for actor in message.actors)
         notice = Notice(ticket.ticket_id, "restarting", text, failed.node_id, ranks)
         ticket.noticed(notice)
-        return [Noticed(ticket, notice)]
+        return [i.Noticed(ticket, notice)]
 
-    def _notice(self, message: p.Message, now: float) -> list[Output]:
+    def _notice(self, message: p.Message, now: float) -> list[Instruction]:
         if isinstance(message, p.Queued):
             one = self.outstanding.get(message.of_seq)
             if one is None:
@@ -352,7 +284,7 @@ class Machine:
             if ticket is None:
                 return []
             ticket.noticed(message.notice)
-            return [Noticed(ticket, message.notice)]
+            return [i.Noticed(ticket, message.notice)]
         if isinstance(message, p.TicketReleased):
             return self._gone(message.ticket_id)
         if isinstance(message, p.Resync):
@@ -361,11 +293,11 @@ class Machine:
             return self.end(LeaseLost(f"{message.reason}: this client's tickets were released; open a new client"))
         return []
 
-    def _gone(self, ticket_id: str) -> list[Output]:
+    def _gone(self, ticket_id: str) -> list[Instruction]:
         ticket = self.tickets.pop(ticket_id, None)
         if ticket is None:
             return []
-        return [*self._over(ticket, ticket.end()), TicketGone(ticket)]
+        return [*self._over(ticket, ticket.end()), i.TicketGone(ticket)]
 
     def _forget_release(self, ticket_id: str, seq: int) -> None:
         if self._releasing.get(ticket_id) == seq:
@@ -373,7 +305,7 @@ class Machine:
 
     # --- giving up -----------------------------------------------------------------------------------------------
 
-    def withdraw(self, seq: int, now: float) -> list[Output]:
+    def withdraw(self, seq: int, now: float) -> list[Instruction]:
         """Nobody waits for this request any more: take back what it asks for."""
         one = self.outstanding.get(seq)
         if one is None or one.abandoned or self.over is not None:
@@ -388,17 +320,17 @@ class Machine:
             return [self._ask_internally(stop, now) for stop in stops]
         return []
 
-    def _cancel(self, seq: int, now: float) -> Transmit:
+    def _cancel(self, seq: int, now: float) -> i.Transmit:
         return self._ask_internally(r.CancelGang(seq), now)
 
-    def take(self, seqs: Iterable[int]) -> list[Transmit]:
+    def take(self, seqs: Iterable[int]) -> list[i.Transmit]:
         """What to send of these requests: those that somebody still waits for."""
         found = []
         for seq in seqs:
             one = self.outstanding.get(seq)
             if one is not None and not one.abandoned:
                 one.taken = True
-                found.append(Transmit(seq, one.request, one.blobs))
+                found.append(i.Transmit(seq, one.request, one.blobs))
         return found
 
     def sending_unclear(self, seqs: Iterable[int]) -> None:
@@ -408,14 +340,16 @@ class Machine:
             if one is not None:
                 one.unclear = True
 
-    def send_refused(self, seq: int, error: SpokeError, now: float) -> list[Output]:
+    def send_refused(self, seq: int, error: SpokeError, now: float) -> list[Instruction]:
         """The server refused to take the request; an internal one stays, to be sent again later."""
         one = self.outstanding.get(seq)
         if one is None or one.internal:
             return []
-        return [Fail(seq, error), *self._abandon(seq, one, now, written=one.unclear)]
+        return [i.Fail(seq, error), *self._abandon(seq, one, now, written=one.unclear)]
 
-    def give_up(self, error: SpokeError, now: float, *, asked_before: float, quick_only: bool = False) -> list[Output]:
+    def give_up(
+        self, error: SpokeError, now: float, *, asked_before: float, quick_only: bool = False
+    ) -> list[Instruction]:
         """Fail what was asked before a moment and has not been taken up, because nobody seems to answer.
 
         ``quick_only`` spares launches and releases, whose answer takes as long as processes do.
@@ -425,12 +359,12 @@ class Machine:
             for seq, one in self.outstanding.items()
             if one.asked_at <= asked_before and not _is_patient(one) and not (quick_only and _is_slow(one.request))
         ]
-        outputs: list[Output] = [Fail(seq, error) for seq, _ in failed]
+        outputs: list[Instruction] = [i.Fail(seq, error) for seq, _ in failed]
         for seq, one in failed:
             outputs += self._abandon(seq, one, now, written=one.taken)
         return outputs
 
-    def _abandon(self, seq: int, one: Outstanding, now: float, *, written: bool) -> list[Output]:
+    def _abandon(self, seq: int, one: Outstanding, now: float, *, written: bool) -> list[Instruction]:
         one.abandoned = True
         if not written:
             del self.outstanding[seq]
@@ -459,7 +393,7 @@ class Machine:
         """What to send again after the connection was lost: the server may have lost it, and twice does no harm."""
         return [seq for seq, one in self.outstanding.items() if not one.abandoned]
 
-    def missed(self, now: float) -> list[Output]:
+    def missed(self, now: float) -> list[Instruction]:
         """Replies were trimmed before they were read: nobody can know what they said, so the session is given up."""
         if self.over is not None:
             return []
@@ -471,18 +405,18 @@ class Machine:
         )
         return [*outputs, self._ask_internally(r.CloseClient(), now)]
 
-    def end(self, error: SpokeError) -> list[Output]:
+    def end(self, error: SpokeError) -> list[Instruction]:
         """The session is over (lost, refused or closed): fail all that waits."""
         if self.over is not None:
             return []
         self.over = error
-        outputs: list[Output] = [Lost(error)]
-        outputs += [Fail(seq, error) for seq, one in self.outstanding.items() if not one.abandoned]
-        outputs += [WaitFailed(wait_id, error) for wait_id in self._waits]
+        outputs: list[Instruction] = [i.Lost(error)]
+        outputs += [i.Fail(seq, error) for seq, one in self.outstanding.items() if not one.abandoned]
+        outputs += [i.WaitFailed(wait_id, error) for wait_id in self._waits]
         for ticket in self.tickets.values():
             if not isinstance(error, ClientClosed):
                 ticket.releasing = ticket.releasing or str(error)
-            outputs.append(TicketGone(ticket))
+            outputs.append(i.TicketGone(ticket))
         self.outstanding.clear()
         self._waits.clear()
         self.tickets.clear()
@@ -491,15 +425,15 @@ class Machine:
 
     # --- waiting for exits ---------------------------------------------------------------------------------------
 
-    def watch(self, ticket: Ticket, ranks: Iterable[int]) -> tuple[int, list[Output]]:
+    def watch(self, ticket: Ticket, ranks: Iterable[int]) -> tuple[int, list[Instruction]]:
         """Wait until the actors of these ranks have ended; the wait's id, and what is known already."""
         wait_id = self._next_wait
         self._next_wait += 1
         if ticket.watch(wait_id, ranks):
-            return wait_id, [WaitOver(wait_id, ticket)]
+            return wait_id, [i.WaitOver(wait_id, ticket)]
         if self.over is not None:
             ticket.unwatch(wait_id)
-            return wait_id, [WaitFailed(wait_id, self.over)]
+            return wait_id, [i.WaitFailed(wait_id, self.over)]
         self._waits[wait_id] = ticket
         return wait_id, []
 
@@ -509,10 +443,10 @@ class Machine:
         if ticket is not None:
             ticket.unwatch(wait_id)
 
-    def _over(self, ticket: Ticket, wait_ids: list[int]) -> list[Output]:
+    def _over(self, ticket: Ticket, wait_ids: list[int]) -> list[Instruction]:
         for wait_id in wait_ids:
             self._waits.pop(wait_id, None)
-        return [WaitOver(wait_id, ticket) for wait_id in wait_ids]
+        return [i.WaitOver(wait_id, ticket) for wait_id in wait_ids]
 
 
 def _is_slow(request: r.Request) -> bool:

@@ -10,12 +10,11 @@ from typing import TypeVar
 
 from redis import exceptions as rx
 from redis.exceptions import RedisError
-from tenacity import RetryCallState, RetryError, Retrying
+from tenacity import RetryCallState, RetryError, Retrying, sleep_using_event
 from tenacity.retry import retry_if_exception, retry_if_exception_type
 from tenacity.stop import stop_after_delay, stop_when_event_set
 from tenacity.wait import wait_random_exponential
 
-from spoke.client.lifetime import sleep_until_set
 from spoke.errors import ServerUnreachable, SpokeError
 from spoke.protocol.server import explain, explained, transient
 from spoke.protocol.url import mask_url
@@ -62,7 +61,7 @@ class Outage:
             retry=retry_if_exception_type((RedisError, OSError)),
             wait=wait_random_exponential(multiplier=0.05, max=PAUSE_S_MAX),
             stop=stop_when_event_set(self._stopping),
-            sleep=sleep_until_set(self._stopping),
+            sleep=sleep_using_event(self._stopping),
             before_sleep=note,
         )
         try:

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from hiredis import pack_command
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-from spoke.client.machine import Transmit
+from spoke.client.instructions import Transmit
 from spoke.client.patience import PAUSE_S_MAX, Outage, log
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.protocol.identity import Key

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import AuthenticationError, NoPermissionError
 
+from spoke.client import instructions as i
 from spoke.client import lifetime
 from spoke.client import machine as m
 from spoke.client.futures import FORKED, Pending
@@ -348,8 +349,8 @@ class Session:
     def _hear(self, replies: Replies) -> None:
         messages = [message for reply in replies if (message := self._decode(*reply)) is not None]
 
-        def take_in(machine: m.Machine, now: float) -> list[m.Output]:
-            outputs: list[m.Output] = []
+        def take_in(machine: m.Machine, now: float) -> list[i.Instruction]:
+            outputs: list[i.Instruction] = []
             for seq, message in messages:
                 outputs += machine.receive(seq, message, now)
             return outputs
@@ -373,7 +374,7 @@ class Session:
             log.error("the answer to request %d of client %s: %s", int(seq), self.client_id, error)
             return (int(seq), Failed(error.code, str(error))) if int(seq) else None
 
-    def take(self, seqs: list[int]) -> list[m.Transmit]:
+    def take(self, seqs: list[int]) -> list[i.Transmit]:
         """What to send of these requests."""
         with self._lock:
             return self._machine.take(seqs)
@@ -391,8 +392,8 @@ class Session:
     def send_refused(self, refused: list[tuple[int, SpokeError]]) -> None:
         """The server refused to take these requests."""
 
-        def take_in(machine: m.Machine, now: float) -> list[m.Output]:
-            outputs: list[m.Output] = []
+        def take_in(machine: m.Machine, now: float) -> list[i.Instruction]:
+            outputs: list[i.Instruction] = []
             for seq, error in refused:
                 one = machine.outstanding.get(seq)
                 if one is not None and one.internal and self._resend_timer is None:
@@ -445,45 +446,45 @@ class Session:
 
     # --- carrying out --------------------------------------------------------------------------------------------
 
-    def _step(self, act: Callable[[m.Machine, float], list[m.Output]]) -> None:
+    def _step(self, act: Callable[[m.Machine, float], list[i.Instruction]]) -> None:
         with self._lock:
             outputs = act(self._machine, time.monotonic())
             self._enqueue(outputs)
         self._carry_out(outputs)
 
-    def _enqueue(self, outputs: list[m.Output]) -> None:
+    def _enqueue(self, outputs: list[i.Instruction]) -> None:
         for output in outputs:
-            if type(output) is m.Transmit:
+            if type(output) is i.Transmit:
                 self._sender.queue.append(output.seq)
 
-    def _carry_out(self, outputs: list[m.Output]) -> None:
+    def _carry_out(self, outputs: list[i.Instruction]) -> None:
         sends = False
         for output in outputs:
-            if type(output) is m.Resolve:
+            if type(output) is i.Resolve:
                 future = self._futures.pop(output.seq, None)
                 if future is not None:
                     future.fulfil(output.message, output.ticket)
                 for joined in self._joined.pop(output.seq, ()):
                     joined.fulfil(output.message, output.ticket)
-            elif type(output) is m.Fail:
+            elif type(output) is i.Fail:
                 self._fail(output)
-            elif type(output) is m.Transmit:
+            elif type(output) is i.Transmit:
                 sends = True
-            elif type(output) is m.WaitOver:
+            elif type(output) is i.WaitOver:
                 wait = self._waits.pop(output.wait_id, None)
                 if wait is not None:
                     wait.fulfil()
-            elif type(output) is m.WaitFailed:
+            elif type(output) is i.WaitFailed:
                 wait = self._waits.pop(output.wait_id, None)
                 if wait is not None:
                     wait.fail(output.error)
-            elif type(output) is m.Noticed:
+            elif type(output) is i.Noticed:
                 self._tell(output.ticket, output.notice)
-            elif type(output) is m.TicketGone:
+            elif type(output) is i.TicketGone:
                 ended = self.to_close.pop(output.ticket.ticket_id, None)
                 if ended is not None:
                     self.upkeep.soon(ended.close)
-            elif type(output) is m.Lost and self._closing is None:
+            elif type(output) is i.Lost and self._closing is None:
                 log.error("client %s has lost its session: %s", self.client_id, output.error)
         if sends:
             self._sender.kick(direct=False)
@@ -495,7 +496,7 @@ class Session:
         for tell in ticket.on_notice:
             self.upkeep.soon(lambda tell=tell: tell(notice))  # type: ignore[misc]
 
-    def _fail(self, output: m.Fail) -> None:
+    def _fail(self, output: i.Fail) -> None:
         future = self._futures.pop(output.seq, None)
         if future is not None:
             future.fail(output.error)

@@ -367,24 +367,6 @@ class ReportHeld(Request, frozen=True):
     seen: str = ""
 
 
-# --- the allocator's own (they never cross the stream) -----------------------------------------------------------
-
-
-class ExpireLease(Request, frozen=True):
-    """The holder did not renew in time."""
-
-    TYPE: ClassVar[str] = "lease.expire"
-    VERSION: ClassVar[int] = 1
-    holder: str
-
-
-class Tick(Request, frozen=True):
-    """Time has passed: look for waiting gangs that are out of time, and place those that fit."""
-
-    TYPE: ClassVar[str] = "tick"
-    VERSION: ClassVar[int] = 1
-
-
 class Envelope(NamedTuple):
     """A request and who asked. For an agent's report ``seq`` is 0 and ``node_id`` is set."""
 

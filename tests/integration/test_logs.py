@@ -21,9 +21,9 @@ from spoke.agent import procfs
 from spoke.agent.logs import files
 from spoke.cli.embedded import EmbeddedServer
 from spoke.cli.main import app
-from spoke.client import logs as client_logs
-from spoke.client.logs import Begin, Feed, LogReader
-from spoke.client.output import TicketOutput
+from spoke.client.logs import reading as client_logs
+from spoke.client.logs.output import TicketOutput
+from spoke.client.logs.reading import Begin, Feed, LogReader
 from spoke.errors import Forbidden, LogsUnavailable, UnknownTicket
 from spoke.protocol import requests as r
 from spoke.protocol.identity import issue, new_master, read_masters

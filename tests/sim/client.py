@@ -8,6 +8,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from spoke.client import instructions as i
 from spoke.client import machine as m
 from spoke.errors import ClientClosed, LeaseLost, SpokeError
 from spoke.events.model import ActorSpec, Member
@@ -169,19 +170,19 @@ class SimClient:
 
     # --- the session ---
 
-    def _do(self, outputs: list[m.Output]) -> None:
+    def _do(self, outputs: list[i.Instruction]) -> None:
         for output in outputs:
-            if isinstance(output, m.Transmit):
+            if isinstance(output, i.Transmit):
                 self.asked.add(output.seq)
                 self._queue.append(output.seq)
                 self._kick()
-            elif isinstance(output, m.Resolve):
+            elif isinstance(output, i.Resolve):
                 self._answered(output.seq, output.message.TYPE)
                 if self.closing and output.seq == self._goodbye:
                     self._end()
-            elif isinstance(output, m.Fail):
+            elif isinstance(output, i.Fail):
                 self._answered(output.seq, f"{output.error.code}: {output.error}"[:150])
-            elif isinstance(output, m.Lost):
+            elif isinstance(output, i.Lost):
                 self.world.say(self.client_id, f"session over: {output.error}"[:150])
 
     def _answered(self, seq: int, how: str) -> None:

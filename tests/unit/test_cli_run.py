@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spoke.cli.run import Inbox, Interrupted, Job, first_failure
-from spoke.client.logs import LogReader
+from spoke.client.logs.reading import LogReader
 from spoke.client.tracking import ActorExit
 from spoke.errors import ActorStartFailed
 

@@ -11,9 +11,9 @@ import pytest
 from spoke.agent.logs import files
 from spoke.agent.logs.access import NAME, admit, key_of, may_read
 from spoke.agent.logs.desk import Desk
-from spoke.agent.logs.server import Shelf
+from spoke.agent.logs.shelf import Shelf
 from spoke.cli.logs import beginning
-from spoke.client.logs import LINE_BYTES_MAX, Answer, Begin, Feed, Splitter
+from spoke.client.logs.reading import LINE_BYTES_MAX, Answer, Begin, Feed, Splitter
 from spoke.errors import Forbidden, InvalidRequest, LogsUnavailable
 from spoke.events.codec import DecodeError
 from spoke.protocol.identity import issue

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from spoke.client.machine import Machine, Resolve
+from spoke.client.instructions import Resolve
+from spoke.client.machine import Machine
 from spoke.events import types as e
 from spoke.events.holdings import Holdings
 from spoke.events.state import PoolState

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spoke.agent.conversation import Conversation, Outage
 from spoke.agent.logs.access import NAME
 from spoke.agent.logs.room import Room
 from spoke.agent.watcher import LogWatcher
-from spoke.agent.wire import Conversation, Outage
 from spoke.protocol.keys import Keys
 
 log = logging.getLogger("spoke.agent")

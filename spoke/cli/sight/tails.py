@@ -31,8 +31,8 @@ def follow_output(url: str | None, pool: str | None, ticket_id: str, rank: int |
     About once a second there is something, if only an empty piece of news. Raises SpokeError. The next piece is asked
     for when the last one was taken, so whoever does not take any causes no traffic.
     """
-    from spoke.client.logs import Begin, LogReader
-    from spoke.client.output import TicketOutput
+    from spoke.client.logs.output import TicketOutput
+    from spoke.client.logs.reading import Begin, LogReader
     from spoke.protocol.identity import find_key
 
     notes: list[str] = []

@@ -16,7 +16,7 @@ from typing import Self, TypedDict, Unpack
 from spoke.client.aio.awaits import awaits
 from spoke.client.aio.gang import AsyncGang
 from spoke.client.aio.handle import AsyncActorHandle
-from spoke.client.log_lines import LogLine, batches_of, flat_async
+from spoke.client.logs.lines import LogLine, batches_of, flat_async
 from spoke.client.queue import QueueStatus
 from spoke.client.status import PoolStatus
 from spoke.client.sync.client import CLOSE_TIMEOUT_S, Client

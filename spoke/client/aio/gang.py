@@ -11,7 +11,7 @@ from typing import Self
 from spoke.client.aio.awaits import awaits
 from spoke.client.aio.handle import AsyncActorHandle
 from spoke.client.known import KnownGang
-from spoke.client.log_lines import LogLine, batches_of, flat_async
+from spoke.client.logs.lines import LogLine, batches_of, flat_async
 from spoke.client.sync.gang import RELEASE_TIMEOUT_S, Gang
 from spoke.client.sync.handle import ActorHandle
 from spoke.client.tracking import ActorExit

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from spoke.client.checks import check_timeout
 from spoke.client.connections import GangConnections
 from spoke.client.known import KnownGang
-from spoke.client.log_lines import LogLine
+from spoke.client.logs.lines import LogLine
 from spoke.client.plans import Args, Care, Commands, Env, Ids, Types
 from spoke.client.session import Session
 from spoke.client.sync.handle import ActorHandle, open_mailbox

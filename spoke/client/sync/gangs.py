@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from spoke.client.checks import check_timeout
 from spoke.client.futures import GangFuture, failed
-from spoke.client.log_lines import LogLine, batches_of, flat
+from spoke.client.logs.lines import LogLine, batches_of, flat
 from spoke.client.plans import check_rank
 from spoke.client.session import Session
 from spoke.client.spec import gang_spec, terms_of

@@ -9,8 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
-from spoke.client.logs import Begin, LogReader
-from spoke.client.output import Member, Places, TicketOutput, read_places
+from spoke.client.logs.output import Member, Places, TicketOutput, read_places
+from spoke.client.logs.reading import Begin, LogReader
 from spoke.client.patience import log
 from spoke.client.session import Session
 from spoke.errors import InvalidRequest, LogsUnavailable

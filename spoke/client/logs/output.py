@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from spoke.client.logs import Begin, Chunk, Feed, LogReader, Splitter
+from spoke.client.logs.reading import Begin, Chunk, Feed, LogReader, Splitter
 from spoke.errors import LogsUnavailable, RankOutOfRange, UnknownTicket
 from spoke.events.lifecycle import ACTOR_ALIVE
 from spoke.protocol.keys import Keys

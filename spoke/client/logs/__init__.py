@@ -1,0 +1,1 @@
+"""What actors print, read from afar."""
