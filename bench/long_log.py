@@ -30,7 +30,8 @@ from synthetic import START_MS, STEP_MS, chained, events
 
 from spoke.cli.embedded import EmbeddedServer
 from spoke.events.archive import Archive
-from spoke.events.log import EventLog, RawEntry
+from spoke.events.entries import RawEntry
+from spoke.events.log import EventLog
 from spoke.events.state import PoolState
 
 POOL = "bench"

@@ -24,7 +24,8 @@ from synthetic import chained, events
 
 from spoke.cli.embedded import EmbeddedServer
 from spoke.events import archive as archives
-from spoke.events.archive import Archive, StoredLog
+from spoke.events.archive import Archive
+from spoke.events.archived import StoredLog
 from spoke.events.audit import verify
 from spoke.events.log import EventLog
 from spoke.protocol.keys import Keys

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 
 from spoke.events import snapshot
+from spoke.events.entries import RawEntry, end_of
 from spoke.events.ids import order_of
-from spoke.events.log import EventLog, RawEntry, end_of
+from spoke.events.log import EventLog
 from spoke.events.model import GangSpec, Resources
 from spoke.events.queueing import ORDERS, QueuePolicy, Quota
 from spoke.events.rules import Group

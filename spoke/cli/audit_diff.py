@@ -23,8 +23,8 @@ def diff_document(log: EventLog, first: str, second: str, pool: str) -> dict[str
     from spoke.cli.moments import last_id_at
     from spoke.errors import InvalidRequest
     from spoke.events.diff import changes, facts
+    from spoke.events.entries import end_of
     from spoke.events.fold import fold
-    from spoke.events.log import end_of
 
     begin, end = last_id_at(first), last_id_at(second)
     if end_of(end) < end_of(begin):

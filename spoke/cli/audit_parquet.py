@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from spoke.events.log import EventLog, Link
+    from spoke.events.entries import Link
+    from spoke.events.log import EventLog
 
 ROWS_AT_ONCE = 10_000
 BATCHES_TOGETHER = 10

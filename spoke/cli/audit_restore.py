@@ -38,7 +38,8 @@ def restore(
     agents that no longer hold them are found lost, and clients that do not come back lose them.
     """
     from spoke.errors import LogError
-    from spoke.events.archive import Archive, StoredLog
+    from spoke.events.archive import Archive
+    from spoke.events.archived import StoredLog
     from spoke.events.audit import verify
     from spoke.protocol.url import resolve_pool
 

@@ -12,7 +12,7 @@ from spoke.cli.options import Opened, Pool, Url, opened
 from spoke.cli.output import complain, write_json
 
 if TYPE_CHECKING:
-    from spoke.events.log import RawEntry
+    from spoke.events.entries import RawEntry
 
 FOLLOW_SHOWS_FIRST = 10
 

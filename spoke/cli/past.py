@@ -51,7 +51,8 @@ def past(
 ) -> Iterator[Past]:
     """Open what the options name, and show how far it is read (``prints``: if the command does not). SpokeError."""
     from spoke.cli.progress import shown
-    from spoke.events.archive import Archive, ArchivedLog, StoredLog
+    from spoke.events.archive import Archive
+    from spoke.events.archived import ArchivedLog, StoredLog
     from spoke.protocol.url import resolve_pool
 
     if offline:
@@ -79,7 +80,8 @@ def bounds(since: str | None, until: str | None) -> tuple[str, str]:
 
 def state_at(log: EventLog, until: str) -> PoolState:
     """The state after the last event up to ``until``; raises LogError if the log does not reach back so far."""
-    from spoke.events.log import TrimmedLog, end_of
+    from spoke.events.entries import end_of
+    from spoke.events.log import TrimmedLog
 
     base = log.base().last_id
     if until != "+" and end_of(until) < order_of(base):

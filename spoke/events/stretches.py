@@ -19,9 +19,11 @@ from pathlib import Path
 
 from spoke.errors import LogError
 from spoke.events import snapshot
-from spoke.events.archive import Archive, StoredLog, ends_of
+from spoke.events.archive import Archive, ends_of
+from spoke.events.archived import StoredLog
+from spoke.events.entries import end_of
 from spoke.events.ids import order_of
-from spoke.events.log import EventLog, WatchedLog, end_of
+from spoke.events.log import EventLog, WatchedLog
 from spoke.events.state import PoolState
 from spoke.events.walk import Report, walk
 

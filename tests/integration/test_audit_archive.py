@@ -19,7 +19,8 @@ from spoke.cli.audit_restore import write_back
 from spoke.cli.embedded import EmbeddedServer
 from spoke.events import archive as archives
 from spoke.events import segment
-from spoke.events.archive import SUFFIX, Archive, ArchivedLog, BadSegment, StoredLog
+from spoke.events.archive import SUFFIX, Archive, BadSegment
+from spoke.events.archived import ArchivedLog, StoredLog
 from spoke.events.audit import verify
 from spoke.events.ids import order_of
 from spoke.events.log import EventLog
@@ -261,7 +262,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from spoke.events import stretches
-from spoke.events.archive import Archive, StoredLog
+from spoke.events.archived import StoredLog
+from spoke.events.archive import Archive
 from spoke.events.audit import verify
 stretches.BYTES_ALONE = 0
 print(verify(StoredLog(Archive(Path(sys.argv[1]), "p")), jobs=2).ok)

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from bench.synthetic import chained, events
 from spoke.errors import LogError
 from spoke.events import segment, snapshot
-from spoke.events.archive import Archive, StoredLog
+from spoke.events.archive import Archive
+from spoke.events.archived import StoredLog
 from spoke.events.audit import verify
 from spoke.events.columns import entries_of, events_of, read_event, read_event_of, some_events_of, to_columns
+from spoke.events.entries import RawEntry
 from spoke.events.fold import fold
-from spoke.events.log import RawEntry
 from spoke.events.state import PoolState
 from spoke.events.types import GangAllocated, NodeLost, Recorded
 from tests.golden import golden_pool

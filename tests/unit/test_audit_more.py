@@ -18,7 +18,8 @@ from bench.synthetic import events
 from spoke.cli.progress import shown
 from spoke.cli.timeline_chart import Chart, chart_of, html, svg
 from spoke.events import types as e
-from spoke.events.archive import Archive, StoredLog
+from spoke.events.archive import Archive
+from spoke.events.archived import StoredLog
 from spoke.events.audit import verify
 from spoke.events.log import EventLog, WatchedLog
 from spoke.events.state import PoolState

@@ -16,7 +16,8 @@ from spoke.cli.embedded import EmbeddedServer
 from spoke.cli.main import app
 from spoke.cli.output import cell
 from spoke.events import types as e
-from spoke.events.archive import Archive, ArchivedLog, BadSegment, StoredLog
+from spoke.events.archive import Archive, BadSegment
+from spoke.events.archived import ArchivedLog, StoredLog
 from spoke.events.audit import verify
 from spoke.events.diff import Facts, changes, facts
 from spoke.events.fold import fold

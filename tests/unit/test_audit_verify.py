@@ -17,7 +17,8 @@ from spoke.events import archive as archives
 from spoke.events import fold as folding
 from spoke.events import segment, snapshot, stretches, walk
 from spoke.events import types as e
-from spoke.events.archive import Archive, ArchivedLog, StoredLog
+from spoke.events.archive import Archive
+from spoke.events.archived import ArchivedLog, StoredLog
 from spoke.events.audit import verify
 from spoke.events.fold import fold
 from spoke.events.inspection import Inspector

@@ -15,9 +15,9 @@ from spoke.cli.sight.board import Board, EventRow, board_of
 from spoke.errors import LogError, SpokeError
 from spoke.events.codec import Fields
 from spoke.events.columns import read_event
+from spoke.events.entries import RawEntry
 from spoke.events.fold import fold
 from spoke.events.ids import order_of
-from spoke.events.log import RawEntry
 from spoke.events.types import Event, Recorded
 
 if TYPE_CHECKING:

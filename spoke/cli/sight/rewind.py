@@ -7,9 +7,10 @@ from bisect import bisect_right, insort
 from dataclasses import dataclass
 
 from spoke.events import snapshot
+from spoke.events.entries import end_of
 from spoke.events.fold import fold_all
 from spoke.events.ids import order_of
-from spoke.events.log import EventLog, TrimmedLog, end_of
+from spoke.events.log import EventLog, TrimmedLog
 from spoke.events.state import PoolState
 
 FRAME_EVENTS = 20_000
