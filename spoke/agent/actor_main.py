@@ -74,7 +74,7 @@ def _start(document: dict[str, Any]) -> tuple[Actor, CallServer, Runtime]:
     host = advertise if advertise in ("127.0.0.1", "::1") else "::" if ":" in advertise else "0.0.0.0"
     workers = actor.max_concurrency
     server = CallServer(actor, secret=secret, host=host, advertise=advertise, workers=workers)
-    runtime.serve(server, actor)
+    runtime.serve(server, actor.healthy)
     server.start()
     threading.Thread(target=_hear, args=(actor, peers), name="spoke-notices", daemon=True).start()
     return actor, server, runtime

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from spoke.agent.inbox import Expected, Inbox
 from spoke.agent.peers import Peer, Peers
@@ -12,9 +13,6 @@ from spoke.transport import CallFuture, CallServer
 from spoke.transport.job import CALLER, Job
 from spoke.transport.memory import join, leave
 from spoke.transport.regions import set_home
-
-if TYPE_CHECKING:
-    from spoke.agent.actor import Actor
 
 _TROUBLE_CHARACTERS_MAX = 500
 
@@ -30,10 +28,10 @@ class Runtime:
         self._server: CallServer | None = None
         self._scope = join(secret)
 
-    def serve(self, server: CallServer, actor: Actor) -> None:
-        """From now on the actor can be called, and lend memory."""
+    def serve(self, server: CallServer, healthy: Callable[[], bool]) -> None:
+        """From now on the actor can be called, and lend memory. ``healthy`` asks it how it is."""
         self._server = server
-        self._actor = actor
+        self._ask_health = healthy
         server.offer("identify", self._identify)
         server.offer("mail", self._mail)
         server.offer("healthy", self._healthy)
@@ -92,7 +90,7 @@ class Runtime:
             server = self._server
             assert server is not None
             try:
-                said = bool(self._actor.healthy())
+                said = bool(self._ask_health())
             except Exception as error:
                 server.answer(job, f"healthy() raised {type(error).__name__}: {error}"[:_TROUBLE_CHARACTERS_MAX])
             else:
