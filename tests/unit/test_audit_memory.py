@@ -13,8 +13,9 @@ from bench.synthetic import chained, events
 from spoke.cli import audit_parquet
 from spoke.cli.audit_export import _write_lines
 from spoke.cli.timeline_chart import chart_of
+from spoke.events.entries import RawEntry
 from spoke.events.history import history
-from spoke.events.log import EventLog, RawEntry
+from spoke.events.log import EventLog
 from spoke.events.state import PoolState
 from spoke.events.usage import Ledger
 
