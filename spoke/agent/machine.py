@@ -95,6 +95,11 @@ class AgentMachine:
         self._health: dict[int, tuple[str, str]] | None = None  # by index: what is wrong; None: nobody looks
 
     @property
+    def actors_alive(self) -> tuple[str, ...]:
+        """The launch ids of the actors that are not confirmed dead."""
+        return tuple(self._actors)
+
+    @property
     def margin_s(self) -> float:
         """How long before the lease's end everything is killed."""
         return max(MARGIN_S_MIN, self._lease_s * MARGIN_SHARE)

@@ -147,7 +147,7 @@ def test_a_start_is_reported_and_so_is_its_end() -> None:
     assert requests(machine.started("1-0", 7, "tcp://a", 0.0)) == [r.ReportStarted("t1", 1, "1-0", 7, "tcp://a")]
     assert requests(machine.ended("1-0", 3, 0, "", 1.0)) == [r.ReportExited("t1", 1, "1-0", 3, 0)]
     assert machine.ended("1-0", 3, 0, "", 1.0) == []
-    assert not machine._actors
+    assert machine.actors_alive == ()
 
 
 def test_the_same_order_twice_starts_nothing_twice_even_after_its_end() -> None:
