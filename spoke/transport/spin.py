@@ -31,15 +31,14 @@ class Spin:
         if self._skip:
             self._skip -= 1
             return poll(timeout)
-        ready = poll(0)
-        if ready:  # it was here before: that says nothing of how soon the next one comes
-            return ready
         until = time.monotonic() + SPIN_S
-        while time.monotonic() <= until:
+        while True:
             ready = poll(0)
             if ready:
                 self._vain = 0
                 return ready
+            if time.monotonic() > until:
+                break
         self._vain = min(self._vain + 1, _VAIN_MAX)
         self._skip = (1 << self._vain) - 1
         return poll(timeout)
