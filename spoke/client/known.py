@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from spoke.client.bound import Bound
 from spoke.client.tracking import ActorExit, Ticket
 from spoke.errors import InvalidRequest
 from spoke.events.model import Slot
@@ -14,7 +15,7 @@ from spoke.protocol.replies import ActorInfo
 NODES_SHOWN = 4
 
 
-class KnownGang:
+class KnownGang(Bound):
     """A gang, as far as its client has been told."""
 
     def __init__(self, ticket: Ticket) -> None:
@@ -160,7 +161,7 @@ class KnownGang:
         return html_table(columns, rows, caption=self._summary())
 
 
-class KnownActor:
+class KnownActor(Bound):
     """An actor of a gang, as far as its client has been told."""
 
     def __init__(self, ticket: Ticket, actor: ActorInfo) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -335,6 +337,16 @@ def test_closing_says_goodbye_fails_what_waits_and_ends_the_threads(
     with pytest.raises(ClientClosed):
         handle.call("echo", 1).result(T_S)
     assert not client.is_open
+
+
+def test_what_belongs_to_this_process_says_so_when_it_is_pickled(client: spoke.Client) -> None:
+    gang = client.gang_allocate(1, 1).result(T_S)
+    (handle,) = gang.launch("T").result(T_S)
+    for mine in (client, gang, handle, spoke.AsyncClient()):
+        for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(spoke.NotSerializable, match="open a client there"):
+                copied(mine)
+    assert pickle.loads(pickle.dumps(gang.slots)) == gang.slots
 
 
 def test_closing_is_bounded_when_nobody_answers(

@@ -9,7 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import yaml
@@ -24,6 +24,9 @@ Command = str | list[Word]
 Size = int | str
 Span = int | float | str
 Labels = dict[str, str | list[str]]
+RestartWord = Literal["never", "on_failure", "gang"]
+FailureWord = Literal["release", "report"]
+_WORDS = {"restart": get_args(RestartWord), "policy": get_args(RestartWord), "on_failure": get_args(FailureWord)}
 
 
 class _Part(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -33,7 +36,7 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Restart(_Part):
     """What follows a failure; see ``spoke.Restart``."""
 
-    policy: Literal["never", "on_failure", "gang"] = "on_failure"
+    policy: RestartWord = "on_failure"
     max_restarts: int = 3
     backoff: Span = 1.0
     backoff_max: Span = 60.0
@@ -76,7 +79,7 @@ class Group(_Part):
     command: Command = []
     actor: str = ""
     args: dict[str, Any] = {}
-    restart: Literal["never", "on_failure", "gang"] | Restart = "never"
+    restart: RestartWord | Restart = "never"
     start_timeout: Span = 0
     health: Health | None = None
     exit_hook: Command | Hook | None = None
@@ -97,7 +100,7 @@ class JobFile(Group):
     groups: dict[str, Group] = {}
     name: str = ""
     timeout: Span = 300.0
-    on_failure: Literal["release", "report"] = "release"
+    on_failure: FailureWord = "release"
     near: str | None = None
     exclusive: bool = False
     same: str | None = None
@@ -172,6 +175,9 @@ def _in_words(told: str, found: Mapping[str, Any]) -> str:
     """msgspec's words with the key in front, and the key that was perhaps meant."""
     reason, _, path = told.partition(" - at `")
     key = path.rstrip("`").removeprefix("$").lstrip(".").replace("[...]", ".*")
+    words = _WORDS.get(key.rpartition(".")[2])
+    if words and reason.startswith("Invalid enum value"):
+        return f"{key}: {reason.removeprefix('Invalid enum value ')} was written; there are {', '.join(words)}"
     if not reason.startswith("Object contains unknown field"):
         return f"{key or 'the job'}: {reason[0].lower()}{reason[1:]}" if key else reason
     name = reason.rpartition("`")[0].rpartition("`")[2]

@@ -16,6 +16,7 @@ from typing import Self, TypedDict, Unpack
 from spoke.client.aio.awaits import awaits
 from spoke.client.aio.gang import AsyncGang
 from spoke.client.aio.handle import AsyncActorHandle
+from spoke.client.bound import Bound
 from spoke.client.logs.lines import LogLine, batches_of, flat_async
 from spoke.client.queue import QueueStatus
 from spoke.client.status import PoolStatus
@@ -40,7 +41,7 @@ class ClientOptions(TypedDict, total=False):
     project: str
 
 
-class AsyncClient:
+class AsyncClient(Bound):
     """``Client`` for asyncio: ``async with spoke.AsyncClient(url) as client``. The options are those of ``Client``.
 
     Making one does nothing yet; ``async with``, or ``await client.open()``, opens the session.

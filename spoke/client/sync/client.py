@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+from spoke.client.bound import Bound
 from spoke.client.checks import TIMEOUT_S_MAX, check_seconds
 from spoke.client.session import Session
 from spoke.client.status import PoolStatus, read_status
@@ -22,7 +23,7 @@ LEASE_S_MIN, LEASE_S_MAX = 0.5, 24 * 3600.0
 CLOSE_TIMEOUT_S = 5.0
 
 
-class Client(QueueOperations, Operations, Launches, Closing):
+class Client(QueueOperations, Operations, Launches, Closing, Bound):
     """A session in a pool: asks for gangs, launches actors, and gives everything back when it ends.
 
     ``url`` (redis://, rediss://, unix://; else SPOKE_URL, else redis://127.0.0.1:6379) and ``pool`` (else SPOKE_POOL,
