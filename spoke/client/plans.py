@@ -180,6 +180,8 @@ class _WholeGang:
                 Member(slot.global_rank, f"{self.by_group.get(slot.group, self.spec).type_name}-{slot.global_rank}")
                 for slot in slots
             )
+        if not callable(ids) and (isinstance(ids, str) or not isinstance(ids, Sequence)):
+            raise InvalidRequest(f"ids must be a list of actor ids, or a function of the slot, not {ids!r:.100}")
         found = [ids(slot) for slot in slots] if callable(ids) else list(ids)
         if len(found) != len(slots):
             raise InvalidRequest(f"{len(found)} actor ids were given for {len(slots)} ranks: give one for each")
@@ -208,6 +210,8 @@ def _pack_blobs(blobs: list[bytes]) -> bytes:
 
 
 def _env(env: Env) -> dict[str, str]:
+    if env is not None and not isinstance(env, Mapping):
+        raise InvalidRequest(f'env must be a dict of variables, like {{"MODE": "fast"}}, not {env!r:.100}')
     found = dict(env or {})
     for name, value in found.items():
         _checked_text("an environment variable's name", name)

@@ -106,6 +106,8 @@ def parse_key(text: str) -> Key:
 
 def find_key(given: str | None = None) -> Key | None:
     """The key of this process: the argument, else SPOKE_KEY, else what stands in the file SPOKE_KEY_FILE."""
+    if given is not None and not isinstance(given, str):
+        raise InvalidRequest(f"the key must be text, not {type(given).__name__}")
     text = given or os.environ.get("SPOKE_KEY")
     if text:
         return parse_key(text)

@@ -52,6 +52,8 @@ class Place:
 
 def resolve_url(url: str | None) -> str:
     """The server's URL: the argument, else SPOKE_URL, else redis://127.0.0.1:6379; ``file://`` names a file with it."""
+    if url is not None and not isinstance(url, str):
+        raise InvalidRequest(f"the server URL must be text, like {DEFAULT_URL}, not {url!r:.100}")
     found = url or os.environ.get("SPOKE_URL") or DEFAULT_URL
     if found.startswith("file://"):
         found = _from_file(found)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
+from typing import Any
 
 import pytest
 
@@ -337,6 +338,40 @@ def test_closing_says_goodbye_fails_what_waits_and_ends_the_threads(
     with pytest.raises(ClientClosed):
         handle.call("echo", 1).result(T_S)
     assert not client.is_open
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outstanding_max": 0},
+        {"outstanding_max": "many"},
+        {"key": 5},
+        {"project": None},
+        {"url": 5},
+        {"url": b"redis://h"},
+    ],
+    ids=str,
+)
+def test_a_clients_options_of_the_wrong_type_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=next(iter(options)) if "url" not in options else "URL"):
+        spoke.Client(**options)
+
+
+def test_arguments_of_the_wrong_type_are_refused(client: spoke.Client) -> None:
+    gang = client.gang_allocate(1, 1).result(T_S)
+    wrong: Any = "x"
+    for words, ask in (
+        ("ids must be a list", lambda: gang.launch("T", ids=5)),  # type: ignore[arg-type]
+        ("ids must be a list", lambda: gang.launch("T", ids=wrong)),
+        ("env must be a dict", lambda: gang.launch("T", env=wrong)),
+        ("notice must be seconds", lambda: client.set_queue_policy(notice=wrong)),
+        ("start must be seconds", lambda: client.create_reservation(1, 1, 60, start=wrong)),
+        ("timeout must be from 0", lambda: client.close(wrong)),
+        ("timeout must be from 0", lambda: client.close(-1)),
+    ):
+        with pytest.raises(InvalidRequest, match=words):
+            ask()
+    assert client.is_open
 
 
 def test_what_belongs_to_this_process_says_so_when_it_is_pickled(client: spoke.Client) -> None:

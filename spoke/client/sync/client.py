@@ -13,6 +13,7 @@ from spoke.client.sync.operations import Operations
 from spoke.client.sync.queue import QueueOperations
 from spoke.errors import InvalidRequest
 from spoke.events.model import check_name
+from spoke.events.resources import check_count
 from spoke.protocol.identity import Key, find_key
 from spoke.protocol.server import explained
 from spoke.protocol.url import mask_url, resolve_pool, resolve_url
@@ -65,7 +66,8 @@ class Client(QueueOperations, Operations, Launches, Closing, Bound):
         check_seconds("lease_s", lease_s, LEASE_S_MIN, LEASE_S_MAX)
         check_seconds("retry_s", retry_s, 0.0, TIMEOUT_S_MAX)
         check_seconds("allocator_timeout_s", allocator_timeout_s, 0.1, TIMEOUT_S_MAX)
-        if project:
+        check_count("outstanding_max", outstanding_max, 1, 2**31)
+        if project != "":
             check_name("the project", project)
         forced = Choice(transport).forced
         session = Session(
@@ -104,6 +106,7 @@ class Client(QueueOperations, Operations, Launches, Closing, Bound):
         >>> client.is_open
         False
         """
+        check_seconds("timeout", timeout, 0.0, TIMEOUT_S_MAX)
         self._finalizer.detach()
         self.session.close(timeout)
 

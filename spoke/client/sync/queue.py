@@ -57,7 +57,7 @@ class QueueOperations(Asking):
             "backfill": backfill,
             "preempt": preempt,
             "half_life_ms": None if half_life is None else duration_ms("half_life", half_life),
-            "notice_ms": None if notice is None else round(notice * 1000),
+            "notice_ms": None if notice is None else _from_0_ms("notice", notice),
             "depth": depth,
         }
         changes = {name: value for name, value in given.items() if value is not None}
@@ -129,7 +129,7 @@ class QueueOperations(Asking):
         >>> len(kept.nodes), kept.end_ms - kept.start_ms, kept.reservation_id.startswith("r-")
         (1, 600000, True)
         """
-        length_ms, start_ms = duration_ms("duration", duration), round(start * 1000)
+        length_ms, start_ms = duration_ms("duration", duration), _from_0_ms("start", start)
         request = r.CreateReservation(nodes, gpus, length_ms, start_ms, project, name)
         return self._ask(request, lambda message, ticket: _reservation(message))
 
@@ -153,3 +153,10 @@ def _milli(what: str, number: float) -> int:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < 2**40:
         raise InvalidRequest(f"{what} must be a number from 0 on, not {number!r}")
     return round(number * 1000)
+
+
+def _from_0_ms(what: str, seconds: float) -> int:
+    """Seconds, or a moment in seconds, in milliseconds; raises InvalidRequest."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 2**40:
+        raise InvalidRequest(f"{what} must be seconds from 0 on, not {seconds!r}")
+    return round(seconds * 1000)
