@@ -529,6 +529,14 @@ def test_preemptible_tickets_make_room_for_it() -> None:
     assert runs(pool, mine)
 
 
+def test_a_reservation_that_was_to_begin_long_ago_is_a_slip() -> None:
+    pool = pool_of(4)
+    reserve(pool, 1, after_ms=-30_000)  # on its way for a while
+    refused = pool.ask("c", r.CreateReservation(1, 4, HOUR, pool.now_ms - 2 * HOUR))
+    assert isinstance(refused, p.Failed)
+    assert "was to begin 120 minutes ago: give a time to come" in refused.reason
+
+
 def test_a_reservation_that_cannot_be_is_refused_and_a_cancelled_one_is_open_to_all() -> None:
     pool = pool_of(4, 4)
     name = reserve(pool, 2)

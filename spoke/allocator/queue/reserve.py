@@ -19,6 +19,8 @@ from spoke.protocol import requests as r
 
 POLICY = "reserve/1"
 RESERVATIONS_MAX = 1_000
+PAST_MS = 60_000
+"""A start that lies further back is a slip, and not a request that took its time."""
 
 
 def create(state: PoolState, asked: r.Envelope, request: r.CreateReservation, now_ms: int) -> list[e.Event]:
@@ -30,6 +32,11 @@ def create(state: PoolState, asked: r.Envelope, request: r.CreateReservation, no
         raise InvalidRequest(f"{request.nodes} nodes with {request.gpus} GPUs were asked for: 1 node or more")
     if not 1_000 <= request.length_ms <= YEAR_MS:
         raise InvalidRequest(f"a reservation lasts from a second to a year, not {request.length_ms} ms")
+    if request.start_ms and request.start_ms < now_ms - PAST_MS:
+        raise InvalidRequest(
+            f"the reservation was to begin {(now_ms - request.start_ms) // 60_000} minutes ago: give a time to come, "
+            "or none, and it begins now"
+        )
     start_ms = max(now_ms, request.start_ms)
     if start_ms > now_ms + YEAR_MS:
         raise InvalidRequest("a reservation begins within a year")
