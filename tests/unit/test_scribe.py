@@ -95,7 +95,9 @@ def test_the_index_is_bounded_and_no_time_is_missed(path: Path, monkeypatch: pyt
         assert 0 <= second * 7 - offset <= 7 * (2 * resolution_ms // 1_000), "as much too early as the index is coarse"
 
 
-def test_a_full_disk_costs_output_and_the_log_says_how_much(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_output_and_the_log_says_how_much(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     writer = LogWriter(str(path), 1 << 20, 1)
     writer.write(b"before\n")
     real, full = os.write, True
@@ -117,6 +119,8 @@ def test_a_full_disk_costs_output_and_the_log_says_how_much(path: Path, monkeypa
     assert text.startswith("before\n")
     assert "109 bytes of output were lost here: No space left on device" in text
     assert text.endswith("]\nafter\n")
+    said = capfd.readouterr().err
+    assert said == f"spoke: output that belongs into {path} is lost until it can be written: No space left on device\n"
 
 
 def test_a_log_that_cannot_be_opened_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

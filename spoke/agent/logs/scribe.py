@@ -124,6 +124,10 @@ class LogWriter:
     def _failed(self, error: OSError) -> None:
         """What was to be written is lost; close all, and try again later."""
         self._why = os.strerror(error.errno or errno.EIO)
+        if not self._lost:  # the first of a row: on standard error, which is the agent's, since the log cannot say it
+            with contextlib.suppress(OSError, ValueError):
+                text = f"spoke: output that belongs into {self.path} is lost until it can be written: {self._why}"
+                print(text, file=sys.stderr, flush=True)
         lost, self._lost = self._lost, 0
         self.close()
         self._lost, self._again_s = lost, time.monotonic() + AGAIN_S
