@@ -187,6 +187,7 @@ def agent(
     from spoke.protocol.logs import LOG_DIR_LABEL
     from spoke.protocol.url import resolve_pool, resolve_url
 
+    check_imports(imports or [])
     log_to_stderr()
     check_wait(wait_for_server)
     _warn_of_password(url)
@@ -244,6 +245,13 @@ def parse_gpus(text: str) -> int | Literal["auto"]:
     if re.fullmatch(r"\d{1,6}", text, re.ASCII):
         return int(text)
     raise InvalidRequest(f"--gpus {text!r} cannot be read: give a number of logical GPUs, or auto")
+
+
+def check_imports(imports: list[str]) -> None:
+    """Raise InvalidRequest for a file that is not there. A module is looked for when an actor is started."""
+    for name in imports:
+        if name.endswith(".py") and not Path(name).is_file():
+            raise InvalidRequest(f"--import {name}: there is no such file ({Path(name).absolute()})")
 
 
 def host_as_name() -> str:

@@ -10,10 +10,11 @@ import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from spoke.cli.children import die_with_parent
 from spoke.errors import ServerError, ServerUnreachable, SpokeError
-from spoke.protocol.server import check_server, connect
+from spoke.protocol.server import Redis, check_server, connect
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 15.0
@@ -105,7 +106,13 @@ class EmbeddedServer:
             while True:
                 try:
                     check_server(client, self.url)
-                    return
+                    if self._is_ours(client):
+                        return
+                    self.kill()
+                    raise SpokeError(
+                        f"the server was to listen on port {self.port}, where another one answers already: choose "
+                        "another --port, or use that server (--url, SPOKE_URL)"
+                    )
                 except ServerUnreachable:
                     if self._process.poll() is not None or time.monotonic() > deadline:
                         self.kill()
@@ -116,6 +123,12 @@ class EmbeddedServer:
                     time.sleep(0.02)
         finally:
             client.close()
+
+    def _is_ours(self, client: Redis) -> bool:
+        """Whether it is this server that answers there: the one with our data."""
+        found: Any = client.config_get("dir")
+        folders = [os.fsdecode(value) for value in found.values()]
+        return [os.path.realpath(folder) for folder in folders] == [os.path.realpath(self.data)]
 
     def stop(self) -> None:
         """Stop the server in order, so that its data is on disk."""

@@ -66,11 +66,12 @@ def up(
     ] = None,
 ) -> None:
     """Run everything on this machine: a server, an allocator and agents. Ctrl-C ends it all; the data stays."""
-    from spoke.cli.daemons import parse_gpus
+    from spoke.cli.daemons import check_imports, parse_gpus
     from spoke.cli.embedded import EmbeddedServer
     from spoke.protocol.keys import Keys
     from spoke.protocol.url import resolve_pool
 
+    check_imports(imports or [])
     if parse_gpus(gpus) == "auto" and agents > 1:
         raise InvalidRequest(f"--gpus auto with {agents} agents would offer each GPU {agents} times: use --agents 1")
     keys = Keys(resolve_pool(pool))

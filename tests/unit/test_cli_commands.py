@@ -102,6 +102,8 @@ def test_a_server_that_is_not_there_is_one_line(words: tuple[str, ...]) -> None:
         (("allocator", "--wait-for-server", "1e9"), "--wait-for-server must be"),
         (("agent", "--gpus", "1", "--label", "x"), "NAME=VALUE"),
         (("up", "--gpus", "auto", "--agents", "2"), "--agents 1"),
+        (("up", "--import", "nothing.py"), "there is no such file"),
+        (("agent", "--gpus", "1", "--import", "nothing.py"), "there is no such file"),
         (("run", "--memory-per-actor", "much", "true"), "not a size"),
         (("run", "--env", "x", "true"), "NAME=VALUE"),
         (("node", "drain", "n1", "--deadline", "soon"), "write e.g. 90s, 10m or 2h"),

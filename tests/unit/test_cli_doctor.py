@@ -23,6 +23,7 @@ from spoke.cli.checks.stale import check_stale
 from spoke.cli.embedded import EmbeddedServer, free_port
 from spoke.cli.main import app
 from spoke.client.status import NodeStatus
+from spoke.errors import SpokeError
 from spoke.protocol.keys import Keys
 from spoke.protocol.server import Redis, connect
 from spoke.protocol.version import PROTOCOL
@@ -407,3 +408,10 @@ def test_every_check_of_this_machine_ends_soon() -> None:
     for check in (*machine.CHECKS, *gpu.CHECKS, *rdma.CHECKS):
         assert check().found
     assert time.monotonic() - began < 10
+
+
+def test_a_server_of_our_own_does_not_take_another_one_at_its_port_for_itself(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "one") as one:
+        with pytest.raises(SpokeError, match=f"port {one.port}, where another one answers"):
+            EmbeddedServer(tmp_path / "two", port=one.port).start()
+        assert one.alive
