@@ -247,6 +247,8 @@ def test_every_wait_has_a_time_limit(client: spoke.Client, allocator: FakeAlloca
         gang.wait(0.05),
         handle.wait(0.05),
         client.launch_actor(gang.ticket_id, 0, "T", "a", timeout=0.05),
+        gang.launch("T", timeout=0.05),
+        gang.launch_command(["true"], timeout=0.05),
         client.gang_release(gang.ticket_id, timeout=0.05),
         client.gang_release(gang.ticket_id, timeout=0.05),
     ]

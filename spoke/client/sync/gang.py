@@ -68,6 +68,7 @@ class Gang(KnownGang):
         env: Env = None,
         cwd: str | None = None,
         supervision: Care = None,
+        timeout: float | None = None,
     ) -> Future[list[ActorHandle]]:
         """Start one actor of a registered type at every rank; see ``Client.launch_gang``.
 
@@ -75,7 +76,9 @@ class Gang(KnownGang):
         >>> [actor.id for actor in actors]
         ['left', 'right']
         """
-        return self.client.launch_gang(self.ticket_id, type, args, ids=ids, env=env, cwd=cwd, supervision=supervision)
+        return self.client.launch_gang(
+            self.ticket_id, type, args, ids=ids, env=env, cwd=cwd, supervision=supervision, timeout=timeout
+        )
 
     def launch_command(
         self,
@@ -85,6 +88,7 @@ class Gang(KnownGang):
         cwd: str | None = None,
         supervision: Care = None,
         torchrun: Torchrun | None = None,
+        timeout: float | None = None,
     ) -> Future[list[ActorHandle]]:
         """Run a command at every rank; see ``Client.launch_command``.
 
@@ -93,7 +97,7 @@ class Gang(KnownGang):
         [0, 1]
         """
         return self.client.launch_command(
-            self.ticket_id, argv, env=env, cwd=cwd, supervision=supervision, torchrun=torchrun
+            self.ticket_id, argv, env=env, cwd=cwd, supervision=supervision, torchrun=torchrun, timeout=timeout
         )
 
     def wait(self, timeout: float | None = None, *, ranks: Sequence[int] | None = None) -> Future[list[ActorExit]]:
