@@ -39,6 +39,7 @@ from spoke.transport.handles import BufferHandle, read_handle
 FAR_BYTES_MIN: Final = 16 * 1024
 VALUE_BYTES_MAX: Final = 1 << 30
 DEPTH_MAX: Final = 128
+STEPS_SHOWN: Final = 8
 
 _EXT_ARRAY, _EXT_SCALAR, _EXT_FAR_BYTES, _EXT_FAR_ARRAY = 1, 2, 3, 4
 _EXT_VIEW, _EXT_FAR_VIEW, _EXT_TENSOR, _EXT_FAR_TENSOR, _EXT_HANDLE = 5, 6, 7, 8, 9
@@ -98,7 +99,10 @@ def encode(lowered: object, name: str) -> bytes:
 
 
 def _refuse(name: str, refused: Refused) -> NoReturn:
-    path = name + "".join(reversed(refused.trail))
+    steps = refused.trail[::-1]
+    if len(steps) > STEPS_SHOWN:
+        steps = [*steps[: STEPS_SHOWN // 2], "…", *steps[-STEPS_SHOWN // 2 :]]
+    path = name + "".join(steps)
     raise NotSerializable(
         f"{path} cannot be sent: it is {refused.reason}. Send None, bool, int, float, str, bytes, list, tuple, dict, "
         "numpy arrays or scalars, torch tensors on the CPU, buffers, or handles of buffers"

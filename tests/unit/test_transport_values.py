@@ -141,3 +141,11 @@ def test_an_array_whose_shape_lies_is_refused() -> None:
         raw = msgpack.packb(msgpack.ExtType(1, msgpack.packb(["<f8", shape, b"12345678"])))
         with pytest.raises(MalformedData):
             unpack(raw)
+
+
+def test_the_way_to_what_is_nested_too_deep_is_told_in_short() -> None:
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    with pytest.raises(NotSerializable, match=r"value(\[0\]){4}…(\[0\]){4} cannot be sent: it is nested"):
+        pack(deep)
