@@ -209,8 +209,11 @@ class Inbox:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as things that happen."""
-        former = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Take SIGINT, SIGTERM and (unless it is ignored, as under nohup) SIGHUP as things that happen."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        former = {number: signal.signal(number, self._signalled) for number in numbers}
         try:
             yield
         finally:

@@ -196,7 +196,7 @@ def test_what_cannot_be_run_is_one_line_and_leaves_no_ticket(place: Place, words
     assert place.document("tickets") == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_run_releases_the_gang(place: Place, tmp_path: Path, number: int, code: int) -> None:
     script = 'trap "echo stopped in order; exit 0" TERM; echo ready; while :; do sleep 0.1; done'
     words = ("--nodes", "2", "--gpus-per-actor", "4", "--", "bash", "-c", script)
