@@ -30,27 +30,36 @@ class Process:
         return (self.directory / "out").read_text(errors="replace")
 
     @property
-    def pid(self) -> int:
+    def process(self) -> subprocess.Popen[bytes]:
         assert self._process is not None
-        return self._process.pid
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def start(self) -> None:
         command = ["redis-server", *self.words, "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.directory), "--daemonize", "no"]
-        with open(self.directory / "out", "ab") as out:
-            self._process = subprocess.Popen(
-                command, executable=self._program, stdout=out, stderr=out, cwd=self.directory
-            )
         deadline = time.monotonic() + START_S
+        self._spawn(command)
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0) as probe:
                 probe.sendall(b"PING\r\n")
                 answer = probe.recv(100)
                 if answer and not answer.startswith(b"-LOADING"):
                     return
-            assert self._process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
             time.sleep(0.02)
+            if self.process.poll() is not None:  # somebody's outgoing connection may have had the port for a moment
+                assert "Address already in use" in self.output, self.output
+                self._spawn(command)
+
+    def _spawn(self, command: list[str]) -> None:
+        with open(self.directory / "out", "ab") as out:
+            self._process = subprocess.Popen(
+                command, executable=self._program, stdout=out, stderr=out, cwd=self.directory
+            )
 
     def kill(self) -> None:
         if self._process is not None:

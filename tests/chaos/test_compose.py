@@ -20,6 +20,7 @@ from tests.fakes import eventually
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 T_S = 60.0
+REPLICAS = "import redis; print(redis.Redis(port=26379).execute_command('SENTINEL', 'REPLICAS', 'spoke'))"
 
 
 class Services:
@@ -87,6 +88,8 @@ def test_the_pool_of_the_compose_file_comes_up_and_survives_its_primary(services
 
     eventually(a_gang_runs, "a gang runs on the node", T_S)
     assert "node" in services.run("node", "spoke", "status")
+    for name in ("sentinel-1", "sentinel-2", "sentinel-3"):  # before, there is nobody to fail over to
+        eventually(lambda name=name: "'ok'" in services.run(name, sys.executable, "-c", REPLICAS), "a replica", T_S)
     services.processes["primary"].kill()
     services.processes["primary"].wait()
     eventually(a_gang_runs, "a gang runs with the replica as the primary", T_S)
