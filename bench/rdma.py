@@ -6,7 +6,8 @@
 with as many; a frame there and back between two endpoints, against the same bytes by pyverbs alone, which is Python's
 own floor: one post_send and one successful poll on each side, with work requests made beforehand. Both sides of the
 round trip are in one process, so that the scheduler has no part in it. `ib_send_lat` is printed beside it, to show what
-the interpreter costs before Spoke does anything. Floor and figure alternate, and the median counts.
+the interpreter costs before Spoke does anything; for the same reason, writes of 1 MiB by pyverbs alone are compared
+with ib_write_bw. Floor and figure alternate, and the median counts.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from spoke.transport.handles import BufferHandle
 from spoke.transport.memory import join, leave
 from spoke.transport.rdma.device import Device, acquire
 from spoke.transport.rdma.endpoint import RdmaEndpoint
+from spoke.transport.rdma.pool import Block
 from spoke.transport.rdma.queue import QueuePair
 from spoke.transport.rdma.wire import SLOTS
 from spoke.transport.regions import Buffer, set_home
@@ -185,6 +187,26 @@ def endpoint_round_trip_us(device: Device, cleanup: ExitStack) -> Callable[[], f
     return figure
 
 
+def bare_write_mib_s(device: Device, nbytes: int) -> float:
+    """MiB a second of writes by pyverbs alone, four outstanding: nothing but post_send and poll."""
+    with ExitStack() as cleanup:
+        first, second = linked(device)
+        cleanup.callback(second.close)
+        cleanup.callback(first.close)
+        access = device.verbs.e.IBV_ACCESS_LOCAL_WRITE | device.verbs.e.IBV_ACCESS_REMOTE_WRITE
+        source, target = (Block(nbytes, lambda at, size: device.register(at, size, access)) for _ in range(2))
+        cleanup.callback(source.deregister)
+        cleanup.callback(target.deregister)
+        total, posted, done = max(4, 32 * MIB // nbytes), 0, 0
+        start = time.perf_counter()
+        while done < total:
+            while posted < total and posted - done < 4:
+                first.post_write(1, source.address, source.lkey, nbytes, target.address, target.rkey)
+                posted += 1
+            done += len(first.send_queue.poll())
+        return total * nbytes / MIB / (time.perf_counter() - start)
+
+
 def main() -> None:
     """Run every figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -204,6 +226,12 @@ def main() -> None:
         report(options.json, "rdma_send_round_trip_p50", "us", value, floor)
         latency = 2 * perftest("ib_send_lat", device, 4, "-s", "64", "-n", "500")
         report(options.json, "rdma_bare_pyverbs_round_trip", "us", floor, latency)
+        few = ("-s", str(MIB), "-n", "32", "-t", "4", "-Q", "1")
+        pairs = [
+            (bare_write_mib_s(device, MIB), perftest("ib_write_bw", device, 3, *few)) for _ in range(options.rounds)
+        ]
+        value, floor = (statistics.median(column) for column in zip(*pairs, strict=True))
+        report(options.json, "rdma_bare_pyverbs_write_1MiB", "MiB/s", value, floor)
         connection = cleanup.enter_context(owner())
         for mib in (1, 4, 16, 64):
             count = ("-n", str(max(8, 32 // mib)), "-t", "4", "-Q", "1")
