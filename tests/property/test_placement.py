@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spoke.allocator.placement.choose import never_fits, place
 from spoke.allocator.placement.pack import NoFit, Placement
 from spoke.allocator.placement.stranding import POLICY
-from spoke.allocator.placement.worth import worth_of_rests
+from spoke.allocator.placement.worth import MICRO, worth_of_rests
 from spoke.events import snapshot
 from spoke.events.model import GPU_MILLI, GangSpec, Gpu, NodeSpec, PortRange, Resources
 from spoke.events.state import NodeState, PoolState, need_of
@@ -155,6 +155,21 @@ def test_what_is_kept_between_decisions_changes_none(history: list[tuple[str, ob
     pool.check()
 
 
+def price_by_hand(state: PoolState, node: NodeState) -> int:
+    """What a GPU there is worth to gangs that name models, as ``scarcity`` describes it; millionths of a GPU."""
+
+    def free_of(allowed: set[str]) -> int:
+        return sum(one.free_gpu_milli for one in usable if models_of(one) <= allowed)
+
+    def models_of(one: NodeState) -> set[str]:
+        return {gpu.model for gpu in one.spec.gpus}
+
+    usable = [one for node_id, one in state.nodes.items() if state.capacity.free(node_id) is not None]
+    total, own = sum(one.free_gpu_milli for one in usable), models_of(node)
+    wanted = [(set(models), part) for models, part in state.demand.usual.models if own and own <= set(models)]
+    return min(MICRO, sum(total * part // free for allowed, part in wanted if (free := free_of(allowed))))
+
+
 def by_hand(state: PoolState, spec: GangSpec) -> str:
     """The node that loses the least, one after the other, as ``stranding`` describes it; empty if none fits."""
     need, usual, worth = need_of(spec), state.demand.usual, worth_of_rests(state.demand.usual.shares)
@@ -184,6 +199,9 @@ def by_hand(state: PoolState, spec: GangSpec) -> str:
         cpu, memory = node.free_cpu_milli, node.free_memory >> 20
         more = stranded(free - taken, cpu - need.cpu_milli, memory - (need.memory >> 20)) - stranded(free, cpu, memory)
         cost = cut + 1000 * more + (1000 * whole if taken else free)
+        if spec.resources.gpu_memory:  # a share of the node's first GPU stands for all of them
+            taken = shares[0]
+        cost += price_by_hand(state, node) * taken // GPU_MILLI
         found.append((cost, cpu, node.spec.node_id))
     return min(found)[2] if found else ""
 

@@ -85,7 +85,7 @@ class Costs:
         self._layout, self._seen = table.layout, table.changes_from + len(table.changes)
 
     def charged(self, table: NodeTable) -> Ints:
-        """The keys, with the price of the models that a member takes."""
+        """The keys, with the price of the models that a member takes (a share by memory: of the node's first GPU)."""
         if not self.usual.models:
             return self.keys
         prices = prices_of(table, self.usual)
