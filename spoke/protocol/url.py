@@ -152,7 +152,7 @@ def _from_file(url: str) -> str:
     try:
         with path.open("rb") as file:
             text = file.read(URL_FILE_BYTES_MAX + 1).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also a name with a null byte, and what is no text
         raise InvalidRequest(f"the server URL was to be read from {path}: {error}") from error
     if len(text) > URL_FILE_BYTES_MAX or not text or len(text.split()) > 1:
         raise InvalidRequest(f"the file {path} must hold one server URL and nothing else")

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spoke.allocator.gate import Gate
@@ -327,6 +327,7 @@ urls = st.one_of(
 
 @fuzzed
 @given(urls)
+@example("file:///\x00nowhere")
 def test_a_hostile_url_is_read_or_named(url: str) -> None:
     mask_url(url)
     with contextlib.suppress(InvalidRequest):
