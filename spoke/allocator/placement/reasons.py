@@ -21,10 +21,7 @@ from spoke.events.state import PoolState
 def why_not(state: PoolState, spec: GangSpec) -> str:
     """What there is for the gang, and which nodes do not count for what reason."""
     table = table_of(state)
-    open_nodes = table.usable.copy()
-    open_nodes[table.rows_of(state.capacity.shut)] = False
-    if spec.rules is not None and spec.rules.exclusive:
-        open_nodes &= ~table.used
+    open_nodes = screen.open_to(state, table, spec)
     out = select.told(_ruled_out(state, table, spec))
     no_port = open_nodes.any() and not (open_nodes & table.port).any()
     ports = "; no port is left on them for rank 0" if no_port else ""

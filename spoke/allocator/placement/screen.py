@@ -63,11 +63,7 @@ def has_room_for_each(state: PoolState, parts: Iterable[GangSpec]) -> bool:
 def trials(state: PoolState, spec: GangSpec) -> Iterator[Trial]:
     """The sets of nodes in which a mixed gang is tried, as in ``domains``; those with too few GPUs are left out."""
     table = table_of(state)
-    fits = table.usable.copy()
-    fits[table.rows_of(state.capacity.shut)] = False
-    if spec.rules is not None and spec.rules.exclusive:
-        fits &= ~table.used
-    rows = np.flatnonzero(fits)
+    rows = np.flatnonzero(open_to(state, table, spec))
     everything = Rooms(state, table, rows, np.ones(len(rows), np.int64), True)
     for rooms, prefer in _trials(everything, spec):
         yield Trial([state.nodes[table.ids[row]] for row in rooms.rows], prefer)
@@ -190,15 +186,21 @@ def _needs(spec: GangSpec) -> tuple[int, int]:
 
 def _rooms(state: PoolState, table: NodeTable, spec: GangSpec) -> Rooms:
     """The nodes on which at least one member fits now."""
-    fits = suits(state, table, spec)
-    if spec.rules is not None and spec.rules.exclusive:
-        fits &= ~table.used
-    if state.capacity.shut:
-        fits[table.rows_of(state.capacity.shut)] = False
+    fits = suits(state, table, spec) & open_to(state, table, spec)
     room = holds(table, spec)
     enough = spec.actors_per_node if spec.strict_pack and spec.rules is None else 1  # others do not count at all
     rows = np.flatnonzero(fits & (room >= enough))
     return Rooms(state, table, rows, room[rows], bool(need_of(spec).gpus))
+
+
+def open_to(state: PoolState, table: NodeTable, spec: GangSpec) -> Bools:
+    """By the row, whether the node takes work now; for a gang that wants nodes for itself, only if nobody is on it."""
+    found = table.usable.copy()
+    if spec.rules is not None and spec.rules.exclusive:
+        found &= ~table.used
+    if state.capacity.shut:
+        found[table.rows_of(state.capacity.shut)] = False
+    return found
 
 
 def suits(state: PoolState, table: NodeTable, spec: GangSpec) -> Bools:
