@@ -215,7 +215,7 @@ class MemoryPool:
 
     # --- the term ---
 
-    def handle(self, asked: core.Asked) -> None:
+    def handle(self, asked: r.Asked) -> None:
         """Decide one request, as the allocator's turn does."""
         events = core.decide(self.state, asked, self.now_ms)
         blobs: Blobs = {}

@@ -20,10 +20,8 @@ from spoke.events.state import PoolState
 from spoke.protocol import requests as r
 from spoke.protocol.version import check_protocol
 
-Asked = r.Envelope | r.Garbage
 
-
-def decide(state: PoolState, asked: Asked, now_ms: int) -> list[e.Event]:
+def decide(state: PoolState, asked: r.Asked, now_ms: int) -> list[e.Event]:
     """The events that follow from a request at server time ``now_ms``; none for one that was decided before."""
     if isinstance(asked, r.Garbage):
         return _refuse_garbage(state, asked)

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 
-from spoke.protocol.requests import Envelope, Garbage
-
-Admitted = Envelope | Garbage
+from spoke.protocol.requests import Asked, Garbage
 
 WINDOW = 65_536
 WINDOW_BYTES = 256 << 20
@@ -30,7 +28,7 @@ class Intake:
     def __init__(self, cursor: str, *, outstanding_max: int, window: int = WINDOW) -> None:
         self.cursor = self.read_to = cursor
         self._outstanding_max, self._window = outstanding_max, window
-        self._queues: OrderedDict[str, deque[tuple[str, Admitted, int]]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[tuple[str, Asked, int]]] = OrderedDict()
         self._seqs: dict[str, set[int]] = {}
         self._ids: deque[str] = deque()
         self._done: set[str] = set()
@@ -46,7 +44,7 @@ class Intake:
         """Whether more may be read."""
         return len(self._ids) < self._window and self._bytes < WINDOW_BYTES
 
-    def put(self, entry_id: str, asked: Admitted, size: int) -> None:
+    def put(self, entry_id: str, asked: Asked, size: int) -> None:
         """Take in a request of ``size`` bytes, in the order of the stream."""
         self.read_to = entry_id
         self._ids.append(entry_id)
@@ -67,9 +65,9 @@ class Intake:
         self._queues.setdefault(sender, deque()).append((entry_id, asked, size))
         self._bytes += size
 
-    def take(self, count: int) -> list[Admitted]:
+    def take(self, count: int) -> list[Asked]:
         """At most ``count`` requests, in turns; the cursor moves on with what is given out."""
-        found: list[Admitted] = []
+        found: list[Asked] = []
         while self._queues and len(found) < count:
             sender, queue = self._queues.popitem(last=False)
             seqs = self._seqs.get(sender)
@@ -109,7 +107,7 @@ class Intake:
             done.discard(self.cursor)
 
 
-def _sender(asked: Admitted) -> str:
+def _sender(asked: Asked) -> str:
     if isinstance(asked, Garbage) and asked.code == "authentication":
         return STRANGERS
     return asked.client_id or f"node:{asked.node_id}"

@@ -29,15 +29,14 @@ class Limits:
             if getattr(self, limit.name) < 1:
                 raise InvalidRequest(f"the limit {limit.name} must be 1 or more, not {getattr(self, limit.name)}")
 
-    def apply(self, state: PoolState, asked: r.Envelope | r.Garbage) -> r.Envelope | r.Garbage:
+    def apply(self, state: PoolState, asked: r.Asked) -> r.Asked:
         """The request; or, in its place, the refusal of one that goes beyond a limit."""
         if isinstance(asked, r.Garbage) or (type(asked.request) is not r.AllocateGang and not asked.blobs):
             return asked
         try:
             self._check(state, asked)
         except LimitExceeded as error:
-            name = asked.request.TYPE
-            return r.Garbage(asked.client_id, asked.seq, name, error.code, f"{name}: {error}")
+            return r.refused(asked, error.code, str(error))
         return asked
 
     def _check(self, state: PoolState, asked: r.Envelope) -> None:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from spoke.errors import SpokeError
 from spoke.protocol import requests as r
 
 KEPT = 1_000
 UNDECIDABLE = "internal"
 
-
 _Key = tuple[str, str, int | str]
 
 
-class Undecidable(SpokeError):
+class Undecidable(Exception):
     """Deciding ``asked`` failed in a way that should not exist; ``__cause__`` says how."""
 
-    code = UNDECIDABLE
-
-    def __init__(self, asked: r.Envelope | r.Garbage) -> None:
+    def __init__(self, asked: r.Asked) -> None:
         name = asked.request if isinstance(asked, r.Garbage) else asked.request.TYPE
         super().__init__(
             f"{name} of {asked.client_id or asked.node_id or 'nobody'} cannot be decided: a defect of Spoke"
@@ -44,19 +40,18 @@ class Quarantine:
         if len(self._reasons) > KEPT:
             self._reasons.popitem(last=False)
 
-    def admit(self, asked: r.Envelope | r.Garbage) -> r.Envelope | r.Garbage:
+    def admit(self, asked: r.Asked) -> r.Asked:
         """The request; or, in its place, the refusal of one that is known to be undecidable."""
         if not self._reasons or (why := self._reasons.get(_key(asked))) is None:
             return asked
-        name = asked.request if isinstance(asked, r.Garbage) else asked.request.TYPE
-        reason = (
-            f"{name}: the allocator cannot decide this request, because of a defect ({why}); nothing "
-            f"was changed by it; please report it, with the allocator's log"
+        told = (
+            f"the allocator cannot decide this request, because of a defect ({why}); nothing was changed by it; please "
+            f"report it, with the allocator's log"
         )
-        return r.Garbage(asked.client_id, asked.seq, name, UNDECIDABLE, reason, asked.node_id, asked.incarnation)
+        return r.refused(asked, UNDECIDABLE, told)
 
 
-def _key(asked: r.Envelope | r.Garbage) -> _Key:
+def _key(asked: r.Asked) -> _Key:
     """What tells a request from all others: a client's by its number; of an agent's the same one may come again."""
     if asked.client_id:
         return "client", asked.client_id, asked.seq

@@ -179,7 +179,7 @@ class Term:
             self._trimmed_to = self._cursor
             batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
 
-    def _decide(self, batch: Batch, asked: core.Asked) -> None:
+    def _decide(self, batch: Batch, asked: r.Asked) -> None:
         try:
             events = core.decide(self.state, asked, self._now_ms())
             blobs: Blobs = {}
@@ -236,7 +236,7 @@ class Term:
         self._last = (now_ms, 0) if now_ms > ms else (ms, seq + 1)
         return f"{self._last[0]}-{self._last[1]}"
 
-    def _next_requests(self) -> list[core.Asked]:
+    def _next_requests(self) -> list[r.Asked]:
         """The next requests, no more than one commit can take; waits for them if there are none."""
         if not self._intake:
             read_ahead = self._reading

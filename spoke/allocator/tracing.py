@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any, Final
 
-from spoke.allocator.gate import Admitted, Gate
+from spoke.allocator.gate import Gate
 from spoke.events import types as e
 from spoke.events.state import PoolState
 from spoke.protocol import requests as r
@@ -120,7 +120,7 @@ class TracingGate(Gate):
     def __init__(self, gate: Gate, tracing: AllocatorTracing) -> None:
         self._gate, self._tracing = gate, tracing
 
-    def admit(self, raw: Mapping[bytes, bytes]) -> Admitted:
+    def admit(self, raw: Mapping[bytes, bytes]) -> r.Asked:
         """The request, or why it is none."""
         asked = self._gate.admit(raw)
         if isinstance(asked, r.Envelope):

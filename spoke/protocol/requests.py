@@ -392,6 +392,16 @@ class Garbage(NamedTuple):
     incarnation: str = ""
 
 
+Asked = Envelope | Garbage
+"""What came: a request, or what is refused in its place."""
+
+
+def refused(asked: Asked, code: str, why: str) -> Garbage:
+    """The refusal that takes a request's place; its reason begins with the request's name."""
+    name = asked.request if isinstance(asked, Garbage) else asked.request.TYPE
+    return Garbage(asked.client_id, asked.seq, name, code, f"{name}: {why}", asked.node_id, asked.incarnation)
+
+
 def encode_request(envelope: Envelope, key: Key | None = None, pool: str = "") -> dict[str, str | bytes | int]:
     """The stream fields of a request, signed if there is a ``key``."""
     request = envelope.request
@@ -414,7 +424,7 @@ def _decode_usual(body: bytes) -> Any:
     return _DECODERS[AllocateGang.TYPE].decode(body)
 
 
-def decode_request(raw: Mapping[bytes, bytes]) -> Envelope | Garbage:
+def decode_request(raw: Mapping[bytes, bytes]) -> Asked:
     """The request that stands in the stream, or why it is none. Never raises."""
     client_id, node_id, incarnation = _clip(raw, b"client_id"), _clip(raw, b"node_id"), _clip(raw, b"incarnation")
     name, seq = _clip(raw, b"type"), _seq(raw.get(b"seq", b""))

@@ -10,6 +10,7 @@ import pytest
 from spoke.allocator import decide
 from spoke.allocator.quarantine import KEPT, Quarantine, Undecidable
 from spoke.cli.embedded import EmbeddedServer
+from spoke.errors import from_code
 from spoke.events import types as e
 from spoke.events.audit import verify
 from spoke.events.log import EventLog
@@ -78,6 +79,10 @@ def test_an_agent_whose_report_cannot_be_decided_begins_anew(
         eventually(lambda: told(Welcome))
         report(r.ReportHealth(()))
         eventually(lambda: told(Reject))
+
+
+def test_a_client_in_the_allocators_process_is_told_like_any_other() -> None:
+    assert str(from_code("internal", "gang.move: the allocator cannot decide it")).startswith("gang.move")
 
 
 def test_the_quarantine_tells_requests_apart_and_is_bounded() -> None:
