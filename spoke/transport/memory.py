@@ -73,29 +73,62 @@ class Scope:
         self.id = scope_id(secret)
         self.users = 0
         self._secret = secret
-        self._lock = threading.Lock()  # held while a connection opens, or ends
+        self._lock = threading.Lock()
         self._owners: dict[str, Owner] = {}
+        self._opening: dict[str, Future[Owner]] = {}
         self._working = threading.Lock()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def owner(self, address: str) -> Owner:
-        """The owner of buffers at an address, connected; raises ActorUnreachable."""
+        """The owner of buffers at an address, connected; raises ActorUnreachable.
+
+        Who asks first connects, and who asks for the same owner meanwhile gets what comes of it: one that does not
+        answer holds up nobody who asks for another.
+        """
         known = self._owners.get(address)
         if known is not None and not known.connection.closed:
             return known
         with self._lock:
-            known = self._owners.pop(address, None)
+            known = self._owners.get(address)
             if known is not None and not known.connection.closed:
-                self._owners[address] = known
                 return known
+            if self._closed:
+                raise _left(address)
+            opening = self._opening.get(address)
+            if opening is None:
+                mine = self._opening[address] = Future[Owner]()
+                self._owners.pop(address, None)
+        if opening is None:
             if known is not None:
                 known.connection.close()
-            if self._closed:
-                raise ActorUnreachable(f"{address} is not asked any more: this process has left the ticket")
-            made = self._owners[address] = Owner(connect(address, self._secret, timeout_s=CONNECT_S))
-            return made
+            return self._open(address, mine)
+        try:
+            return opening.result(CONNECT_S + 1)
+        except TimeoutError:  # in a forked child, nobody connects any more
+            raise ActorUnreachable(f"{address} could not be reached within {CONNECT_S:.0f} s") from None
+
+    def _open(self, address: str, opening: Future[Owner]) -> Owner:
+        try:
+            made = Owner(connect(address, self._secret, timeout_s=CONNECT_S))
+        except BaseException as error:
+            with self._lock:
+                del self._opening[address]
+            interrupted = ActorUnreachable(f"connecting to {address} was interrupted: ask again")
+            opening.set_exception(error if isinstance(error, Exception) else interrupted)
+            raise
+        with self._lock:
+            del self._opening[address]
+            closed = self._closed
+            if not closed:
+                self._owners[address] = made
+        if closed:
+            made.connection.close()
+            opening.set_exception(_left(address))
+            raise _left(address)
+        opening.set_result(made)
+        return made
 
     def later(self, work: Callable[[], None]) -> bool:
         """Let the scope's own thread do what takes a while; False when it has ended."""
@@ -127,6 +160,10 @@ class Scope:
             owner.connection.close()
         if thread is not None and thread is not threading.current_thread():
             thread.join(CONNECT_S)
+
+
+def _left(address: str) -> ActorUnreachable:
+    return ActorUnreachable(f"{address} is not asked any more: this process has left the ticket")
 
 
 def join(secret: bytes) -> Scope:
