@@ -188,7 +188,6 @@ class FakeAgent:
         self.started: list[tuple[o.StartActor, Any]] = []
         self.refuse: Callable[[o.StartActor], str] = lambda order: ""
         self.targets: Callable[[o.StartActor, Any], object] = _Echo
-        self.hold_stops = threading.Event()
         self._live: dict[str, tuple[o.StartActor, CallServer | None]] = {}
         self._redis = connect(url)
         self._incarnation = f"i-{time.monotonic_ns()}"

@@ -258,20 +258,18 @@ class AgentMachine:
             case o.ReportHoldings(server=server):
                 return self._report_again(server)
             case o.StopUnknown() as unknown:
-                return self._stop_unknown(unknown, now_s)
+                return self._stop_unknown(unknown)
             case o.Resume():
                 return self._resume(now_s)
             case o.StopActor() as stop:
                 self._parked.pop(stop.launch_id, None)
-                return self._stop(stop.launch_id, stop.grace_s, now_s)
+                return self._stop(stop.launch_id, stop.grace_s)
             case o.HaltActors() as halt:
-                return self._halt(halt, now_s)
+                return self._halt(halt)
             case o.ResumeActors() as resume:
                 lives = [self._actors[key] for key in resume.launches if key in self._actors]
                 return [
-                    s
-                    for life in lives
-                    for s in self._of(life, life.resume(resume.generation, resume.delay_s, now_s), now_s)
+                    s for life in lives for s in self._of(life, life.resume(resume.generation, resume.delay_s, now_s))
                 ]
             case o.NotifyActors(notice=notice):
                 _remember(self._noticed, notice.ticket_id)
@@ -282,7 +280,7 @@ class AgentMachine:
                 _remember(self._closed, close.ticket_id)
                 self._forget_parked(close.ticket_id)
                 mine = [key for key, actor in self._actors.items() if actor.order.ticket_id == close.ticket_id]
-                stops = [step for key in mine for step in self._stop(key, close.grace_s, now_s)]
+                stops = [step for key in mine for step in self._stop(key, close.grace_s)]
                 return stops if mine else self._hold_port_of(close.ticket_id)
         return []
 
@@ -299,7 +297,7 @@ class AgentMachine:
             r.ReportHeld(self._server, (*self._actors, *waiting), tuple(sorted(tickets)), self._seen_last)
         )
 
-    def _stop_unknown(self, order: o.StopUnknown, now_s: float) -> list[i.Instruction]:
+    def _stop_unknown(self, order: o.StopUnknown) -> list[i.Instruction]:
         if not self._reconciling:
             return []
         unknown = set(order.launches)
@@ -311,7 +309,7 @@ class AgentMachine:
         steps: list[i.Instruction] = []
         for launch_id in sorted(self._unknown):
             life = self._actors[launch_id]
-            steps += self._of(life, life.kill(), now_s)
+            steps += self._of(life, life.kill())
         for ticket_id in order.tickets:
             _remember(self._closed, ticket_id)
             self._forget_parked(ticket_id)
@@ -343,7 +341,7 @@ class AgentMachine:
         if order.rank == 0 and ports.first <= order.master_port < ports.first + ports.count:
             self._lent[order.ticket_id] = order.master_port
             steps.append(i.LendPort(order.master_port))
-        return [*steps, *self._of(life, life.begin(now_s), now_s)]
+        return [*steps, *self._of(life, life.begin(now_s))]
 
     def _refusal(self, order: o.StartActor) -> str:
         if self.leaving:
@@ -363,11 +361,11 @@ class AgentMachine:
             return str(error)
         return ""
 
-    def _stop(self, launch_id: str, grace_s: float, now_s: float) -> list[i.Instruction]:
+    def _stop(self, launch_id: str, grace_s: float) -> list[i.Instruction]:
         life = self._actors.get(launch_id)
-        return [] if life is None else self._of(life, life.stop(grace_s), now_s)
+        return [] if life is None else self._of(life, life.stop(grace_s))
 
-    def _halt(self, halt: o.HaltActors, now_s: float) -> list[i.Instruction]:
+    def _halt(self, halt: o.HaltActors) -> list[i.Instruction]:
         steps: list[i.Instruction] = []
         for rank, launch_id in halt.members:
             life = self._actors.get(launch_id) or self._parked.get(launch_id)
@@ -379,7 +377,7 @@ class AgentMachine:
             told = life.halt(halt.generation, halt.grace_s)
             if self._parked.pop(launch_id, None) is not None:
                 self._actors[launch_id] = life
-            steps += self._of(life, told, now_s)
+            steps += self._of(life, told)
         return steps
 
     def _forget_parked(self, ticket_id: str) -> None:
@@ -416,7 +414,7 @@ class AgentMachine:
         life = self._actors.get(launch_id)
         if life is None or self.phase != "up":
             return []
-        return self._of(life, life.started(pid, address, now_s), now_s)
+        return self._of(life, life.started(pid, address, now_s))
 
     def _listening(self, ticket_id: str) -> tuple[str, ...]:
         """The ticket's actors that run and can hear a notice: commands cannot."""
@@ -432,7 +430,7 @@ class AgentMachine:
         if part:
             return [i.Warn(f"the {part} command of launch {main}: {reason}")]
         life = self._actors.get(launch_id)
-        return [] if life is None else self._of(life, life.failed(reason, for_good=for_good), now_s)
+        return [] if life is None else self._of(life, life.failed(reason, for_good=for_good))
 
     def explained(self, launch_id: str, reason: str) -> list[i.Instruction]:
         """The actor left word of why it ends, which is told with its end."""
@@ -444,7 +442,7 @@ class AgentMachine:
     def probed(self, launch_id: str, number: tuple[int, int], trouble: str, now_s: float) -> list[i.Instruction]:
         """An actor was asked whether it is healthy: what is wrong, if anything is."""
         life = self._actors.get(launch_id)
-        return [] if life is None or self.phase != "up" else self._of(life, life.probed(number, trouble, now_s), now_s)
+        return [] if life is None or self.phase != "up" else self._of(life, life.probed(number, trouble, now_s))
 
     def ended(self, process_id: str, code: int, signal: int, tail: str, now_s: float) -> list[i.Instruction]:
         """Nothing of a process is alive. ``tail`` is the end of its log if it never said anything of its start."""
@@ -457,9 +455,9 @@ class AgentMachine:
             if not life.has_process:
                 del self._actors[launch_id]
             return self._maybe_cleared(now_s)
-        return self._of(life, life.ended(part, code, signal, tail, now_s), now_s)
+        return self._of(life, life.ended(part, code, signal, tail, now_s))
 
-    def _of(self, life: Life, told: list[Step], now_s: float) -> list[i.Instruction]:
+    def _of(self, life: Life, told: list[Step]) -> list[i.Instruction]:
         """What one launch leads to, in the order in which it must be done and said."""
         order = life.order
         steps: list[i.Instruction] = []
@@ -490,7 +488,7 @@ class AgentMachine:
         steps: list[i.Instruction] = [i.ExtendLease(self._sure_until_s)] if self.phase == "up" else []
         for launch_id, life in list(self._actors.items()):
             if self.phase != "clearing":
-                steps += self._of(life, life.keeper_lost(now_s), now_s)
+                steps += self._of(life, life.keeper_lost(now_s))
                 continue
             del self._actors[launch_id]
         return steps + (self._maybe_cleared(now_s) if self.phase == "clearing" else [])
@@ -512,7 +510,7 @@ class AgentMachine:
             steps += self._renew()
         if self.phase == "up":
             for life in self._ticking():
-                steps += self._of(life, life.tick(now_s), now_s)
+                steps += self._of(life, life.tick(now_s))
         if self._wake_at_s is not None and now_s >= self._wake_at_s:
             steps += self._overdue(now_s)
         return steps
@@ -554,7 +552,7 @@ class AgentMachine:
         self._parked.clear()
         for life in list(self._actors.values()):
             told = life.kill() if at_once else life.stop(min(life.order.grace_s, longest_s))
-            stops += self._of(life, told, now_s)
+            stops += self._of(life, told)
         return stops + self._maybe_leave()
 
     def _maybe_leave(self) -> list[i.Instruction]:

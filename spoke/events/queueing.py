@@ -259,7 +259,7 @@ class Queueing:
         """Book that a project has more or less."""
         account = self.accounts.get(project)
         if account is None:
-            self._make_room(now_ms)
+            self._make_room()
             account = self.accounts[project] = Account(at_ms=now_ms)
         account.change(amounts, sign, now_ms, self.policy.half_life_ms)
 
@@ -268,8 +268,8 @@ class Queueing:
         for account in self.accounts.values():
             account.change(NOTHING, 1, now_ms, self.policy.half_life_ms)
 
-    def _make_room(self, now_ms: int) -> None:
-        """Forget those whose use has decayed to nothing, and, should that not be enough, the oldest without tickets."""
+    def _make_room(self) -> None:
+        """Where there are too many, forget those without tickets whose use changed longest ago."""
         if len(self.accounts) < ACCOUNTS_MAX:
             return
         idle = [name for name, account in self.accounts.items() if account.held == NOTHING]

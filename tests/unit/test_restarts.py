@@ -31,7 +31,7 @@ class Play:
         pool.connect("c")
         pool.allocate("c", gang(2, 1, on_failure=on_failure))
         members = tuple(Member(rank, f"a{rank}") for rank in range(2))
-        self.launch_seq = pool.request("c", r.LaunchActors("t-1", ActorSpec("T", supervision=care), members))
+        pool.request("c", r.LaunchActors("t-1", ActorSpec("T", supervision=care), members))
         pool.settle()
         self.launches = [one.launch_id for one in self.ticket.actors]
         self.clear()

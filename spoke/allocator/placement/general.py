@@ -78,7 +78,7 @@ def never_fits(state: PoolState, spec: GangSpec) -> str:
     nodes = [node for node in state.nodes.values() if node.phase == "up"]
     if _find(state, spec, nodes, _anywhere, empty=True) is not None:
         return ""
-    return f"{_needs(spec)}; even with everything free, {_qualify(state, spec, nodes, empty=True)}"
+    return f"{_needs(spec)}; even with everything free, {_qualify(spec, nodes, empty=True)}"
 
 
 def _candidates(state: PoolState, spec: GangSpec) -> list[NodeState]:
@@ -242,10 +242,10 @@ def why_not_of_all(state: PoolState, spec: GangSpec) -> str:
     nodes = [node for node in nodes if not select.closed(spec, node)]
     out = select.ruled_out(state, spec) if not spec.groups else ""
     ports = "" if any(map(has_port, nodes)) or not nodes else "; no port is left on them for rank 0"
-    return _qualify(state, spec, nodes, empty=False) + ports + (f"; {out}" if out else "")
+    return _qualify(spec, nodes, empty=False) + ports + (f"; {out}" if out else "")
 
 
-def _qualify(state: PoolState, spec: GangSpec, nodes: Sequence[NodeState], *, empty: bool) -> str:
+def _qualify(spec: GangSpec, nodes: Sequence[NodeState], *, empty: bool) -> str:
     """What there is for each group, were it alone."""
     told = []
     for part, group in zip(spec.parts, spec.groups or (None,), strict=True):

@@ -29,7 +29,7 @@ def place_shares(state: PoolState, spec: GangSpec) -> Placement | NoFit:
         parts = rooms.strict(spec.num_nodes, spec.actors_per_node) if spec.strict_pack else rooms.dense(spec.size)
     if parts:
         return Placement(tuple((table.ids[row], count) for row, count in parts))
-    return NoFit(_why_not(spec, counts, table, len(state.capacity)))
+    return NoFit(_why_not(spec, counts, len(state.capacity)))
 
 
 def shares_never_fit(state: PoolState, spec: GangSpec) -> str:
@@ -93,7 +93,7 @@ def _holds(node: NodeState, resources: Resources, need: Amount) -> int:
     return min(limit, sum(GPU_MILLI // share for share in shares if share))
 
 
-def _why_not(spec: GangSpec, counts: Ints, table: NodeTable, nodes: int) -> str:
+def _why_not(spec: GangSpec, counts: Ints, nodes: int) -> str:
     if not spec.strict_pack:
         room = int(counts.sum())
         if room >= spec.size:

@@ -70,7 +70,7 @@ class _Streams:
     """The queues of the projects, merged."""
 
     def __init__(self, state: PoolState, now_ms: int, by_priority: bool) -> None:
-        self._state, self._now_ms, self._by_priority = state, now_ms, by_priority
+        self._state, self._now_ms = state, now_ms
         self._fair = state.queueing.policy.order == "fair"
         self._of = totals(state) if self._fair else NOTHING
         self._more: dict[str, Amounts] = {}

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -168,10 +167,10 @@ def job_of(found: object, where: str) -> JobFile:
     try:
         return msgspec.convert(found, JobFile)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"{where}: {_in_words(str(error), found)}") from error
+        raise InvalidRequest(f"{where}: {_in_words(str(error))}") from error
 
 
-def _in_words(told: str, found: Mapping[str, Any]) -> str:
+def _in_words(told: str) -> str:
     """msgspec's words with the key in front, and the key that was perhaps meant."""
     reason, _, path = told.partition(" - at `")
     key = path.rstrip("`").removeprefix("$").lstrip(".").replace("[...]", ".*")
