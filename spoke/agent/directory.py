@@ -100,7 +100,7 @@ class Directory:
         return msgspec.json.encode({"notices": found})
 
     def _answer(self, ticket_id: str) -> bytes:
-        """A JSON object: ``ranks``, each with ``state`` and ``address``, or ``error``."""
+        """A JSON object: ``ranks``, each with ``state``, ``address`` and ``node``, or ``error``."""
         at_s, answer = self._known.get(ticket_id, (0.0, b""))
         now_s = time.monotonic()
         if now_s - at_s < KEPT_S:
@@ -114,7 +114,7 @@ class Directory:
             if name.startswith(b"rank."):
                 place = msgspec.json.decode(value)
                 if "actor" in place:
-                    ranks[name[5:].decode()] = [place.get("state", ""), place.get("address", "")]
+                    ranks[name[5:].decode()] = [place.get("state", ""), place.get("address", ""), place.get("node", "")]
         answer = msgspec.json.encode({"state": fields.get(b"state", b"").decode(), "ranks": ranks})
         if len(self._known) >= _CACHED_MAX:
             self._known.clear()

@@ -16,6 +16,7 @@ CONNECT_S: Final = 30.0
 _ATTEMPT_S: Final = 5.0
 _PAUSE_S: Final = (0.02, 0.5)
 _ENDED: Final = ("exited", "start_failed", "lost")
+_UNKNOWN: Final = ["", "", ""]  # its state, address and node
 
 
 class Peers:
@@ -59,15 +60,15 @@ class Peers:
     def _connect(self, rank: int, deadline: float, *, fresh: bool) -> Connection:
         pause_s, last = _PAUSE_S[0], "it was not launched yet"
         while not self._closed:
-            state, address = self._ranks.get(str(rank), ["", ""])
+            state, address, node = self._ranks.get(str(rank), _UNKNOWN)
             if fresh or not address or state in _ENDED:
                 self._ranks = self._look_up(deadline)
-                state, address = self._ranks.get(str(rank), ["", ""])
+                state, address, node = self._ranks.get(str(rank), _UNKNOWN)
             if state in _ENDED:
-                raise ActorUnreachable(f"rank {rank} of ticket {self._ticket_id} has ended ({state})")
+                raise ActorUnreachable(f"rank {rank} of ticket {self._ticket_id}, on {node}, has ended ({state})")
             if address:
                 try:
-                    return self._open(rank, address, min(_ATTEMPT_S, max(0.1, deadline - time.monotonic())))
+                    return self._open(rank, address, node, min(_ATTEMPT_S, max(0.1, deadline - time.monotonic())))
                 except SpokeError as error:
                     last = str(error)
             elif state:
@@ -78,8 +79,8 @@ class Peers:
             pause_s, fresh = min(2 * pause_s, _PAUSE_S[1]), True
         raise ActorUnreachable(f"rank {rank} of ticket {self._ticket_id} could not be reached in time: {last}")
 
-    def _open(self, rank: int, address: str, timeout_s: float) -> Connection:
-        connection = connect(address, self._secret, timeout_s=timeout_s)
+    def _open(self, rank: int, address: str, node: str, timeout_s: float) -> Connection:
+        connection = connect(address, self._secret, timeout_s=timeout_s, name=_name(rank, node, address))
         try:
             mine = {"rank": self._rank, "actor": self._actor_id}
             theirs = connection.ask("identify", [mine], timeout_s=timeout_s).result()
@@ -117,6 +118,11 @@ class Peers:
             self._connections.clear()
         for connection in connections:
             connection.close()
+
+
+def _name(rank: int, node: str, address: str) -> str:
+    """What errors call a member."""
+    return f"rank {rank} on {node} ({address.removeprefix('tcp://')})"
 
 
 def _ask(directory: str, question: str) -> dict[str, Any]:

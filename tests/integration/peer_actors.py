@@ -14,6 +14,8 @@ import spoke
 class Member(spoke.Actor):
     """A member of a gang that talks with the others."""
 
+    is_waiting = False
+
     def rank(self) -> int:
         return self.ctx.rank
 
@@ -55,7 +57,19 @@ class Member(spoke.Actor):
         return "something came"
 
     def recv_forever(self) -> None:
+        self.is_waiting = True
         self.ctx.recv(0, tag=98, timeout_s=100).result()
+
+    def wait_for(self, rank: int) -> str:
+        """Call a peer that does not answer; what it is called in the error."""
+        try:
+            self.ctx.peer(rank).call("recv_forever").result(60)
+        except spoke.ActorUnreachable as error:
+            return str(error)
+        return "it answered"
+
+    def waits(self) -> bool:
+        return self.is_waiting
 
     def pid(self) -> int:
         return os.getpid()

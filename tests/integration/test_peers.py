@@ -74,6 +74,18 @@ def test_a_rank_that_is_launched_later_and_again_is_found(client: spoke.Client) 
     assert first.call("ask", 1).result(40) == 1
 
 
+def test_the_error_of_a_call_to_a_dead_peer_says_which_rank_it_was_and_where(client: spoke.Client) -> None:
+    caller, dies = gang_of(client, 2, 1).launch("Member").result(40)
+    waiting = caller.call("wait_for", 1)
+    eventually(lambda: dies.call("waits").result(10))
+    place = dies.address.removeprefix("tcp://")
+    os.kill(dies.pid, signal.SIGKILL)
+    assert waiting.result(40).startswith(f"recv_forever on rank 1 on {dies.node_id} ({place}) got no answer")
+    assert dies.wait(20).result(30).signal == signal.SIGKILL
+    ended = f"rank 1 of ticket {dies.gang.ticket_id}, on {dies.node_id}, has ended (exited)"
+    assert caller.call("wait_for", 1).result(40) == ended
+
+
 def test_peers_outlive_the_client_that_launched_them(shared_server: EmbeddedServer, client: spoke.Client) -> None:
     with spoke.Client(shared_server.url, pool=client.pool) as other:
         gang = other.gang_allocate(1, 2, detached=True, timeout=30).result(40)
