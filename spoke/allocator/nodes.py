@@ -10,6 +10,7 @@ from spoke.events import types as e
 from spoke.events.capacity import Amount
 from spoke.events.ids import order_of
 from spoke.events.model import NodeSpec
+from spoke.events.rules import check_labels
 from spoke.events.state import ActorState, NodeState, PoolState, TicketState, mask_of
 from spoke.protocol import requests as r
 from spoke.protocol.version import check_protocol
@@ -22,6 +23,7 @@ def register(state: PoolState, asked: r.Envelope, request: r.RegisterNode) -> li
         raise InvalidRequest(f"node {asked.node_id} registers as {node_id}: the two must be the same")
     check_protocol(f"node {node_id}", spec.protocol, spec.version)
     check_lease(request.lease_ms)
+    check_labels(f"node {node_id}", spec.labels)
     joined = e.NodeRegistered(node_id, asked.incarnation, request.lease_ms, spec)
     known = state.nodes.get(node_id)
     if known is None:

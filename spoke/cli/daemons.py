@@ -148,7 +148,9 @@ def agent(
             metavar="FILE", help="How near GPUs and NICs are to each other, as YAML (default: asked of NVML)."
         ),
     ] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label of the node.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label of the node, for `--where` and the like.")
+    ] = None,
     lease: Annotated[
         float,
         typer.Option(metavar="SECONDS", help="After so long without the server, the node's actors are killed."),
@@ -184,7 +186,6 @@ def agent(
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
     from spoke.protocol.identity import find_key
-    from spoke.protocol.logs import LOG_DIR_LABEL
     from spoke.protocol.url import resolve_pool, resolve_url
 
     check_imports(imports or [])
@@ -193,6 +194,7 @@ def agent(
     _warn_of_password(url)
     name = resolve_pool(pool)
     logs = (default_log_dir() / name if log_dir is None else log_dir).expanduser().absolute()
+    labels = parse_labels(label or [], str(logs))
     if not 0.5 <= lease <= 86_400:
         raise InvalidRequest(f"--lease must be from 0.5 to 86400 seconds, not {lease:g}")
     keep_s = parse_time(log_keep)
@@ -211,7 +213,7 @@ def agent(
         allow_commands=allow_commands,
         lease_ms=round(lease * 1000),
         log_dir=logs,
-        labels={**parse_pairs("--label", label or []), LOG_DIR_LABEL: str(logs)},
+        labels=labels,
         cpus=cpus,
         memory=None if memory is None else parse_bytes(memory),
         address=address,
@@ -236,6 +238,23 @@ def agent(
 
             spans = AgentTracing(tracing, name, config.node_id)
         run_agent(config, watchers(meters, spans), meters)
+
+
+def parse_labels(pairs: list[str], logs: str) -> dict[str, str]:
+    """The labels of a node: ``KEY=VALUE`` texts, and where its logs are; raises InvalidRequest."""
+    from spoke.events.rules import check_labels
+    from spoke.protocol.logs import LOG_DIR_LABEL
+
+    labels = parse_pairs("--label", pairs)
+    if len(labels) < len(pairs):
+        twice = next(key for key in labels if sum(pair.startswith(f"{key}=") for pair in pairs) > 1)
+        raise InvalidRequest(f"--label gives {twice} twice: a node has one value of each label")
+    if LOG_DIR_LABEL in labels:
+        raise InvalidRequest(f"--label {LOG_DIR_LABEL} is the agent's own: say where the logs go by --log-dir")
+    check_labels("--label", labels)
+    labels[LOG_DIR_LABEL] = logs
+    check_labels("--log-dir", labels)
+    return labels
 
 
 def parse_gpus(text: str) -> int | Literal["auto"]:

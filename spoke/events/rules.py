@@ -19,6 +19,9 @@ ANY = "*"
 DOMAINS = ("rack", "block", "zone")
 """The labels that say where a node stands, the narrowest first."""
 SELECTORS_MAX = 64
+LABELS_MAX = 64
+LABEL_VALUE_MAX = 4096
+"""Room for a path: the agent tells by a label where its logs are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +164,26 @@ def check_texts(what: str, values: object, example: str) -> None:
         raise InvalidRequest(f'{what} must be a list of texts, like ["{example}"], not {values!r:.100}')
 
 
+def check_labels(what: str, labels: Mapping[str, str]) -> None:
+    """Raise InvalidRequest for labels that a node may not have; ``what`` says whose they are."""
+    if len(labels) > LABELS_MAX:
+        raise InvalidRequest(f"{what} gives {len(labels)} labels: a node has at most {LABELS_MAX}")
+    for key, value in labels.items():
+        _check_key(what, key)
+        if len(value) > LABEL_VALUE_MAX or not value.isprintable() or value == ANY:
+            raise InvalidRequest(
+                f"{what} gives the label {key} the value {value!r:.100}: a value is printable text of at most "
+                f'{LABEL_VALUE_MAX} characters, and not "{ANY}", by which gangs ask for every value'
+            )
+
+
 def _check_key(what: str, key: object) -> None:
-    if not isinstance(key, str) or not 0 < len(key) <= NAME_LENGTH_MAX or not key.isprintable():
-        raise InvalidRequest(f"{what} names the label {key!r:.100}: a label's key is a short text, like rack")
+    text = key if isinstance(key, str) and len(key) <= NAME_LENGTH_MAX else ""
+    if not text or not text.isprintable() or "=" in text or " " in text:
+        raise InvalidRequest(
+            f"{what} names the label {key!r:.100}: a label's key is printable text of at most {NAME_LENGTH_MAX} "
+            'characters without "=" and spaces, like rack'
+        )
 
 
 def _check_strategy(strategy: object) -> None:
