@@ -109,6 +109,12 @@ FORBIDDEN: list[tuple[str, tuple[Any, ...]]] = [
     ("client", ("HSET", "snapshot", "state", "x")),
     ("client", ("HGET", "snapshot", "state")),
     ("client", ("EVAL", "return redis.call('XADD', KEYS[1], '*', 'type', 'x')", "1", "events")),
+    # where it may write, it may not put something else in the place of what others need
+    ("client", ("SET", "requests", "x")),
+    ("client", ("SET", "leases", "x")),
+    ("client", ("SET", "logs:n1", "x")),
+    ("client", ("ZADD", "requests", "1", "x")),
+    ("client", ("EVAL", "return redis.call('SET', KEYS[1], 'x')", "1", "leases")),
     # an agent reports, and reads its orders
     ("agent", ("XADD", "events", "*", "type", "actor.exited")),
     ("agent", ("XRANGE", "requests", "-", "+")),
@@ -118,10 +124,20 @@ FORBIDDEN: list[tuple[str, tuple[Any, ...]]] = [
     ("agent", ("HGETALL", "tickets")),
     ("agent", ("HSET", "leader", "epoch", "9")),
     ("agent", ("DEL", "leases")),
+    # it tells nobody what to do, not even itself, and takes nothing away from others
+    ("agent", ("XADD", "node:n2", "*", "type", "actor.start")),
+    ("agent", ("XADD", "logs:n2", "*", "reader", "r-1")),
+    ("agent", ("PEXPIRE", "requests", "1")),
+    ("agent", ("PEXPIRE", "leases", "1")),
+    ("agent", ("PEXPIRE", "node:n2", "1")),
+    ("agent", ("XDEL", "requests", "1-1")),
+    ("agent", ("ZADD", "requests", "1", "x")),
+    ("agent", ("EVAL", "return redis.call('PEXPIRE', KEYS[1], 1)", "1", "leases")),
     # an operator asks and reads, and launches nothing
     ("operator", ("XADD", "events", "*", "type", "node.cordoned")),
     ("operator", ("GET", "secret:t-1")),
     ("operator", ("SET", "secret:t-1", "x")),
+    ("operator", ("ZADD", "requests", "1", "x")),
     ("operator", ("XADD", "node:n1", "*", "type", "actor.start")),
     ("operator", ("XREAD", "STREAMS", "requests", "0")),
     ("operator", ("HSET", "snapshot", "state", "x")),
@@ -148,7 +164,7 @@ def test_what_is_forbidden_is_refused(
     logged_in: dict[str, Redis], pool: str, user: str, words: tuple[str, ...]
 ) -> None:
     tails = ("events", "requests", "leader", "tickets", "snapshot", "leases", "reply:c-1", "node:n1", "secret:t-1")
-    tails = (*tails, "logs:n1", "logs-reply:r-1:n1")
+    tails = (*tails, "node:n2", "logs:n1", "logs:n2", "logs-reply:r-1:n1")
     words = tuple(f"spoke:{{{pool}}}:{word}" if word in tails else word.lstrip("/") for word in words)
     with pytest.raises((rx.NoPermissionError, rx.ResponseError), match=r"(?i)no permissions|NOPERM|can't run|ACL"):
         logged_in[user].execute_command(*words)
