@@ -87,7 +87,7 @@ def _show(entries: Iterator[Entry], now_ms: int, json: bool) -> bool:
         for holding in holdings():
             write_json(holding_document(holding, now_ms), indent=False)
     else:
-        tables(COLUMNS, _rows(holdings(), now_ms))
+        tables(COLUMNS, _rows(holdings(), now_ms), spare=("client", "share", "name", "ranks", "for", "reason"))
     return shown
 
 

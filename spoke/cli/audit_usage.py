@@ -62,7 +62,7 @@ def usage(
         raise typer.BadParameter("Parquet needs a file to be written to (--output), and a file one of csv and parquet")
     begin_ms = ms_of(last_id_at(since)) if since else 0
     _, end = bounds(None, until)
-    with past(archive, offline, url, pool) as found:
+    with past(archive, offline, url, pool, prints=output is None and by == "ticket") as found:  # as tickets end
         base = found.log.start(str(max(0, begin_ms - 1)))  # what was held before counts from there on
         base_ms = ms_of(base.last_id)
         end_ms = found.end_ms(end)

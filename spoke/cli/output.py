@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 160
+FOLDED_WIDTH = 12
+"""No cell is folded to less while there are columns to leave out."""
 STATE_STYLES = {
     "up": "green",
     "active": "green",
@@ -82,32 +84,56 @@ def say(text: str = "", style: str | None = None) -> None:
     console().print(text, style=style, soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """A table for people. Columns whose name begins with ``>`` stand to the right; ``state`` has colours."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", spare: Sequence[str] = ()
+) -> None:
+    """A table for people. Columns whose name begins with ``>`` stand to the right; ``state`` has colours.
+
+    On a terminal that is too narrow, columns are left out, those named in ``spare`` only, the first of them first.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    names, cells = [name.lstrip(">") for name in columns], [list(map(clean, row)) for row in rows]
+    left_out, fits = _left_out(names, cells, spare if sys.stdout.isatty() else (), console().width)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
-    for name in columns:
-        shown.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        cells = [clean(cell) for cell in row]
-        shown.add_row(
-            *(
-                Text(cell, style=STATE_STYLES.get(cell, "") if name == "state" else "")
-                for name, cell in zip(columns, cells, strict=True)
-            )
-        )
+    kept = [at for at, name in enumerate(names) if name not in left_out]
+    for at in kept:
+        justify: Literal["left", "right"] = "right" if columns[at].startswith(">") else "left"
+        one_word = not any(" " in row[at] for row in cells)
+        shown.add_column(names[at], justify=justify, overflow="fold", no_wrap=fits and one_word)
+    for row in cells:
+        styles = (STATE_STYLES.get(row[at], "") if names[at] == "state" else "" for at in kept)
+        shown.add_row(*(Text(row[at], style=style) for at, style in zip(kept, styles, strict=True)))
     console().print(shown)
+    if left_out:
+        say(f"not shown on a terminal this narrow: {', '.join(left_out)}", style="dim")
 
 
-def tables(columns: Sequence[str], rows: Iterable[Sequence[str]], *, rows_max: int = 1_000) -> None:
+def _left_out(
+    names: Sequence[str], cells: Sequence[Sequence[str]], spare: Sequence[str], width: int
+) -> tuple[list[str], bool]:
+    """The columns to do without, so that of the others no word is folded; and whether that is so."""
+    least = {}
+    for name, *column in zip(names, *cells, strict=True):
+        words = max((len(word) for cell in column for word in cell.split()), default=0)
+        least[name] = max(len(name), words, min(FOLDED_WIDTH, max(map(len, column), default=0)))
+    left_out: list[str] = []
+    while not (fits := sum(least.values()) + 3 * (len(least) - 1) + 2 <= width) and len(left_out) < len(spare):
+        left_out.append(spare[len(left_out)])
+        del least[left_out[-1]]
+    return left_out, fits
+
+
+def tables(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, rows_max: int = 1_000, spare: Sequence[str] = ()
+) -> None:
     """A table of any length in bounded memory: after ``rows_max`` rows another one begins."""
     rest = iter(rows)
     while some := list(islice(rest, rows_max)):
         if len(some) < rows_max or not _quick_table(columns, some):
-            table(columns, some)
+            table(columns, some, spare=spare)
 
 
 def _quick_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

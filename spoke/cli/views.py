@@ -39,6 +39,7 @@ def node_table(nodes: Iterable[NodeStatus]) -> None:
             )[: len(columns)]
             for node, remark in zip(nodes, remarks, strict=True)
         ),
+        spare=("host", "model", "memory free", "cpus free"),
     )
 
 
@@ -56,12 +57,13 @@ def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) ->
     """The tickets, one a line. ``now_s`` is what their age is counted to (default: now)."""
     now_s = time.time() if now_s is None else now_s
     table(
-        ("ticket", "state", "name", "gang", "per actor", "nodes", ">since", "client", "reason"),
+        ("ticket", "state", "name", "project", "gang", "per actor", "nodes", ">since", "reason"),
         (
             (
                 ticket.ticket_id,
                 ticket.state,
                 ticket.name or "-",
+                (ticket.project or "-") + (" (detached)" if ticket.detached else ""),
                 ticket.gang,
                 needs(
                     ticket.gpus_per_actor,
@@ -74,11 +76,11 @@ def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) ->
                 else "by group",
                 " ".join(ticket.nodes) or "-",
                 age(now_s - ticket.since_ms / 1000),
-                ticket.client + (" (detached)" if ticket.detached else ""),
                 ticket.reason,
             )
             for ticket in tickets
         ),
+        spare=("per actor", "gang", "name"),
     )
 
 
@@ -131,6 +133,7 @@ def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
         "name": fields.get("name"),
         "gang": f"{fields.get('gang')}"
         + ("" if fields.get("groups") else f", each with {needs(gpus, cpus, memory, gpu_memory, nics)}"),
+        "project": fields.get("project"),
         "client": f"{fields.get('client')}{' (detached)' if fields.get('detached') else ''}",
         "master": fields.get("master"),
         "since": local_time(int(fields.get("since_ms") or 0)),
@@ -155,6 +158,7 @@ def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
                 )
                 for rank in fields["ranks"]
             ),
+            spare=("actor", "pid"),
         )
 
 

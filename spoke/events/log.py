@@ -160,7 +160,10 @@ class EventLog:
 
 
 class WatchedLog(EventLog):
-    """A log that tells how far it has been read: ``tell(events since the last time, id of the last)``."""
+    """A log that tells how far it has been read: ``tell(events since the last time, id of the last)``.
+
+    At the end of what was to be read the id is empty.
+    """
 
     def __init__(self, log: EventLog, tell: Callable[[int, str], None]) -> None:
         super().__init__(log.client, log.key, log.snapshot_key)
@@ -176,6 +179,7 @@ class WatchedLog(EventLog):
             if seen == READ_COUNT:
                 self._tell(seen, entry[0])
                 seen = 0
+        self._tell(seen, "")
 
     def batches(self, after: str = "0-0", until: str = "+", only: Only = None) -> Iterator[Batch]:
         """The events after an id, many at once."""
@@ -183,6 +187,7 @@ class WatchedLog(EventLog):
             yield batch
             if batch.ids:
                 self._tell(len(batch.ids), batch.ids[-1])
+        self._tell(0, "")
 
     def links(self, after: str = "0-0", until: str = "+") -> Iterator[Link]:
         """The entries after an id, with what proves and what tells them."""
@@ -193,6 +198,7 @@ class WatchedLog(EventLog):
             if seen == READ_COUNT:
                 self._tell(seen, link.id)
                 seen = 0
+        self._tell(seen, "")
 
     def tell(self, events: int, last_id: str) -> None:
         """Tell of events that somebody else has read for us."""

@@ -261,7 +261,7 @@ def test_a_watched_log_tells_how_far_it_was_read(golden: Golden, log: list[e.Rec
     tell: Callable[[int, str], None] = lambda events, last_id: told.append((events, last_id))  # noqa: E731
     watched = WatchedLog(StoredLog(Archive(golden.archive, golden.pool)), tell)
     assert list(watched.read()) == log
-    assert told == [(len(log), log[-1].id)]
+    assert told == [(len(log), log[-1].id), (0, "")]
     assert verify(watched).problems == []
     assert watched.replay() == golden_pool().state
 
@@ -285,3 +285,21 @@ def test_a_terminal_is_shown_how_far_a_log_was_read(
     seen = terminal and not prints
     assert (f"{len(log)} events" in errors.getvalue()) == seen
     assert ("100%" in errors.getvalue()) == seen
+
+
+def test_what_a_command_prints_goes_to_its_file_whatever_the_terminal_is_shown(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `spoke audit export > events.jsonl`, whose lines went to the terminal."""
+    errors, output = Terminal(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", errors)
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setenv("TERM", "xterm")
+    with shown(StoredLog(Archive(golden.archive, golden.pool)), prints=False) as watched:
+        for batch in watched.batches():
+            print(batch.ids[0])
+        shown_meanwhile = len(errors.getvalue())
+        print("done")
+    assert shown_meanwhile > 0
+    assert len(errors.getvalue()) == shown_meanwhile, "the bar was gone when the range had been read"
+    assert output.getvalue().endswith("-0\ndone\n")

@@ -129,3 +129,23 @@ def test_options_that_cannot_be_read_are_refused() -> None:
 def test_garbage_in_the_inbox_reads_as_what_it_is() -> None:
     line = event_line("5-0", raw(e.RequestRefused("", 0, "", "unknown_request", "there is no request ''")))
     assert "something that is no request of somebody who does not say who (unknown_request)" in line
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ("ticket", "client", "reason")
+    rows = [("t-300006", "c-ca6f1f739b123581", "needs 2 nodes with 4 GPUs free; 0 of 2 nodes qualify")]
+
+    def shown(width: int, terminal: bool) -> str:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+        output.table(columns, rows, spare=("client",))
+        return capsys.readouterr().out
+
+    assert "not shown" not in shown(60, terminal=True)
+    narrow = shown(40, terminal=True)
+    assert "t-300006" in narrow
+    assert "c-ca6f" not in narrow
+    assert "not shown on a terminal this narrow: client" in narrow
+    assert "client" in shown(40, terminal=False), "what programs read has all columns"
