@@ -66,7 +66,7 @@ def _metavar(parameter: Any) -> str:
 def _default(parameter: Any) -> str:
     default = parameter.default
     if getattr(parameter, "is_flag", False):
-        chosen = parameter.opts if default else parameter.secondary_opts
+        chosen = () if default is None else parameter.opts if default else parameter.secondary_opts
         return f"`{chosen[0]}`" if chosen and parameter.secondary_opts else ""
     if isinstance(default, (int, float, str)) and default != "":
         return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"

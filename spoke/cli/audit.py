@@ -30,12 +30,6 @@ Anchor = Annotated[
 ]
 
 app = typer.Typer(no_args_is_help=True, help="Check the log, and look at the past.")
-app.command("history")(history)
-app.command("usage")(usage)
-app.command("export")(export)
-app.command("query")(query)
-app.command("restore")(restore)
-app.command("what-if")(what_if)
 
 CHECKED = (
     ("chain", "every event's hash follows from the one before: nothing was changed, removed or put in"),
@@ -50,7 +44,6 @@ CHECKED = (
 )
 
 
-@app.command("verify")
 def verify(
     anchor: Anchor = None,
     jobs: Annotated[
@@ -76,7 +69,6 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command("archive")
 def archive(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of this pool's segments.")],
     url: Url = None,
@@ -157,7 +149,6 @@ def _span(report: Report) -> str:
     return f", from {begin} to {end}"
 
 
-@app.command("replay")
 def replay(
     until: Until = None,
     diff: Annotated[
@@ -224,3 +215,17 @@ def _show_state(state: PoolState, pool: str) -> None:
         node_table(found.nodes)
     if found.tickets:
         ticket_table(found.tickets, now_s=ms / 1000)
+
+
+for _name, _command in (
+    ("replay", replay),
+    ("verify", verify),
+    ("history", history),
+    ("usage", usage),
+    ("query", query),
+    ("what-if", what_if),
+    ("export", export),
+    ("archive", archive),
+    ("restore", restore),
+):
+    app.command(_name)(_command)

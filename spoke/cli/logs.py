@@ -21,7 +21,7 @@ _SPAN = re.compile(r"\d+(\.\d+)?[smhd]?\Z")
 
 def logs(
     ticket: Ticket,
-    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank, without a prefix.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, metavar="R", help="Only this rank, without a prefix.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until its actors have ended.")] = False,
     since: Annotated[
         str, typer.Option(metavar="TIME", help="Only what was printed since: 10m ago, or 2026-01-31T12:00:00.")

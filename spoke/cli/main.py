@@ -7,9 +7,8 @@ understood, 78 an operator removed the agent's node, 130 Ctrl-C. ``spoke run`` r
 from __future__ import annotations
 
 import errno
-import inspect
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -42,12 +41,46 @@ REMOVED = 78
 """The exit code of an agent whose node an operator removed: whoever watches over it must not start it again."""
 
 
+COMMANDS: Final = (
+    # what everybody does
+    ("up", up.up),
+    ("run", run.run),
+    # look
+    ("status", pool.status),
+    ("nodes", pool.nodes),
+    ("tickets", pool.tickets),
+    ("explain", explain.explain),
+    ("logs", logs.logs),
+    ("top", top.top),
+    ("web", web.web),
+    # the log
+    ("log", history.log),
+    ("timeline", timeline.timeline),
+    ("audit", audit.app),
+    # change
+    ("release", pool.release),
+    ("ticket", ticket.app),
+    ("node", node.app),
+    ("gpu", gpu.app),
+    ("queue", queue.queue),
+    ("quota", queue.quota),
+    ("reserve", queue.reserve),
+    # keep it running
+    ("allocator", daemons.allocator),
+    ("agent", daemons.agent),
+    ("key", keys.app),
+    ("doctor", doctor.doctor),
+    ("shell", shell.shell),
+)
+"""In the order in which `spoke --help` shows them."""
+
+
 class SpokeGroup(TyperGroup):
     """The root group: turns errors into one line and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The commands, in the order in which they were added."""
-        return list(self.commands)
+        """The commands in their order."""
+        return [name for name, _ in COMMANDS]
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -64,7 +97,7 @@ class SpokeGroup(TyperGroup):
             if error.errno == errno.EPIPE:
                 forget_output()
             else:
-                complain(str(error))
+                complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
             raise typer.Exit(1) from error
 
 
@@ -72,7 +105,8 @@ app = typer.Typer(
     cls=SpokeGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # frames would leave 80 columns no room for the options' names
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Spoke: reserve GPUs for a whole gang of actors at once, run them, and get everything back.",
 )
 
@@ -94,43 +128,22 @@ def _root(
     pass
 
 
-app.command("up")(up.up)
-app.command("run", cls=RunCommand, context_settings={"allow_interspersed_args": False})(run.run)
-app.command("status")(pool.status)
-app.command("nodes")(pool.nodes)
-app.command("tickets")(pool.tickets)
-app.command("top")(top.top)
-app.command("web")(web.web)
-app.command("explain")(explain.explain)
-app.command("logs")(logs.logs)
-app.command("log")(history.log)
-app.command("release")(pool.release)
-app.add_typer(node.app, name="node")
-app.add_typer(ticket.app, name="ticket")
-app.add_typer(gpu.app, name="gpu")
-app.command("timeline")(timeline.timeline)
-app.add_typer(queue.queue, name="queue")
-app.add_typer(queue.quota, name="quota")
-app.add_typer(queue.reserve, name="reserve")
-app.add_typer(audit.app, name="audit")
-app.add_typer(keys.app, name="key")
-app.command("allocator")(daemons.allocator)
-app.command("agent")(daemons.agent)
-app.command("shell")(shell.shell)
-app.command("doctor")(doctor.doctor)
-
-
-def _reflow(group: typer.Typer) -> None:
-    """Join the lines of each paragraph of the commands' docstrings, which a terminal has another width for."""
+def _say_first_sentences(group: typer.Typer) -> None:
+    """Let lists of commands show the first sentence of each, and not its beginning."""
     for command in group.registered_commands:
-        paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n") if command.callback else []
-        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    for child in group.registered_groups:
-        if child.typer_instance is not None:
-            _reflow(child.typer_instance)
+        text = " ".join((command.callback.__doc__ or "").split()) if command.callback else ""
+        command.short_help = text.split(". ")[0].removesuffix(".") + "."
 
 
-_reflow(app)
+for _name, _command in COMMANDS:
+    if isinstance(_command, typer.Typer):
+        _say_first_sentences(_command)
+        app.add_typer(_command, name=_name, short_help=_command.info.help)
+    elif _command is run.run:
+        app.command(_name, cls=RunCommand, context_settings={"allow_interspersed_args": False})(_command)
+    else:
+        app.command(_name)(_command)
+_say_first_sentences(app)
 
 if __name__ == "__main__":
     app(prog_name="spoke")

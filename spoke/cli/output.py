@@ -84,9 +84,7 @@ def say(text: str = "", style: str | None = None) -> None:
     console().print(text, style=style, soft_wrap=True)
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", spare: Sequence[str] = ()
-) -> None:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", spare: Sequence[str] = ()) -> None:
     """A table for people. Columns whose name begins with ``>`` stand to the right; ``state`` has colours.
 
     On a terminal that is too narrow, columns are left out, those named in ``spare`` only, the first of them first.

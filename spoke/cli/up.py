@@ -51,7 +51,9 @@ def up(
     ] = "4",
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65_535, help="The server's port (default: 6379 if it is free, else one that is)."),
+        typer.Option(
+            min=1, max=65_535, metavar="PORT", help="The server's port (default: 6379 if it is free, else one that is)."
+        ),
     ] = None,
     data: Annotated[
         Path | None,

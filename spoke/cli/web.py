@@ -29,7 +29,7 @@ TOKEN_LENGTH_MIN = 16
 
 def web(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port; 0: any that is free.")] = 8470,
+    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="PORT", help="The port; 0: any that is free.")] = 8470,
     token_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Allow drain, uncordon and release to whoever knows the token in this file."),

@@ -55,9 +55,20 @@ def test_every_command_has_help(words: tuple[str, ...]) -> None:
     assert spoke(*words, "--help").exit_code == 0
 
 
-def test_a_paragraph_of_help_is_broken_where_the_terminal_ends_and_nowhere_else() -> None:
-    text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "400"}).stdout
-    assert "When one rank fails the others are stopped; the exit code is that of the first that failed" in text
+def test_help_of_80_columns_has_every_name_in_full() -> None:
+    text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "80"}).stdout
+    assert "--actors-per-node, --nproc-per-node N" in text
+    assert "--gpu-memory-per-actor SIZE" in text
+    assert max(map(len, text.splitlines())) <= 80
+    paragraph = text.partition("Prints every")[2].partition("\n\n")[0].splitlines()
+    assert min(map(len, paragraph[1:-1])) > 60, "lines are broken where the terminal ends, and nowhere else"
+
+
+def test_lists_of_commands_show_whole_sentences_in_the_order_of_use() -> None:
+    text = spoke("--help").stdout
+    assert "..." not in text.partition("Commands:")[2]
+    assert text.index("  run ") < text.index("  status ") < text.index("  release ") < text.index("  doctor ")
+    assert "..." not in spoke("audit", "--help").stdout.partition("Commands:")[2]
 
 
 def test_help_imports_nothing_heavy() -> None:
