@@ -182,7 +182,7 @@ def agent(
     from spoke.agent.logs.room import parse_room
     from spoke.agent.service import run_agent
     from spoke.agent.watcher import watchers
-    from spoke.cli.node import parse_time
+    from spoke.cli.moments import parse_time
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
     from spoke.protocol.identity import find_key

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 At = Annotated[
     str | None,
-    typer.Option("--at", metavar="ID|TIME", help="At this event or time of the past (local, if it names no zone)."),
+    typer.Option("--at", metavar="ID|TIME", help="At this event, or time (2026-01-31T12:00, local; 10m: ago)."),
 ]
 
 

@@ -10,6 +10,7 @@ import typer
 
 from spoke.cli.options import Opened, Pool, Url, opened
 from spoke.cli.output import complain, write_json
+from spoke.cli.past import Since
 
 if TYPE_CHECKING:
     from spoke.events.entries import RawEntry
@@ -20,9 +21,7 @@ FOLLOW_SHOWS_FIRST = 10
 def log(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as events happen.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")] = False,
-    since: Annotated[
-        str | None, typer.Option(metavar="ID|TIME", help="Only what came after this event, or from this time on.")
-    ] = None,
+    since: Since = None,
     limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the newest N of them.")] = None,
     url: Url = None,
     pool: Pool = None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,15 +14,13 @@ from spoke.errors import InvalidRequest
 if TYPE_CHECKING:
     from spoke.client.logs.reading import Begin
 
-_SPAN = re.compile(r"\d+(\.\d+)?[smhd]?\Z")
-
 
 def logs(
     ticket: Ticket,
     rank: Annotated[int | None, typer.Option(min=0, metavar="R", help="Only this rank, without a prefix.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until its actors have ended.")] = False,
     since: Annotated[
-        str, typer.Option(metavar="TIME", help="Only what was printed since: 10m ago, or 2026-01-31T12:00:00.")
+        str, typer.Option(metavar="TIME", help="Only what was printed since (2026-01-31T12:00, local; 10m: ago).")
     ] = "",
     tail: Annotated[
         int | None,
@@ -66,7 +62,7 @@ def logs(
 
 def beginning(since: str, tail: int | None) -> Begin:
     """Where to begin; raises InvalidRequest."""
-    from spoke.cli.node import parse_time
+    from spoke.cli.moments import parse_ago, parse_moment
     from spoke.client.logs.reading import Begin
 
     if tail is not None and since:
@@ -75,11 +71,12 @@ def beginning(since: str, tail: int | None) -> Begin:
         return Begin(tail=tail)
     if not since:
         return Begin()
-    if _SPAN.match(since):
-        return Begin(age_ms=round(parse_time(since) * 1000))
+    ago_s = parse_ago(since)
+    if ago_s is not None:
+        return Begin(age_ms=round(ago_s * 1000))
     try:
-        return Begin(since_ms=max(0, round(datetime.fromisoformat(since).timestamp() * 1000)))
-    except (ValueError, OverflowError, OSError):
+        return Begin(since_ms=parse_moment(since))
+    except InvalidRequest:
         raise InvalidRequest(
             f"--since {since!r} is neither a time span (10m) nor a time (2026-01-31T12:00:00)"
         ) from None

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from spoke.cli.moments import parse_time
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import say
 
@@ -79,22 +80,3 @@ def remove(
     with spoke.Client(url, pool=pool) as client:
         client.remove_node(node, force=force, reason=reason).result(timeout)
     say(f"{node} is removed.")
-
-
-def parse_time(text: str) -> float:
-    """A time span in seconds: a number, or one with a unit (s, m, h, d); raises InvalidRequest.
-
-    >>> parse_time("90"), parse_time("10m"), parse_time("1.5h")
-    (90.0, 600.0, 5400.0)
-    """
-    from spoke.errors import InvalidRequest
-
-    units = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    try:
-        seconds = float(number) * unit
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 365 * 86_400:
-        raise InvalidRequest(f"{text!r} is no time span: write e.g. 90s, 10m or 2h, at most a year")
-    return seconds

@@ -23,11 +23,15 @@ ArchiveDir = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Read --archive alone: no server is asked.")]
 Since = Annotated[
-    str | None, typer.Option(metavar="ID|TIME", help="Only what came after this event, or from this time on.")
+    str | None,
+    typer.Option(
+        metavar="ID|TIME",
+        help="Only what came after this event, or since a time (2026-01-31T12:00, local; 10m: ago).",
+    ),
 ]
 Until = Annotated[
     str | None,
-    typer.Option(metavar="ID|TIME", help="The last event to take in, or an ISO time (local, if it names no zone)."),
+    typer.Option(metavar="ID|TIME", help="The last event to take in, or a time (2026-01-31T12:00, local; 10m: ago)."),
 ]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spoke.cli.node import ANSWER_S, parse_time
+from spoke.cli.moments import parse_time
+from spoke.cli.node import ANSWER_S
 from spoke.cli.options import Json, Pool, Url, opened
 from spoke.cli.output import local_time, say, table, write_json
 from spoke.errors import InvalidRequest

@@ -90,6 +90,13 @@ def test_what_is_no_moment_is_refused(text: str) -> None:
         moments.last_id_at(text)
 
 
+def test_a_moment_may_be_a_span_of_time_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 3_600.0)
+    assert moments.last_id_at("10m") == moments.last_id_at("10m ago") == str(50 * 60_000)
+    assert moments.id_before("1h") == f"0-{2**64 - 1}"
+    assert moments.last_id_at("10") == "10", "what has no unit is an event's id"
+
+
 def test_prefixes_are_aligned_and_coloured_only_on_request() -> None:
     assert Prefixer(range(12), colours=False).line(3, b"x") == b"[ 3] x\n"
     assert Prefixer([0], colours=True).line(0, b"x").startswith(b"\x1b[36m[0]\x1b[0m ")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from msgspec.structs import replace
 
 from spoke.cli.job import schema
-from spoke.cli.node import parse_time
+from spoke.cli.moments import parse_time
 from spoke.errors import InvalidRequest
 from spoke.events.model import GangSpec, Slot
 from spoke.events.resources import Resources, parse_bytes
