@@ -17,7 +17,7 @@ from spoke.cli.audit_usage import usage
 from spoke.cli.audit_what_if import what_if
 from spoke.cli.options import Json, Pool, Url, opened
 from spoke.cli.output import clean, complain, count, iso_time, local_time, say, table, write_json
-from spoke.cli.past import ArchiveDir, Offline, Until, past, state_at
+from spoke.cli.past import ArchiveDir, Offline, Until, choose_one, past, state_at
 from spoke.cli.progress import shown
 from spoke.events.ids import ms_of
 
@@ -164,8 +164,7 @@ def replay(
     """Show the pool as it was at a moment of the past (default: as it is now), folded from the log alone."""
     from spoke.cli.moments import last_id_at
 
-    if diff is not None and until is not None:
-        raise typer.BadParameter("--until and --diff were given: choose one of them")
+    choose_one({"--until": until, "--diff": diff})
     with past(archive, offline, url, pool) as found:
         if diff is not None:
             document = diff_document(found.log, *diff, found.pool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -23,12 +23,9 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write here instead of to standard output; all or nothing."
+            "--output", "-o", metavar="FILE", help="Write here, all or nothing; .jsonl or .parquet says what it is."
         ),
     ] = None,
-    kind: Annotated[str, typer.Option("--format", metavar="jsonl|parquet", help="Parquet needs the extra `audit`.")] = (
-        "jsonl"
-    ),
     since: Since = None,
     until: Until = None,
     archive: ArchiveDir = None,
@@ -38,14 +35,12 @@ def export(
 ) -> None:
     """Write the events as JSON lines: id, ms, type, v, the event's own fields, and h, its hash in the chain.
 
-    An event that this release cannot read has its fields as text, and `problem`. Parquet has the columns of `query`.
+    An event that this release cannot read has its fields as text, and `problem`. Parquet has the columns of `query`,
+    and needs the extra `audit`.
     """
     from spoke.cli.audit_parquet import needs_extra, write_parquet
 
-    if kind not in ("jsonl", "parquet"):
-        raise typer.BadParameter(f"the format {kind!r} is not written: choose jsonl or parquet")
-    if kind == "parquet" and output is None:
-        raise typer.BadParameter("Parquet is written to a file only: name it with --output")
+    kind = format_of(output, ("jsonl", "parquet")) if output else ""
     after, end = bounds(since, until)
     with past(archive, offline, url, pool, prints=output is None) as found:
         if output is None:
@@ -80,6 +75,16 @@ def _write_lines(log: EventLog, after: str, end: str, file: IO[str]) -> int:
         file.write(line + "\n")
         written += 1
     return written
+
+
+def format_of(output: Path, formats: Sequence[str]) -> str:
+    """The format that a file's ending names; raises BadParameter."""
+    kind = output.suffix.lower().lstrip(".")
+    if kind not in formats:
+        raise typer.BadParameter(
+            f"{output} has none of the endings .{', .'.join(formats)}: name the file by its format"
+        )
+    return kind
 
 
 @contextmanager

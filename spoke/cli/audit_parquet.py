@@ -1,4 +1,4 @@
-"""Events as columns of Arrow: what `spoke audit export --format parquet` writes and `spoke audit query` asks."""
+"""Events as columns of Arrow: what `spoke audit export -o FILE.parquet` writes and `spoke audit query` asks."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import typer
 from spoke.cli.audit_parquet import arrow_batches, needs_extra, schema
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import cell, tables, write_json
-from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, bounds, past
+from spoke.cli.past import ArchiveDir, Csv, JsonLines, Offline, Since, Until, bounds, choose_one, past
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -33,7 +33,7 @@ def query(
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="What DuckDB may use of memory; the rest goes to disk.")
     ] = "256MiB",
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+    as_csv: Csv = False,
     archive: ArchiveDir = None,
     offline: Offline = False,
     url: Url = None,
@@ -46,8 +46,7 @@ def query(
     rank, actor_id, reason (null where an event has none), fields (JSON, all of them), and h, its hash in the chain.
     SQL can read nothing but this view: no files, no network, no extensions.
     """
-    if json and as_csv:
-        raise typer.BadParameter("--json and --csv were given: choose one of them")
+    choose_one({"--json": json, "--csv": as_csv})
     after, end = bounds(since, until)
     with past(archive, offline, url, pool) as found, needs_extra():
         import pyarrow as pa

@@ -11,11 +11,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spoke.cli.audit_export import whole
+from spoke.cli.audit_export import format_of, whole
 from spoke.cli.audit_parquet import ROWS_AT_ONCE, needs_extra
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import cell, complain, count, iso_time, say, tables, write_json
-from spoke.cli.past import ArchiveDir, JsonLines, Offline, Since, Until, bounds, past
+from spoke.cli.past import ArchiveDir, Csv, JsonLines, Offline, Since, Until, bounds, choose_one, past
 from spoke.events.ids import ms_of
 
 if TYPE_CHECKING:
@@ -26,14 +26,13 @@ def usage(
     by: Annotated[str, typer.Option("--by", metavar="user|project|node|ticket", help="What each row is.")] = "user",
     since: Since = None,
     until: Until = None,
-    kind: Annotated[
-        str,
-        typer.Option("--format", metavar="table|csv|parquet", help="Parquet needs the extra `audit`, and --output."),
-    ] = "table",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write CSV or Parquet here; all or nothing.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write here, all or nothing; .csv or .parquet says what it is."
+        ),
     ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="The same as --format csv.")] = False,
+    as_csv: Csv = False,
     archive: ArchiveDir = None,
     offline: Offline = False,
     url: Url = None,
@@ -43,6 +42,7 @@ def usage(
     """Add up GPU-hours: what was held, from allocation until free again, whether it was busy or not.
 
     Shares of a GPU count as such. What still goes on counts up to now (of an archive alone: up to its last event).
+    Parquet needs the extra `audit`.
     """
     from typing import cast
 
@@ -52,14 +52,8 @@ def usage(
 
     if by not in BY:
         raise typer.BadParameter(f"usage by {by!r} is not counted: choose one of {', '.join(BY)}")
-    if as_csv:
-        kind = "csv"
-    if kind not in ("table", "csv", "parquet"):
-        raise typer.BadParameter(f"the format {kind!r} is not written: choose table, csv or parquet")
-    if json and kind != "table":
-        raise typer.BadParameter(f"--json and --format {kind} were given: choose one of them")
-    if (kind == "parquet" and output is None) or (kind == "table" and output is not None):
-        raise typer.BadParameter("Parquet needs a file to be written to (--output), and a file one of csv and parquet")
+    kind = format_of(output, ("csv", "parquet")) if output else ""
+    choose_one({"--json": json, "--csv": as_csv, "--output": output})
     begin_ms = ms_of(last_id_at(since)) if since else 0
     _, end = bounds(None, until)
     with past(archive, offline, url, pool, prints=output is None and by == "ticket") as found:  # as tickets end
@@ -73,10 +67,10 @@ def usage(
         if json:
             for row in rows:
                 write_json(usage_document(row, by), indent=False)
-        elif kind == "table":
-            _show(rows, ledger)
-        elif output is None:
+        elif as_csv:
             _write_csv(rows, by, sys.stdout)
+        elif output is None:
+            _show(rows, ledger)
         else:
             with whole(output) as part, needs_extra():
                 if kind == "parquet":

@@ -182,6 +182,30 @@ def size(number: int) -> str:
     return f"{value:.3g}{units[0]}"
 
 
+def part_of(part: int, whole: int) -> str:
+    """Bytes of so many bytes; a unit that both have is said once.
+
+    >>> part_of(3 << 29, 3 << 30), part_of(512 << 20, 2 << 30)
+    ('1.5 of 3 GiB', '512 MiB of 2 GiB')
+    """
+    first, last = size(part), size(whole)
+    number, _, unit = first.partition(" ")
+    return f"{number if unit == last.partition(' ')[2] else first} of {last}"
+
+
+def duration(ms: int) -> str:
+    """A time span in its greatest units, as options are written.
+
+    >>> duration(86_400_000), duration(90_000), duration(250), duration(0)
+    ('1d', '1m30s', '0.25s', '0s')
+    """
+    parts = []
+    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
+        number, ms = divmod(ms, unit_ms)
+        parts += [f"{number}{unit}"] if number else []
+    return "".join(parts + ([f"{ms / 1000:g}s"] if ms or not parts else []))
+
+
 def numbers(found: Iterable[int]) -> str:
     """Whole numbers, with runs drawn together.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ Until = Annotated[
     str | None,
     typer.Option(metavar="ID|TIME", help="The last event to take in, or a time (2026-01-31T12:00, local; 10m: ago)."),
 ]
+Csv = Annotated[bool, typer.Option("--csv", help="Comma-separated values.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 
 
@@ -73,6 +74,13 @@ def past(
         seconds, micros = place.redis.time()
         with shown(found, prints=prints) as log:
             yield Past(log, name, seconds * 1000 + micros // 1000)
+
+
+def choose_one(given: Mapping[str, object]) -> None:
+    """Refuse options that each ask for something else; raises BadParameter."""
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise typer.BadParameter(f"{' and '.join(names)} were given: choose one of them")
 
 
 def bounds(since: str | None, until: str | None) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import typer
 from spoke.cli.moments import parse_time
 from spoke.cli.node import ANSWER_S
 from spoke.cli.options import Json, Pool, Url, opened
-from spoke.cli.output import local_time, say, table, write_json
+from spoke.cli.output import duration, local_time, part_of, say, size, table, write_json
 from spoke.errors import InvalidRequest
 
 queue = typer.Typer(no_args_is_help=True, help="How waiting gangs are ordered.")
@@ -33,14 +33,14 @@ def show(url: Url = None, pool: Pool = None, json: Json = False) -> None:
         return
     policy = found.policy
     table(
-        ("ORDER", "BACKFILL", "PREEMPTION", "HALF-LIFE", "NOTICE", "DEPTH", "WAITING"),
+        ("order", "backfill", "preemption", "half-life", "notice", ">depth", ">waiting"),
         [
             (
                 policy.order,
                 "on" if policy.backfill else "off",
                 "on" if policy.preempt else "off",
-                f"{policy.half_life_ms / 1000:g} s",
-                f"{policy.notice_ms / 1000:g} s",
+                duration(policy.half_life_ms),
+                duration(policy.notice_ms),
                 str(policy.depth),
                 str(found.waiting),
             )
@@ -149,14 +149,17 @@ def quota_list(url: Url = None, pool: Pool = None, json: Json = False) -> None:
                 one.project,
                 of(one.gpus, None if gpus is None else gpus / 1000),
                 of(one.cpus, None if cpus is None else cpus / 1000),
-                of(round(one.memory / 2**30, 1), None if memory is None else round(memory / 2**30, 1)),
+                part_of(one.memory, memory) if memory is not None else size(one.memory),
                 of(one.nodes, nodes),
                 "" if limits is None else "yes" if limits.borrow else "no",
                 "1" if limits is None else str(limits.weight),
                 "" if limits is None or limits.priority_max is None else str(limits.priority_max),
             )
         )
-    table(("PROJECT", "GPUS", "CPUS", "MEMORY GIB", "NODES", "BORROWS", "WEIGHT", "MAX PRIORITY"), rows)
+    if rows:
+        table(("project", "gpus", "cpus", "memory", "nodes", "borrows", ">weight", ">max priority"), rows)
+    else:
+        say(f"No project has a quota, or holds anything, in pool {place.keys.pool}.")
 
 
 @reserve.command("create")
@@ -196,7 +199,7 @@ def reserve_list(url: Url = None, pool: Pool = None, json: Json = False) -> None
     rows = [
         (
             one.reservation_id,
-            one.name,
+            one.name or "-",
             local_time(one.start_ms),
             local_time(one.end_ms),
             one.project or "any",
@@ -205,7 +208,10 @@ def reserve_list(url: Url = None, pool: Pool = None, json: Json = False) -> None
         )
         for one in found
     ]
-    table(("RESERVATION", "NAME", "FROM", "TO", "PROJECT", "BY", "NODES"), rows)
+    if rows:
+        table(("reservation", "name", "from", "to", "project", "by", "nodes"), rows)
+    else:
+        say(f"There is no reservation in pool {place.keys.pool}.")
 
 
 @reserve.command("cancel")

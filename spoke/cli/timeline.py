@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from spoke.cli.audit_export import whole
+from spoke.cli.audit_export import format_of, whole
 from spoke.cli.audit_parquet import needs_extra
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain, count
 from spoke.cli.past import ArchiveDir, Offline, Since, Until, bounds, past
 from spoke.events.ids import ms_of
-
-FORMATS = ("html", "svg", "png")
 
 
 def timeline(
@@ -38,11 +36,7 @@ def timeline(
     from spoke.events.holdings import TELLING
     from spoke.events.types import NodeRegistered
 
-    kind = output.suffix.lower().lstrip(".")
-    if kind not in FORMATS:
-        raise typer.BadParameter(
-            f"{output} has none of the endings .{', .'.join(FORMATS)}: name the file by its format"
-        )
+    kind = format_of(output, ("html", "svg", "png"))
     bars_max = BARS_MAX if kind == "html" else PICTURE_BARS_MAX
     begin_ms = ms_of(last_id_at(since)) if since else 0
     _, end = bounds(None, until)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from spoke.cli.output import age, clean, count, local_time, numbers, say, size, table
+from spoke.cli.output import age, clean, count, local_time, numbers, part_of, say, size, table
 
 if TYPE_CHECKING:
     from spoke.client.status import NodeStatus, PoolStatus, TicketStatus
@@ -31,7 +31,7 @@ def node_table(nodes: Iterable[NodeStatus]) -> None:
                 str(node.gpus),
                 free_gpus(node),
                 f"{node.cpus_free:g} of {node.cpus:g}",
-                f"{size(node.memory_free)} of {size(node.memory)}",
+                part_of(node.memory_free, node.memory),
                 " ".join(node.tickets) or "-",
                 f"{node.host} {node.address}",
                 node.gpu_model,

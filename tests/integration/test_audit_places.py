@@ -86,7 +86,7 @@ def walk(place: Place) -> dict[str, str]:
     exported = place.told("audit", "export").splitlines()
     assert json.loads(exported[-1])["id"] == place.last_id
     file = place.folder / "events.parquet"
-    place.told("audit", "export", "--format", "parquet", "-o", str(file))
+    place.told("audit", "export", "-o", str(file))
     assert pq.read_table(file).num_rows == len(exported)
     sql = "SELECT count(*) AS n FROM events WHERE type = 'gang.allocated'"
     assert json.loads(place.told("audit", "query", sql, "--json")) == {"n": GRANTED}

@@ -132,7 +132,7 @@ def test_a_query_without_end_is_stopped(golden: Golden) -> None:
 @pytest.mark.parametrize("offline", [False, True])
 def test_events_are_exported_as_parquet(golden: Golden, log: list[e.Recorded], tmp_path: Path, offline: bool) -> None:
     file = tmp_path / "events.parquet"
-    result = golden.spoke("export", "--format", "parquet", "-o", str(file), offline=offline)
+    result = golden.spoke("export", "-o", str(file), offline=offline)
     assert result.exit_code == 0, result.output
     rows = pq.read_table(file).to_pylist()
     assert [(row["id"], row["type"], row["ms"]) for row in rows] == [(x.id, x.event.TYPE, x.ms) for x in log]
@@ -140,19 +140,19 @@ def test_events_are_exported_as_parquet(golden: Golden, log: list[e.Recorded], t
     assert all(len(row["h"]) == 32 for row in rows)
     late = duckdb.execute(f"SELECT count(*) FROM '{file}' WHERE time > '2023-11-15'").fetchall()
     assert late[0][0] > 0
-    assert golden.spoke("export", "--format", "parquet").exit_code == 2
+    assert golden.spoke("export", "-o", str(tmp_path / "events.csv")).exit_code == 2
 
 
 @pytest.mark.parametrize("by", ["user", "project", "node", "ticket"])
 def test_usage_is_written_as_csv_and_parquet(golden: Golden, tmp_path: Path, by: str) -> None:
     file, sheet = tmp_path / "usage.parquet", tmp_path / "usage.csv"
     words = ("usage", "--by", by, "--until", str(START + 5 * HOUR + 3))
-    assert golden.spoke(*words, "--format", "parquet", "-o", str(file)).exit_code == 0
-    assert golden.spoke(*words, "--format", "csv", "-o", str(sheet)).exit_code == 0
+    assert golden.spoke(*words, "-o", str(file)).exit_code == 0
+    assert golden.spoke(*words, "-o", str(sheet)).exit_code == 0
     rows, lines = pq.read_table(file).to_pylist(), golden.lines(*words)
     assert [(row[by], int(row["gpu_milli_ms"])) for row in rows] == [(x[by], x["gpu_milli_ms"]) for x in lines]
-    assert sheet.read_text() == golden.spoke(*words, "--format", "csv").stdout
-    assert golden.spoke("usage", "--format", "parquet").exit_code == 2
+    assert sheet.read_text() == golden.spoke(*words, "--csv").stdout
+    assert golden.spoke("usage", "-o", str(tmp_path / "usage.txt")).exit_code == 2
 
 
 def test_what_is_missing_is_named(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +165,8 @@ def test_what_is_missing_is_named(golden: Golden, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(builtins, "__import__", without)
     for words in (
-        ("export", "--format", "parquet", "-o", str(tmp_path / "x.parquet")),
-        ("usage", "--format", "parquet", "-o", str(tmp_path / "x.parquet")),
+        ("export", "-o", str(tmp_path / "x.parquet")),
+        ("usage", "-o", str(tmp_path / "x.parquet")),
         ("query", "SELECT 1"),
     ):
         result = golden.spoke(*words)
