@@ -15,7 +15,7 @@ What can die, and what follows:
 
 Messages are JSON datagrams (SOCK_SEQPACKET). To the keeper: ``spawn`` (with two descriptors: its specification, JSON,
 and the launch document), ``stop``, ``ring``, ``kill_all``, ``lease``. From it: ``started``, ``status``, ``failed``,
-``ended``, ``fenced``.
+``ended``, ``fenced``, and what the scribe says is ``lost``.
 """
 
 from __future__ import annotations
@@ -124,9 +124,12 @@ class Keeper:
                 self._read_status(launch)
         if self._sock.fileno() in ready and not self._read_agent():
             return False
-        for launch_id, tail in self._scribe.hear():
-            if launch_id in self._launches:
-                self._launches[launch_id].written, self._launches[launch_id].tail = True, tail
+        for message in self._scribe.hear():
+            if message["is"] == "lost":
+                self._unsent.append(json.dumps(message).encode())
+            elif message["id"] in self._launches:
+                launch = self._launches[message["id"]]
+                launch.written, launch.tail = True, message["tail"]
         self._scribe.flush()
         self._scribe.revive()
         self._keep_time()

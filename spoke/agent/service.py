@@ -135,6 +135,7 @@ class Agent:
             config.allow_commands,
         )
         self._base_env = dict(os.environ)
+        self._shelf = Shelf(log_dir, config.pool, config.node_id, key=config.key)
         self._keeper = KeeperLink(self._heard, (claim.fd,), mark + "keeper")
         self._closers.append(self._keeper.close)
         self._prober = Prober(self._probed)
@@ -144,8 +145,7 @@ class Agent:
         self._reader = OrderReader(config.url, keys, config.node_id, outage, self._ordered, self._missed)
         self._renewer = LeaseRenewer(config.url, keys, config.node_id, outage, config.lease_ms, self._renewed)
         self._closers += [self._sender.stop, self._reader.stop, self._renewer.stop]
-        shelf = Shelf(log_dir, config.pool, config.node_id, key=config.key)
-        self._logs = LogServer(config.url, keys, config.node_id, outage, shelf, self._log_watcher)
+        self._logs = LogServer(config.url, keys, config.node_id, outage, self._shelf, self._log_watcher)
         room = parse_room(config.log_total)
         self._janitor = Janitor(config.url, keys, outage, log_dir, config.log_keep_s, room, self._log_watcher)
         self._closers += [self._logs.stop, self._janitor.stop]
@@ -262,6 +262,8 @@ class Agent:
                 said = read_error(self._error_files.pop(message["id"], {}))
                 told = list(machine.explained(message["id"], said)) if said else []
                 return told + machine.ended(message["id"], message["code"], message["signal"], message["tail"], now_s)
+            case "lost":
+                self._shelf.lost(message["log"], message["bytes"], message["why"])
             case "fenced":
                 log.error("the keeper killed the actors: the agent had not extended the lease in time")
         return []

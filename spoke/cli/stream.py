@@ -71,6 +71,8 @@ class OutputStream:
             while self._feed.behind() and time.monotonic() < deadline_s:
                 self._print_news(0.0, 0.0)
             self._write(b"".join(self._prefixer.line(rank, line) for rank in self._lines for line in self._rest(rank)))
+            for loss in self._feed.losses():
+                self._tell(loss.in_all())
         except OSError:
             forget_output()
             self._reader_left()
@@ -93,6 +95,8 @@ class OutputStream:
         self._write(out)  # before anything is told: if nobody reads any more, there is nothing to tell
         for problem in self._feed.errors.values():
             self._tell(str(problem))
+        for loss in self._feed.losses() if not self._ended.is_set() else ():
+            self._tell(loss.begun())
         for chunk in chunks:
             if chunk.lost:
                 self._tell(f"{chunk.lost} bytes of rank {chunk.rank}'s output were rotated away before they were read")

@@ -48,7 +48,8 @@ class Wanted:
     """A file, by rank and actor, and from where on: ``offset``, or (where that is negative) what else is given.
 
     ``tail`` is a number of lines at the end, ``age_ms`` means what was written within that time, ``since_ms`` since a
-    moment, milliseconds since 1970; with none of them it is the beginning.
+    moment, milliseconds since 1970; with none of them it is the beginning. ``lost`` is what the reader was last told
+    of it.
     """
 
     rank: int
@@ -57,6 +58,7 @@ class Wanted:
     tail: int = -1
     age_ms: int = -1
     since_ms: int = -1
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class ReadLogs:
 class Piece:
     """A stretch of a file: ``size`` bytes from ``offset`` on. The file has ``start`` to ``end``, at this moment.
 
-    ``offset`` is not the one that was asked for where that has been rotated away.
+    ``offset`` is not the one that was asked for where that has been rotated away. ``lost``: so many bytes that belong
+    behind ``end`` could not be written, for a reason; the file does not say so yet.
     """
 
     rank: int
@@ -84,6 +87,8 @@ class Piece:
     size: int
     start: int
     end: int
+    lost: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -337,6 +341,57 @@ def test_a_client_reads_and_follows_its_gangs_output(
         left = gang.logs(follow=True)
     with pytest.raises(spoke.ClientClosed):
         next(left)
+
+
+def test_output_that_a_full_disk_did_not_take_is_told_to_who_runs_follows_and_reads(
+    shared_server: EmbeddedServer, pool: str, daemons: Daemons, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = shared_server.url
+    daemons.allocator(url)
+    agent = daemons.agent(url, "n1")
+    own = [*(sys.executable, "-m", "spoke.cli.main"), "--url", url, "--pool", pool]
+    with spoke.Client(url, pool=pool) as client:
+        wait_for_node(client)
+        (scribe,) = (p for p in psutil.Process(agent.pid).children(recursive=True) if "logs.scribe" in str(p.cmdline()))
+        disk_is_full, disk_has_room = (0, resource.RLIM_INFINITY), (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        scribe.rlimit(psutil.RLIMIT_FSIZE, disk_is_full)
+        done = subprocess.run(
+            [*own[:3], "run", *own[3:], "--", "bash", "-c", "echo hello; exit 3"],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 3
+        assert done.stdout == ""
+        lost = "6 bytes of rank 0's output were lost: node n1 could not write them (File too large)"
+        assert lost in done.stderr
+        ticket_id = "t-1"
+
+        def shown() -> Result:
+            return CliRunner().invoke(app, ["logs", ticket_id, *own[3:]])
+
+        assert (shown().exit_code, shown().stdout) == (0, "")
+        assert lost in shown().stderr
+
+        gang = client.gang_allocate(1, 1).result(T_S)
+        script = f"echo one; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo three"
+        gang.launch_command(["sh", "-c", script]).result(T_S)
+        lines = gang.logs(follow=True)
+        found: list[spoke.LogLine] = []
+        following = threading.Thread(target=lambda: found.extend(lines))
+        following.start()
+        eventually(lambda: "output of rank 0 is being lost: node n1 cannot write it (File too large)" in caplog.text)
+        scribe.rlimit(psutil.RLIMIT_FSIZE, disk_has_room)
+        eventually(
+            lambda: "[spoke: 6 bytes of output were lost here: File too large]" in shown().stdout, "of the first"
+        )
+        assert shown().stderr == ""
+        (tmp_path / "go").touch()
+        following.join(T_S)
+        assert [line.text for line in found] == [
+            "",
+            "[spoke: 4 bytes of output were lost here: File too large]",
+            "three",
+        ]
+        gang.release().result(T_S)
 
 
 def test_a_follower_stays_while_an_actor_is_started_again(

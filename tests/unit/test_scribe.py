@@ -123,6 +123,27 @@ def test_a_full_disk_costs_output_and_the_log_says_how_much(
     assert said == f"spoke: output that belongs into {path} is lost until it can be written: No space left on device\n"
 
 
+def test_of_a_write_that_was_cut_short_only_the_rest_is_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = LogWriter(str(path), 1 << 20, 1)
+    writer.write(b"before\n")
+    real, room = os.write, 4
+
+    def write(fd: int, data: Any) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "full")
+        written = real(fd, bytes(data)[:room])
+        room -= written
+        return written
+
+    monkeypatch.setattr(scribe.os, "write", write)
+    writer.write(b"0123456789")
+    assert (writer.lost, writer.why) == (6, "No space left on device")
+    writer.close()
+    assert writer.lost == 6, "nothing could be said yet"
+    assert whole(path) == b"before\n0123"
+
+
 def test_a_log_that_cannot_be_opened_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t-1").write_text("a file where the directory should be")
     writer = LogWriter(str(tmp_path / "t-1" / "0-a.log"), 1 << 20, 1)
@@ -152,6 +173,12 @@ class Keeper:
         socket.send_fds(self.sock, [json.dumps(message).encode()], [read])
         os.close(read)
         return write
+
+    def lost(self) -> tuple[str, int, str]:
+        """What it says next: of which log something is lost, how much, and why."""
+        said = json.loads(self.sock.recv(1 << 16))
+        assert said["is"] == "lost"
+        return said["log"], said["bytes"], said["why"]
 
     def finish(self, launch_id: str) -> str:
         self.sock.send(json.dumps({"do": "finish", "id": launch_id}).encode())
@@ -191,6 +218,25 @@ def test_a_pipe_that_somebody_still_holds_delays_no_end(keeper: Keeper, path: Pa
         os.write(write, b"too late")
     os.close(write)
     assert keeper.finish("1") == "", "finished twice, or not known to a new scribe"
+
+
+def test_what_is_lost_is_told_at_once_and_stands_in_the_log_when_there_is_room_also_after_the_end(
+    keeper: Keeper, path: Path
+) -> None:
+    path.parent.mkdir()
+    path.symlink_to("/dev/full")
+    full = "No space left on device"
+    write = keeper.open("1", path)
+    os.write(write, b"lost\n")
+    assert keeper.lost() == (str(path), 5, full)
+    os.write(write, b"lost, too\n")
+    os.close(write)
+    keeper.sock.send(json.dumps({"do": "finish", "id": "1"}).encode())
+    assert keeper.lost() == (str(path), 15, full)
+    assert json.loads(keeper.sock.recv(1 << 16)) == {"is": "finished", "id": "1", "tail": "lost\nlost, too"}
+    path.unlink()
+    assert keeper.lost() == (str(path), 0, full)
+    assert whole(path) == b"\n[spoke: 15 bytes of output were lost here: No space left on device]\n"
 
 
 def test_one_that_prints_without_end_does_not_starve_the_others(keeper: Keeper, path: Path, tmp_path: Path) -> None:

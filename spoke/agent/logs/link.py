@@ -127,16 +127,17 @@ class ScribeLink:
                 socket.send_fds(self._sock, [message], [fd] if fd >= 0 else [])
                 self._unsent.popleft()
 
-    def hear(self) -> list[tuple[str, str]]:
-        """The launches whose logs are complete now, each with the end of its output."""
-        found: list[tuple[str, str]] = []
+    def hear(self) -> list[dict[str, Any]]:
+        """What it says: which logs are complete now (``finished``), and of which something is ``lost``."""
+        found: list[dict[str, Any]] = []
         if self._sock is None:
             return found
         try:
             while raw := self._sock.recv(DATAGRAM_BYTES_MAX):
                 message = json.loads(raw)
-                self.forget(message["id"])
-                found.append((message["id"], message["tail"]))
+                if message["is"] == "finished":
+                    self.forget(message["id"])
+                found.append(message)
         except BlockingIOError:
             return found
         except OSError:

@@ -7,8 +7,9 @@ ends, too: should the scribe die, nobody gets SIGPIPE, nothing of what is in the
 on. One thread and the standard library only.
 
 Messages are JSON datagrams. From the keeper: ``open`` (with the pipe's read end: ``id``, ``log``, ``bytes``,
-``files``), ``finish`` (nothing of the actor is alive any more). To it: ``finished``, with the end of what this launch
-printed. When the keeper is gone, the scribe writes what is left in the pipes, and ends.
+``files``), ``finish`` (nothing of the actor is alive any more). To it: ``lost`` (so many ``bytes`` of what belongs into
+``log`` could not be written, and the log does not say so yet; 0 once it does), ``finished``, with the end of what this
+launch printed. When the keeper is gone, the scribe writes what is left in the pipes, and ends.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ TAIL_BYTES = 2_000
 MARKS_MAX = 65_536
 """An index that would grow longer keeps every other mark."""
 AGAIN_S = 1.0
-"""How often a log that cannot be written is tried again."""
+"""How often a log that cannot be written is tried again, and how often the keeper is told how much is lost."""
+OWING_MAX = 1_000
+"""So many logs of actors that have ended are kept in mind, to say in them what was lost once that can be written."""
 ROTATED_MIN = 1
 PIPE_READS_MAX = 32
 """More is in no pipe, unless somebody still writes into it."""
@@ -60,18 +63,16 @@ class LogWriter:
         self._start = self._size = 0
         self._marks = 0
         self._resolution_ms, self._marked_ms = RESOLUTION_MS, -RESOLUTION_MS
-        self._lost, self._why = 0, ""
+        self.lost, self.why = 0, ""
         self._again_s = 0.0
 
     def write(self, data: bytes) -> None:
         """Append; what cannot be written is counted, and told in the log as soon as that is possible."""
-        if self._fd < 0 and not self._open():
-            self._lost += len(data)
+        if not self.say_what_was_lost() or (self._fd < 0 and not self._open()):
+            self.lost += len(data)
             return
+        size, begin = len(data), self._start + self._size
         try:
-            if self._lost:
-                self._append(self._note())
-                self._lost = 0
             if self._size >= self._bytes_max:
                 cut = data.find(b"\n") + 1  # at the end of a line, if there is one
                 self._append(data[:cut])
@@ -80,15 +81,31 @@ class LogWriter:
             self._mark()
             self._append(data)
         except OSError as error:
+            written = self._start + self._size - begin
             self._failed(error)
-            self._lost += len(data)
+            self.lost += size - written
+
+    def say_what_was_lost(self) -> bool:
+        """Say in the log how much was lost before, unless that was tried just now; False where it cannot be written."""
+        if not self.lost:
+            return True
+        if self._fd < 0 and not self._open():
+            return False
+        try:
+            self._append(f"\n[spoke: {self.lost} bytes of output were lost here: {self.why}]\n".encode())
+        except OSError as error:
+            self._failed(error)
+            return False
+        self.lost = 0
+        return True
 
     def close(self) -> None:
-        """Say what was lost, and close the files."""
+        """Say what was lost, if that can be written, and close the files."""
         self._again_s = 0.0
-        if self._lost and (self._fd >= 0 or self._open()):
-            with contextlib.suppress(OSError):
-                self._append(self._note())
+        self.say_what_was_lost()
+        self._close_files()
+
+    def _close_files(self) -> None:
         for fd in (self._fd, self._index_fd, self._dir_fd):
             if fd >= 0:
                 os.close(fd)
@@ -123,17 +140,13 @@ class LogWriter:
 
     def _failed(self, error: OSError) -> None:
         """What was to be written is lost; close all, and try again later."""
-        self._why = os.strerror(error.errno or errno.EIO)
-        if not self._lost:  # the first of a row: on standard error, which is the agent's, since the log cannot say it
+        self.why = os.strerror(error.errno or errno.EIO)
+        if not self.lost:  # the first of a row: on standard error, which is the agent's, since the log cannot say it
             with contextlib.suppress(OSError, ValueError):
-                text = f"spoke: output that belongs into {self.path} is lost until it can be written: {self._why}"
+                text = f"spoke: output that belongs into {self.path} is lost until it can be written: {self.why}"
                 print(text, file=sys.stderr, flush=True)
-        lost, self._lost = self._lost, 0
-        self.close()
-        self._lost, self._again_s = lost, time.monotonic() + AGAIN_S
-
-    def _note(self) -> bytes:
-        return f"\n[spoke: {self._lost} bytes of output were lost here: {self._why}]\n".encode()
+        self._close_files()
+        self._again_s = time.monotonic() + AGAIN_S
 
     def _rotate(self) -> None:
         """Put the file aside under the offset at which it begins, and remove those that are too many."""
@@ -219,6 +232,8 @@ class Scribe:
         self._poll.register(sock, select.POLLIN)
         self._by_fd: dict[int, _Actor] = {}
         self._writers: dict[str, LogWriter] = {}
+        self._owing: dict[str, LogWriter] = {}  # of actors that have ended: their logs do not say yet what was lost
+        self._told: dict[str, tuple[int, float]] = {}  # how much the keeper knows to be lost of a log, and since when
         sock.setblocking(False)
 
     def run(self) -> None:
@@ -230,13 +245,15 @@ class Scribe:
         while self._by_fd and time.monotonic() < until_s:
             for fd, _ in self._poll.poll(100):
                 self._read(self._by_fd[fd])
-        for writer in self._writers.values():
+        for writer in (*self._writers.values(), *self._owing.values()):
             writer.close()
 
     def _turn(self) -> bool:
         self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         there = True
-        for fd, _ in self._poll.poll():
+        ready = self._poll.poll(AGAIN_S * 1000 if self._told else None)
+        self._settle()
+        for fd, _ in ready:
             if fd != self._sock.fileno():
                 actor = self._by_fd.get(fd)
                 if actor is not None:  # else it was finished a moment ago
@@ -261,7 +278,10 @@ class Scribe:
         os.set_blocking(fd, False)
         self._close(message["id"])  # a launch that is restarted has the same id
         path = message["log"]
-        writer = self._writers.setdefault(path, LogWriter(path, message["bytes"], message["files"]))
+        writer = self._writers.get(path) or self._owing.pop(path, None)
+        if writer is None:
+            writer = LogWriter(path, message["bytes"], message["files"])
+        self._writers[path] = writer
         self._actors[message["id"]] = self._by_fd[fd] = _Actor(fd, writer)
         self._poll.register(fd, select.POLLIN)
 
@@ -275,6 +295,7 @@ class Scribe:
             data = b""
         if data:
             actor.take(data)
+            self._tell_loss(actor.writer)
             return True
         self._poll.unregister(actor.fd)
         del self._by_fd[actor.fd]
@@ -301,9 +322,44 @@ class Scribe:
             del self._by_fd[actor.fd]
             os.close(actor.fd)
         if not any(other.writer is actor.writer for other in self._actors.values()):
-            actor.writer.close()
-            self._writers.pop(actor.writer.path, None)
+            self._put_away(actor.writer)
         return actor.last_words()
+
+    # --- what was lost -----------------------------------------------------------------------------------------------
+
+    def _put_away(self, writer: LogWriter) -> None:
+        """Close a log that nobody prints into any more."""
+        writer.close()
+        self._writers.pop(writer.path, None)
+        if writer.lost:
+            self._owing[writer.path] = writer
+            if len(self._owing) > OWING_MAX:
+                del self._owing[next(iter(self._owing))]
+        self._tell_loss(writer, at_once=True)
+
+    def _settle(self) -> None:
+        """Say in the logs what was lost, as soon as that can be written."""
+        for path in list(self._told):
+            writer = self._writers.get(path) or self._owing.get(path)
+            if writer is None:  # there were too many
+                del self._told[path]
+            elif writer.say_what_was_lost():
+                if self._owing.pop(path, None) is not None:
+                    writer.close()
+                self._tell_loss(writer, at_once=True)
+
+    def _tell_loss(self, writer: LogWriter, *, at_once: bool = False) -> None:
+        """Let the keeper know how much is lost that the log does not tell: at once where that is new, else at times."""
+        lost, path, now_s = writer.lost, writer.path, time.monotonic()
+        known, since_s = self._told.get(path, (0, 0.0))
+        if lost == known or not (at_once or bool(lost) != bool(known) or now_s >= since_s + AGAIN_S):
+            return
+        if lost:
+            self._told[path] = lost, now_s
+        else:
+            del self._told[path]
+        self._unsent.append(json.dumps({"is": "lost", "log": path, "bytes": lost, "why": writer.why}).encode())
+        self._flush()
 
     def _flush(self) -> None:
         with contextlib.suppress(OSError):  # a closed socket is noticed by the reading side

@@ -28,6 +28,7 @@ class Shelf:
         self._log_dir, self._pool, self._node_id, self._locked = log_dir, pool, node_id, key is not None
         self._reading = key.reading_of(node_id) if key is not None else b""
         self._starts: dict[str, tuple[int, int]] = {}  # of the files that are being written: inode, first offset
+        self._lost: dict[str, tuple[int, str]] = {}  # of what belongs into these files: how many bytes, and why
 
     def check(self, asked: Asked) -> None:
         """Raise Forbidden for an ask that is not signed as it should be."""
@@ -43,10 +44,23 @@ class Shelf:
             f"administrators: set SPOKE_KEY or SPOKE_KEY_FILE to such a key"
         )
 
+    def lost(self, path: str, nbytes: int, why: str) -> None:
+        """So much of what belongs into a file could not be written, and the file does not say so (0: now it does)."""
+        if nbytes:
+            self._lost[path] = nbytes, why
+            if len(self._lost) > STARTS_KEPT:
+                del self._lost[next(iter(self._lost))]
+        else:
+            self._lost.pop(path, None)
+
     def has_news(self, asked: Asked) -> bool:
         """Whether there is something to answer; looks at no more than the files' sizes."""
         wanted = asked.ask.wanted
-        return not wanted or any(one.offset < 0 or self._end(asked, one) != one.offset for one in wanted)
+        return not wanted or any(one.offset < 0 or self._differs(asked, one) for one in wanted)
+
+    def _differs(self, asked: Asked, one: Wanted) -> bool:
+        """Whether there is something that the reader does not know. How much is lost grows: that it does is news."""
+        return self._end(asked, one) != one.offset or (one.lost == 0 and self._path(asked, one) in self._lost)
 
     def _end(self, asked: Asked, one: Wanted) -> int:
         path = self._path(asked, one)
@@ -73,7 +87,9 @@ class Shelf:
         for one in asked.ask.wanted:
             path, share = self._path(asked, one), max(1, left // behind)
             found = files.read(path, one.offset if one.offset >= 0 else _begin(path, one), share)
-            pieces.append(Piece(one.rank, one.actor, found.offset, len(found.data), found.start, found.end))
+            lost, why = self._lost.get(path, (0, ""))
+            size = len(found.data)
+            pieces.append(Piece(one.rank, one.actor, found.offset, size, found.start, found.end, lost, why))
             data.append(found.data)
             left, behind = left - len(found.data), behind - 1
         return LogsAnswer(pieces=tuple(pieces)), b"".join(data)

@@ -234,6 +234,8 @@ class TicketOutput:
                 look_at_s = time.monotonic() + LOOK_EVERY_S
             if self._feed.files:
                 yield self._lines_of(self._read(NEWS_S, look_at_s))
+                for loss in self._feed.losses():
+                    self._tell(loss.begun(), failed=False)
             else:
                 time.sleep(LOOK_EVERY_S / 4)
                 yield []
@@ -246,6 +248,8 @@ class TicketOutput:
         rest = [Line(*name[1:], line) for name, splitter in self._splitters.items() for line in splitter.rest()]
         if rest:
             yield rest
+        for loss in self._feed.losses():
+            self._tell(loss.in_all(), failed=False)
 
     def _is_done(self, *, follow: bool) -> bool:
         return not self._feed.behind() if follow else self._feed.has_reached(self._ends)

@@ -183,6 +183,25 @@ class Chunk:
     lost: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """So many bytes of a rank's output could not be written on its node, for a reason."""
+
+    node_id: str
+    rank: int
+    nbytes: int
+    why: str
+
+    def begun(self) -> str:
+        """In words, while it goes on."""
+        return f"output of rank {self.rank} is being lost: node {self.node_id} cannot write it ({self.why})"
+
+    def in_all(self) -> str:
+        """In words, once it is over."""
+        who = f"node {self.node_id} could not write them ({self.why})"
+        return f"{self.nbytes} bytes of rank {self.rank}'s output were lost: {who}"
+
+
 @dataclass(slots=True)
 class _File:
     node_id: str
@@ -191,10 +210,12 @@ class _File:
     begin: Begin
     offset: int = -1
     end: int = 0
+    lost: int = 0
+    why: str = ""
 
     def wanted(self) -> Wanted:
         begin = self.begin
-        return Wanted(self.rank, self.actor, self.offset, begin.tail, begin.age_ms, begin.since_ms)
+        return Wanted(self.rank, self.actor, self.offset, begin.tail, begin.age_ms, begin.since_ms, self.lost)
 
 
 @dataclass(slots=True)
@@ -251,6 +272,12 @@ class Feed:
             chunks += self._take(answer)
         return chunks
 
+    def losses(self) -> Iterator[Loss]:
+        """What could not be written on the nodes, as far as the output does not say so itself."""
+        for one in self._files.values():
+            if one.lost:
+                yield Loss(one.node_id, one.rank, one.lost, one.why)
+
     def has_reached(self, ends: Mapping[tuple[str, int, str], int]) -> bool:
         """Whether every file was read up to its end in ``ends``, those of silent nodes apart."""
         return all(
@@ -280,6 +307,7 @@ class Feed:
                 continue
             lost = max(0, piece.offset - one.offset) if one.offset >= 0 else 0
             one.offset, one.end = piece.offset + piece.size, piece.end
+            one.lost, one.why = piece.lost, piece.why
             if data or lost:
                 yield Chunk(one.node_id, one.rank, one.actor, data, lost)
 
