@@ -26,6 +26,7 @@ from spoke.events.fold import fold
 from spoke.events.ids import order_of
 from spoke.events.log import EventLog
 from spoke.events.state import PoolState
+from spoke.events.takeup import STRIKE, read_strike, take_up, too_late
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.launch import unpack_blobs
@@ -83,13 +84,20 @@ class Term:
         self._leader_ms, self._snapshot_every, self._keep = leader_ms, snapshot_every, keep
         self._set_clock(elected.now_ms)
         log = EventLog(client, keys.events, keys.snapshot)
-        self.state: PoolState = log.recover()
-        self._chain = Chain(log.last_hash())
-        self._committed_id = self.state.last_id
+        strike = read_strike(log)
+        found = take_up(log, strike)
+        self.state: PoolState = found.state
+        self._chain = Chain(found.last_hash)
+        self._committed_id = found.end
+        self.strays = found.strays
+        """What stood in the log and was no event; the first commit takes it out."""
+        blocked = too_late(found, elected.now_ms)
+        if blocked is not None:
+            raise blocked
         if elected.epoch <= self.state.epoch:  # it took so long to come here that others have led meanwhile
             raise Fenced(f"epoch {elected.epoch} is over: the log is in epoch {self.state.epoch}")
         end = self.state.last_id
-        self._last = max(order_of(end), order_of(seen))
+        self._last = max(order_of(found.end), order_of(seen))
         self._since_snapshot = 0
         self._expired: list[str] = []
         self._views = Views(keys)
@@ -107,6 +115,11 @@ class Term:
             self._record(batch, e.ServerChanged(wire.server_id, self.state.server, end))
         if order_of(seen) > order_of(end):
             self._record(batch, e.LogRegressed(seen, end, holder))
+        for stray in found.strays:
+            batch.add("XDEL", keys.events, stray.id)
+            self._record(batch, e.LogEntryStruck(stray.id, stray.said, stray.reason, stray.by))
+        if strike is not None:
+            batch.add("HDEL", keys.snapshot, STRIKE)
         self._views.write_all(batch, self.state, stale)
         self._begin_commit(batch)
         self._settle()

@@ -13,6 +13,7 @@ from spoke.cli.audit_export import export
 from spoke.cli.audit_history import history
 from spoke.cli.audit_query import query
 from spoke.cli.audit_restore import restore
+from spoke.cli.audit_strike import strike
 from spoke.cli.audit_usage import usage
 from spoke.cli.audit_what_if import what_if
 from spoke.cli.options import Json, Pool, Url, opened
@@ -23,6 +24,7 @@ from spoke.events.ids import ms_of
 
 if TYPE_CHECKING:
     from spoke.events.audit import Report
+    from spoke.events.log import EventLog
     from spoke.events.state import PoolState
 
 Anchor = Annotated[
@@ -61,10 +63,13 @@ def verify(
 
     with past(archive, offline, url, pool) as found:
         report = check(found.log, anchor=anchor or "", jobs=jobs or len(os.sched_getaffinity(0)))
+        remedy = _remedy(found.log) if report.first_bad and not offline else ""
     if json:
         write_json(report_document(report, found.pool))
     else:
         _show_report(report, found.pool)
+        if remedy:
+            say(clean(remedy))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -99,6 +104,19 @@ def archive(
     size = sum(path.stat().st_size for path in written)
     new = f"{count(len(written), 'new segment')} of {size:,} bytes"
     say(f"pool {place.keys.pool}: {new}; archived up to event {segments.last_id()}")
+
+
+def _remedy(log: EventLog) -> str:
+    """What to do where allocators cannot take up the log, or what the next one will do."""
+    from spoke.errors import LogError
+    from spoke.events.takeup import take_up
+
+    try:
+        strays = take_up(log).strays
+    except LogError as error:
+        return str(error)
+    names = ", ".join(stray.id for stray in strays)
+    return f"the allocator that next takes up the log takes out, and records: {names}" if strays else ""
 
 
 def report_document(report: Report, pool: str) -> dict[str, Any]:
@@ -226,5 +244,6 @@ for _name, _command in (
     ("export", export),
     ("archive", archive),
     ("restore", restore),
+    ("strike", strike),
 ):
     app.command(_name)(_command)

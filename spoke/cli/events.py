@@ -158,6 +158,9 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.RequestRefused: _refused,
     e.ServerChanged: lambda v: f"run {v.server[:12]} after {v.was[:12] or 'none'}, the log ended at {v.end}",
     e.LogRegressed: lambda v: f"{v.by} knows of {v.seen}, the log ended at {v.end}: writes were lost",
+    e.LogEntryStruck: lambda v: (
+        f"entry {v.entry} was taken out{f' by {v.by}' if v.by else ''}: {v.reason}; it said {v.said}"
+    ),
     e.NodeReconciling: lambda v: (
         f"{v.node_id} holds {len(v.launches)} launches and {len(v.tickets)} tickets that the log does not know"
     ),

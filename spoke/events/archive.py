@@ -22,6 +22,7 @@ from spoke.events.fold import fold_all
 from spoke.events.ids import order_of
 from spoke.events.segment import BadSegment, Before
 from spoke.events.state import PoolState
+from spoke.events.strays import stray_of
 
 SEGMENT_EVENTS = 250_000
 SUFFIX = ".jsonl.gz"
@@ -110,7 +111,7 @@ class Archive:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         course = self._end() if after != "0-0" else _Course(base, log.base_hash())
-        entries = log.raw(after)
+        entries = _events(log.raw(after), course.h)
         while first := next(entries, None):
             written.append(self._write(course, chain([first], islice(entries, SEGMENT_EVENTS - 1))))
         return written
@@ -196,6 +197,15 @@ class Archive:
                     if place <= begin:
                         continue
                 yield Link(event_id, link, args, event)
+
+
+def _events(entries: Iterator[RawEntry], before: str) -> Iterator[RawEntry]:
+    """The entries up to the first that no allocator wrote, which will not stand in the log much longer."""
+    for entry in entries:
+        if stray_of(*entry, before) is not None:
+            return
+        before = hash_of(entry[1])
+        yield entry
 
 
 class _Course:

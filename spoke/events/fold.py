@@ -21,7 +21,7 @@ def _nothing(state: PoolState, event_id: str, event: e.Event) -> None:
     pass
 
 
-_ONLY_SAID = (e.RequestRefused, e.RequestAnswered, e.NodeReconciling, e.GangExplained)
+_ONLY_SAID = (e.RequestRefused, e.RequestAnswered, e.NodeReconciling, e.GangExplained, e.LogEntryStruck)
 _HANDLERS: dict[type[e.Event], Callable[[PoolState, str, Any], None]] = {
     **dict.fromkeys(_ONLY_SAID, _nothing),
     **clients.handlers,

@@ -9,7 +9,7 @@ from typing import Any
 from spoke.errors import LogError
 from spoke.events import snapshot
 from spoke.events.archive import Archive
-from spoke.events.chain import BEGIN, hash_of
+from spoke.events.chain import BEGIN
 from spoke.events.columns import Only, link_parts, read_event, read_event_of
 from spoke.events.entries import Batch, Link, RawEntry
 from spoke.events.fold import fold_all
@@ -102,11 +102,8 @@ class EventLog:
         oldest = self.client.xrange(self.key, count=1)
         return oldest[0][0].decode() if oldest else "0-0"
 
-    def last_hash(self) -> str:
-        """The hash of the newest event (see ``chain.py``)."""
-        newest = self.tail(1)
-        if newest:
-            return hash_of(newest[0][1])
+    def snapshot_hash(self) -> str:
+        """The hash of the event at which the newest snapshot stands (see ``chain.py``)."""
         raw = self.client.hget(self.snapshot_key, "h")
         return raw.decode() if raw else BEGIN
 
@@ -134,16 +131,28 @@ class EventLog:
 
     def recover(self, until: str = "+") -> PoolState:
         """The present state, from the newest snapshot and the events after it."""
-        raw = self.client.hget(self.snapshot_key, "state")
-        state = snapshot.decode(raw) if raw else PoolState()
+        state = self._snapshot()
         if until != "+" and order_of(state.last_id) > order_of(until):
             return self.replay(until)  # the snapshot is newer than that
+        self._check_not_lost(state)
+        return self.folded(state, until)
+
+    def newest(self) -> PoolState:
+        """The state of the newest snapshot, empty without one; raises TrimmedLog where the log is gone."""
+        state = self._snapshot()
+        self._check_not_lost(state)
+        return state
+
+    def _snapshot(self) -> PoolState:
+        raw = self.client.hget(self.snapshot_key, "state")
+        return snapshot.decode(raw) if raw else PoolState()
+
+    def _check_not_lost(self, state: PoolState) -> None:
         if state.last_id != "0-0" and self.last_id() == "0-0":
             raise TrimmedLog(
                 f"the snapshot stands at event {state.last_id}, but the log is empty: the server lost its data; "
                 f"restore its append-only file, or delete the pool's keys to start anew"
             )
-        return self.folded(state, until)
 
     def replay(self, until: str = "+") -> PoolState:
         """The state at a moment of the past, folded from the nearest state that is kept with the log."""

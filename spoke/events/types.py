@@ -86,6 +86,20 @@ class LogRegressed(Event, frozen=True):
     by: str
 
 
+@_event("log.entry_struck")
+class LogEntryStruck(Event, frozen=True):
+    """An entry that stood in the log and was no event was taken out of it: somebody had written it by hand.
+
+    ``entry`` was its id, ``said`` are its fields as JSON, cut short. ``by`` is the operator who had it taken out;
+    empty where the allocator did so by itself, since an entry without a hash was written by no allocator.
+    """
+
+    entry: str
+    said: str
+    reason: str
+    by: str = ""
+
+
 @_event("request.refused")
 class RequestRefused(Event, frozen=True):
     """A request could not be decided: unreadable, unknown type or version, or it asked for something impossible.

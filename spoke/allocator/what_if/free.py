@@ -19,7 +19,15 @@ from spoke.errors import InvalidTransition
 from spoke.events import types as e
 
 _HAPPENS = (
-    *(e.AllocatorElected, e.ServerChanged, e.LogRegressed, e.ClientConnected, e.ClientLost, e.ClientClosed),
+    *(
+        e.AllocatorElected,
+        e.ServerChanged,
+        e.LogRegressed,
+        e.LogEntryStruck,
+        e.ClientConnected,
+        e.ClientLost,
+        e.ClientClosed,
+    ),
     *(e.NodeRegistered, e.NodeReconciling, e.NodeConfirmed, e.NodeUpdated, e.NodeLost, e.NodeCordoned),
     *(e.NodeUncordoned, e.NodeDraining, e.NodeRemoved, e.GpuMarkedUnhealthy, e.GpuMarkedHealthy),
     *(e.QueuePolicyChanged, e.QuotaChanged, e.QuotaRemoved, e.ReservationCreated, e.ReservationCancelled),

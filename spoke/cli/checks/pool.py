@@ -105,13 +105,23 @@ def _release(release: str, protocol: int) -> str:
     return f"{release} (protocol {protocol})" if protocol else release
 
 
-def log(length: int, first: str, last: str, snapshot: str, archived: str) -> Finding:
-    """Whether the log is whole, has its snapshot, and does not grow for ever. All but the length are ids, or empty."""
+def log(
+    length: int, first: str, last: str, snapshot: str, archived: str, strays: Sequence[str] = (), blocked: str = ""
+) -> Finding:
+    """Whether the log is whole, has its snapshot, and does not grow for ever. All but the length are ids, or empty.
+
+    ``strays``: entries that no allocator wrote. ``blocked``: why no allocator can take up the log, with what to do.
+    """
+    if blocked:
+        return Finding("log", BROKEN, "no allocator can go on with it", blocked)
     if last == "0-0":
         if snapshot:
             text = f"the log is empty, and the snapshot stands at {snapshot}: the server has lost its data"
             return Finding("log", BROKEN, text, "restore its append-only file, or `spoke audit restore` an archive")
         return Finding("log", OK, "empty")
+    if strays:
+        text = f"it holds what no allocator wrote: {some(list(strays))}"
+        return Finding("log", WARNING, text, "the allocator that next takes it up takes that out, and records it")
     text = f"{count(length, 'event')} since {moment(ms_of(first))}"
     text += f"; snapshot at {snapshot}" if snapshot else "; no snapshot yet"
     behind_ms = ms_of(last) - ms_of(archived) if archived else 0

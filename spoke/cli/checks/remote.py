@@ -133,9 +133,20 @@ class Look:
 
     def log(self) -> Finding:
         """How long the log is, and what stands behind it."""
-        from spoke.events.log import EventLog
+        from spoke.errors import LogError
+        from spoke.events.log import EventLog, TrimmedLog
+        from spoke.events.takeup import take_up, too_late
 
         log = EventLog(self.redis, self.keys.events, self.keys.snapshot)
         found: Any = self.redis.hget(self.keys.snapshot, "id"), self.redis.hget(self.keys.snapshot, "archived")
         at, archived = (value.decode() if value else "" for value in found)
-        return of_pool.log(int(self.redis.xlen(self.keys.events)), log.first_id(), log.last_id(), at, archived)
+        length, strays, blocked = int(self.redis.xlen(self.keys.events)), list[str](), ""
+        try:
+            taken = take_up(log)
+            strays = [stray.id for stray in taken.strays]
+            blocked = str(too_late(taken, self.now_ms) or "")
+        except TrimmedLog:
+            pass  # said below
+        except LogError as error:
+            blocked = str(error)
+        return of_pool.log(length, log.first_id(), log.last_id(), at, archived, strays, blocked)
