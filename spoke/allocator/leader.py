@@ -12,6 +12,7 @@ from spoke.protocol.version import PROTOCOL
 from spoke.version import release_version
 
 _ELECT = files("spoke.allocator").joinpath("elect.lua").read_text()
+_REOPEN = files("spoke.allocator").joinpath("reopen.lua").read_text()
 _RESIGN = files("spoke.allocator").joinpath("resign.lua").read_text()
 
 
@@ -39,6 +40,12 @@ def elect(client: Redis, keys: Keys, holder: str, leader_ms: int) -> Elected | S
     )
     epoch, second, third = int(found[0]), found[1].decode(), found[2].decode()
     return Elected(epoch, second, int(third)) if epoch else StandBy(third, int(second))
+
+
+def reopen_inbox(client: Redis, keys: Keys, holder: str, epoch: int, cursor: str) -> bool:
+    """Begin the inbox anew if all in it is decided, up to ``cursor``; False if it is not, or another leads."""
+    done: Any = client.register_script(_REOPEN)(keys=[keys.leader, keys.requests], args=[holder, epoch, cursor])
+    return bool(done)
 
 
 def resign(client: Redis, keys: Keys, holder: str, epoch: int) -> None:

@@ -12,7 +12,7 @@ from spoke.allocator.commit import Batch
 from spoke.allocator.effects.kinds import Blobs
 from spoke.allocator.gate import Gate
 from spoke.allocator.intake import Intake, size_of
-from spoke.allocator.leader import Elected, resign
+from spoke.allocator.leader import Elected, reopen_inbox, resign
 from spoke.allocator.limits import Limits
 from spoke.allocator.outbox import effects
 from spoke.allocator.quarantine import Quarantine, Undecidable
@@ -26,7 +26,7 @@ from spoke.events.fold import fold
 from spoke.events.ids import order_of
 from spoke.events.log import EventLog
 from spoke.events.state import PoolState
-from spoke.events.takeup import STRIKE, read_strike, take_up, too_late
+from spoke.events.takeup import FUTURE_MS, STRIKE, read_strike, take_up, too_late
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
 from spoke.protocol.launch import unpack_blobs
@@ -170,6 +170,7 @@ class Term:
                 self._collector.rest()
         if not self._reading:
             self._settle()
+            self._reopen_inbox()
 
     def close(self) -> None:
         """End the term in order: leave a snapshot, and let a standby take over at once."""
@@ -191,6 +192,14 @@ class Term:
         if self._trimmed_to != self._cursor:
             self._trimmed_to = self._cursor
             batch.add("XTRIM", self._keys.requests, "MINID", self._cursor)
+
+    def _reopen_inbox(self) -> None:
+        """Get over a request whose id lies in the future: all later ones would lie there, until no id is left."""
+        if self._intake or order_of(self._cursor)[0] <= self._now_ms() + FUTURE_MS:
+            return
+        if reopen_inbox(self._client, self._keys, self._holder, self._epoch, self._cursor):
+            self._cursor = self._trimmed_to = "0-0"
+            self._intake = Intake(self._cursor, outstanding_max=self._limits.client_outstanding)
 
     def _decide(self, batch: Batch, asked: r.Asked) -> None:
         try:

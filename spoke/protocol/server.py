@@ -35,7 +35,8 @@ SOCKET_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 
 _HUNG_UP = re.compile("closed by server|reset by peer", re.IGNORECASE)
-_TRANSIENT = ("BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
+_NO_IDS = "The stream has exhausted the last possible ID"
+_TRANSIENT = (_NO_IDS, "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
 
 Redis = redis.Redis
 

@@ -13,6 +13,7 @@ import pytest
 from tenacity import wait_none
 from typer.testing import CliRunner
 
+import spoke as public
 from spoke.allocator import service
 from spoke.allocator.service import Allocator, AllocatorConfig
 from spoke.cli.embedded import EmbeddedServer
@@ -23,6 +24,7 @@ from spoke.events.archived import StoredLog
 from spoke.events.audit import verify
 from spoke.events.chain import hash_of, link_of
 from spoke.events.codec import encode_event
+from spoke.events.ids import ms_of
 from spoke.events.log import EventLog
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
@@ -222,3 +224,21 @@ def test_terms_that_end_as_soon_as_they_begin_come_slowly_and_are_told_a_few_tim
         told = [record.getMessage() for record in caplog.records]
         assert sum("WRONGTYPE" in line for line in told) <= service.SHORT_TERMS_TOLD + 1
         assert sum("leading pool" in line for line in told) <= service.SHORT_TERMS_TOLD + 1
+
+
+LAST = 2**64 - 1
+
+
+@pytest.mark.parametrize("entry_id", [f"{LAST}-{LAST}", f"{LAST}-0", "99999999999999-0"])
+def test_a_request_that_uses_up_the_ids_of_the_inbox_does_not_keep_others_out(
+    server: EmbeddedServer, redis: Redis, pool: str, entry_id: str
+) -> None:
+    keys = Keys(pool)
+    with allocator(server.url, pool), public.Client(server.url, pool=pool) as client:
+        register(redis, keys, "n1")
+        for _ in range(3):
+            redis.xadd(keys.requests, {"hello": "world"}, id=entry_id)
+            waiting = [client.gang_allocate(1, 1, timeout=0) for _ in range(4)]
+            assert all(one.result(20).release().result(20) for one in waiting)
+            eventually(lambda: ms_of(redis.hget(keys.leader, "cursor").decode()) < 9e13)  # type: ignore[union-attr]
+    assert verify(log_of(redis, pool)).problems == []
