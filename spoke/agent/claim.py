@@ -46,19 +46,25 @@ class NodeClaim:
         self._mark = mark
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = run_dir / f"{mark.strip('/').replace('/', '~')}.lock"
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.fd = self._open()
         try:
             self._lock()
         except BaseException:
             os.close(self.fd)
             raise
 
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
     def _lock(self) -> None:
         deadline = time.monotonic() + LOCK_S_MAX
         while True:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _is_at(self.fd, self.path):
+                    break
+                gone, self.fd = self.fd, self._open()  # who had it has taken the file away
+                os.close(gone)
             except BlockingIOError:
                 pid, _, started = os.pread(self.fd, 100, 0).decode().partition(" ")
                 if pid and procfs.started_at(int(pid)) == started and procfs.is_alive(int(pid)):
@@ -96,6 +102,22 @@ class NodeClaim:
         return len(seen)
 
     def release(self) -> None:
-        """Give the claim up."""
+        """Give the claim up, and take the file away unless the keeper, or another agent by now, has it locked."""
         with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)  # who comes now waits for the keeper, and is not told that this agent serves
             os.close(self.fd)
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(fd, self.path):
+                    self.path.unlink()
+            finally:
+                os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether a path leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

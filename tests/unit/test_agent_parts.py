@@ -6,16 +6,18 @@ import dataclasses
 import os
 import random
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from spoke.agent import claim, inventory, procfs
 from spoke.agent import instructions as i
-from spoke.agent import inventory, procfs
 from spoke.agent.actor import Actor, register_actor, registered_actors
-from spoke.agent.claim import NodeClaim, NodeTaken, mark_prefix
+from spoke.agent.claim import NodeClaim, NodeNotClean, NodeTaken, mark_prefix
 from spoke.agent.launching import Site, prepare
 from spoke.agent.ports import HeldPorts, NoFreePorts, bind, ephemeral_ports
 from spoke.errors import InvalidRequest, SpokeError
@@ -312,9 +314,45 @@ def test_a_claimed_node_is_taken_until_it_is_released(tmp_path: Path) -> None:
         NodeClaim(tmp_path, mark, "p", "n0")
     other = NodeClaim(tmp_path, mark_prefix("elsewhere", "p", f"test-{os.getpid()}"), "p", "n0")
     assert other.sweep() == 0
-    for claim in (first, other):
-        claim.release()
+    for one in (first, other):
+        one.release()
     NodeClaim(tmp_path, mark, "p", "n0").release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_that_the_keeper_still_has_is_not_free_when_the_agent_gives_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "LOCK_S_MAX", 0.1)
+    first = NodeClaim(tmp_path, "mark", "p", "n0")
+    keepers = os.dup(first.fd)
+    first.release()
+    with pytest.raises(NodeNotClean, match="its keeper still waits"):
+        NodeClaim(tmp_path, "mark", "p", "n0")
+    os.close(keepers)
+    NodeClaim(tmp_path, "mark", "p", "n0").release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_who_claim_a_node_one_has_it_at_a_time(tmp_path: Path) -> None:
+    held = threading.Lock()
+
+    def take_turns() -> int:
+        turns = 0
+        while turns < 50:
+            try:
+                mine = NodeClaim(tmp_path, "mark", "p", "n0")
+            except NodeTaken:
+                continue
+            assert held.acquire(blocking=False)
+            turns += 1
+            held.release()
+            mine.release()
+        return turns
+
+    with ThreadPoolExecutor(4) as threads:
+        assert [done.result(60) for done in [threads.submit(take_turns) for _ in range(4)]] == [50] * 4
+    assert not list(tmp_path.iterdir())
 
 
 def test_children_are_seen_and_so_are_their_ends() -> None:
