@@ -195,6 +195,7 @@ def everything_here(pool: str, actors: Path = HERE / "digits_actors.py") -> Iter
         log = Path(data) / "up.log"
         with open(log, "wb") as out:
             up = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # it ends with us
         try:
             wait_for_port(port, up)
             yield f"redis://127.0.0.1:{port}"

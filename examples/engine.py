@@ -1,7 +1,8 @@
 """An inference engine's life: a mixed gang, configuration before launch, health, streamed tokens, a restart.
 
     python examples/engine.py                       everything on this machine
-    python examples/engine.py --url redis://...     on a pool whose agents have --import examples/engine_actors.py
+    python examples/engine.py --url redis://...     on a pool whose agents have --import examples/engine_actors.py and
+                                                    --allow-commands
 
 Two nodes are the stages of a pipeline, two ranks on each share the tensors, and a controller without a GPU drives them.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +27,8 @@ PROMPT = [3, 14, 159]
 WAIT_S = 60.0
 ATTEMPTS = 3
 WORKERS = {"worker": "EngineWorker"}
+CLEAN_UP = spoke.ExitHook(["sh", "-c", 'rm -rf "${TMPDIR:-/tmp}/$ENGINE_RUN-$RANK"'])  # also after a kill -9
+CARE = spoke.Supervision(exit_hook=CLEAN_UP)
 
 
 class Engine:
@@ -44,7 +48,8 @@ class Engine:
 
     def start(self) -> None:
         """Start workers and controller, and wait until all are ready."""
-        workers = self.gang.launch(WORKERS).result(WAIT_S)
+        env = {"ENGINE_RUN": f"engine-{secrets.token_hex(8)}"}
+        workers = self.gang.launch(WORKERS, env=env, supervision=CARE).result(WAIT_S)
         configured = [worker.call("configure", CONFIG) for worker in workers]  # they wait for each other
         print("configured by", Path(configured[0].result(WAIT_S)).name)
         for future in configured:

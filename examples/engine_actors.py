@@ -7,6 +7,7 @@ is what an inference engine does: each node is a stage of the pipeline, and its 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -76,7 +77,8 @@ class EngineWorker(spoke.Actor):
     def configure(self, config: dict[str, int]) -> str:
         """Write the configuration file, load the weights, and meet the others; where the file is."""
         ctx = self.ctx
-        folder = Path(tempfile.mkdtemp(prefix=f"engine-{ctx.ticket_id}-{ctx.rank}-"))
+        folder = Path(tempfile.gettempdir(), f"{os.environ['ENGINE_RUN']}-{ctx.rank}")  # the exit hook removes it
+        folder.mkdir(mode=0o700)
         (folder / "engine.json").write_text(json.dumps({**config, "rank": ctx.rank, "gpus": list(ctx.gpu_ids)}))
         self.model = Model(config)
         self.last_stage = config["stages"] - 1

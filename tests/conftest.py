@@ -11,6 +11,8 @@ import pytest
 
 from spoke.cli.embedded import EmbeddedServer
 
+pytest_plugins = ["tests.leftovers"]
+
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # as under nohup: the processes that tests start would inherit it
         signal.signal(_number, _usual)

@@ -89,6 +89,14 @@ def _open() -> tuple[subprocess.Popen[bytes], socket.socket]:
     return process, ours
 
 
+def close() -> None:
+    """End the nursery, if there is one; the next ``start`` opens another."""
+    while _nursery:
+        process, sock = _nursery.pop()
+        atexit.unregister(_close)
+        _close(process, sock)
+
+
 def _close(process: subprocess.Popen[bytes], sock: socket.socket) -> None:
     sock.close()
     try:

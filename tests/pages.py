@@ -164,7 +164,8 @@ class Walk:
         """The environment of somebody who has nothing of Spoke yet, but for the programs."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SPOKE_", "XDG_", "VIRTUAL_"))}
         path = f"{self.programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**own, "PATH": path, "HOME": str(self.home), "COLUMNS": "200", **self.variables, MARK: self.mark}
+        theirs = {"PATH": path, "HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home / "run"), "COLUMNS": "200"}
+        return {**own, **theirs, **self.variables, MARK: self.mark}
 
     def __enter__(self) -> Walk:
         return self

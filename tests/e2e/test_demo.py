@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import uuid
@@ -73,3 +74,23 @@ def test_the_ring_adds_up_and_leaves_no_process(mark: str, tmp_path: Path) -> No
     assert len(re.findall(r"^round \d: 4 x 8 MB added up in \d+ ms$", done.stdout, re.MULTILINE)) == 5
     assert "every sum is right: True" in done.stdout
     assert [process.cmdline() for process in marked(mark)] == []
+
+
+@pytest.mark.timeout(150)
+def test_an_example_that_is_terminated_takes_everything_with_it(mark: str, tmp_path: Path) -> None:
+    example = subprocess.Popen(
+        [sys.executable, "-u", str(ROOT / "examples" / "ring_all_reduce.py")],
+        cwd=tmp_path,
+        env={**os.environ, MARK: mark, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert example.stdout is not None
+    assert any("rank 0 sits between" in line for line in example.stdout)  # all of it runs
+    assert list(tmp_path.glob("spoke-demo-*"))
+    example.terminate()
+    example.communicate(timeout=DEMO_S)
+    assert example.returncode == 128 + signal.SIGTERM
+    assert [process.cmdline() for process in marked(mark)] == []
+    assert not list(tmp_path.glob("spoke-demo-*"))

@@ -23,7 +23,7 @@ def test_the_pieces_are_those_of_the_example() -> None:
     text = "\n".join((ROOT / "examples" / name).read_text() for name in ("engine.py", "engine_actors.py"))
     lines = [line.strip() for line in text.splitlines()]
     pieces = [block for block in blocks(PAGE) if block.kind == "python"]
-    assert len(pieces) == 6
+    assert len(pieces) == 7
     for piece in pieces:
         wanted = [line.strip() for line in textwrap.dedent(piece.text).splitlines()]
         starts = [at for at, line in enumerate(lines) if line == wanted[0]]

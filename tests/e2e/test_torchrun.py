@@ -47,7 +47,9 @@ NOT_THE_WORKERS = {"TORCHELASTIC_SIGNALS_TO_HANDLE", "PWD", "OLDPWD", "SHLVL", "
 
 
 def base_env(**more: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR") if name in os.environ
+    }
     return {**kept, "COLUMNS": "200", **more}
 
 
