@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 
 from spoke.client.memory import GangMemory
+from spoke.client.renewal import Renewal
 from spoke.client.secret import secret_of
 from spoke.client.session import Session
 from spoke.client.tracking import Ticket
 from spoke.protocol.replies import ActorInfo
 from spoke.transport import CallServer, Connection, connect
+from spoke.transport.mailbox import Mailbox
 from spoke.transport.memory import Scope, join, leave
 
 CONNECT_TIMEOUT_S = 10.0
@@ -82,6 +85,20 @@ class GangConnections:
         self._lock = threading.Lock()
         self._to: dict[str, ActorConnection] = {}
         self._memory: GangMemory | None = None
+        self._renewals: weakref.WeakSet[Renewal] = weakref.WeakSet()
+
+    def mailbox(self, actors: Mapping[int, tuple[ActorInfo, Connection]], capacity: int) -> Mailbox:
+        """A mailbox at some actors, by rank, which is opened anew when they are started again."""
+        renewal = Renewal(self._session, self._ticket, self, (actor for actor, _ in actors.values()))
+        mailbox = Mailbox({rank: connection for rank, (_, connection) in actors.items()}, capacity, renewal)
+        self._renewals.add(renewal)  # which the mailbox keeps
+        renewal.keep(mailbox)
+        return mailbox
+
+    def news(self, rank: int) -> None:
+        """The actor of a rank has ended, or is up again."""
+        for renewal in list(self._renewals):
+            renewal.news(rank)
 
     def to(self, actor: ActorInfo) -> ActorConnection:
         """The connection to an actor, which all handles on it share; a new one when it was started again."""

@@ -59,6 +59,13 @@ class Noticed(msgspec.Struct, frozen=True):
     notice: Notice
 
 
+class ActorChanged(msgspec.Struct, frozen=True):
+    """The actor of a rank has ended, or is up again."""
+
+    ticket: Ticket
+    rank: int
+
+
 class TicketGone(msgspec.Struct, frozen=True):
     """Nothing is left of the ticket."""
 
@@ -71,4 +78,4 @@ class Lost(msgspec.Struct, frozen=True):
     error: SpokeError
 
 
-Instruction = Transmit | Resolve | Fail | Connected | WaitOver | WaitFailed | Noticed | TicketGone | Lost
+Instruction = Transmit | Resolve | Fail | Connected | WaitOver | WaitFailed | Noticed | ActorChanged | TicketGone | Lost

@@ -262,15 +262,21 @@ class Machine:
             return [self._cancel(message.of_seq, now)] if one.abandoned and self.over is None else []
         if isinstance(message, p.ActorEnded):
             ticket = self.tickets.get(message.ticket_id)
-            return self._over(ticket, ticket.ended(message.actor, message.expected)) if ticket else []
+            if ticket is None:
+                return []
+            return [
+                *self._over(ticket, ticket.ended(message.actor, message.expected)),
+                i.ActorChanged(ticket, message.actor.rank),
+            ]
         if isinstance(message, p.ActorsRestarting):
             ticket = self.tickets.get(message.ticket_id)
             return self._restarting(ticket, message) if ticket is not None else []
         if isinstance(message, p.ActorRestarted):
             ticket = self.tickets.get(message.ticket_id)
-            if ticket is not None:
-                ticket.restarted(message.actor)
-            return []
+            if ticket is None:
+                return []
+            ticket.restarted(message.actor)
+            return [i.ActorChanged(ticket, message.actor.rank)]
         if isinstance(message, p.TicketReleasing):
             ticket = self.tickets.get(message.ticket_id)
             if ticket is not None:

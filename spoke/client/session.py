@@ -54,6 +54,9 @@ class ToClose(Protocol):
     def close(self) -> None:
         """End it."""
 
+    def news(self, rank: int) -> None:
+        """The actor of a rank has ended, or is up again. Must not wait for anything."""
+
 
 class Session:
     """One client's place in a pool, from ``open`` to ``close``. Usable from any thread."""
@@ -480,6 +483,10 @@ class Session:
                     wait.fail(output.error)
             elif type(output) is i.Noticed:
                 self._tell(output.ticket, output.notice)
+            elif type(output) is i.ActorChanged:
+                connected = self.to_close.get(output.ticket.ticket_id)
+                if connected is not None:
+                    connected.news(output.rank)
             elif type(output) is i.TicketGone:
                 ended = self.to_close.pop(output.ticket.ticket_id, None)
                 if ended is not None:

@@ -124,9 +124,11 @@ class StreamFuture(CallFuture):
             self._connection.send_credit(self.call_id, told)
         return item
 
-    def drop(self) -> None:
-        """Nobody takes any more: forget what has come."""
+    def drop(self) -> int:
+        """Nobody takes any more: forget what has come; how many items that were."""
+        count = len(self._items)
         self._items.clear()
+        return count
 
     def abandon(self) -> None:
         """Nobody holds the stream any more. Called by the garbage collector, anywhere: the own thread cancels it."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from spoke.errors import ActorUnreachable, ClientClosed, WaitTimeout
 from spoke.transport.bell import Bell
 from spoke.transport.call import Connection
 from spoke.transport.closing import AsyncClosing
 from spoke.transport.credit import Window
-from spoke.transport.frames import Frame
 from spoke.transport.future import StreamFuture
 from spoke.transport.values import unpack
 
@@ -30,12 +30,83 @@ class Push:
     value: Any
 
 
+class Keeper(Protocol):
+    """Who knows whether actors push again when their pushes have ended, and sees to it. None of it may wait."""
+
+    def may_return(self, rank: int) -> bool:
+        """Whether an actor whose pushes have ended may push again."""
+
+    def ended(self, rank: int) -> None:
+        """The pushes of a rank have ended."""
+
+    def closed(self) -> None:
+        """Nobody wants pushes any more."""
+
+
+class _Source:
+    """What one actor pushes: in order, also where it was started again, and its new process pushes already."""
+
+    def __init__(self, stream: StreamFuture) -> None:
+        self._streams = deque((stream,))
+        self._lock = threading.Lock()
+        self._lost_before = self._lost = 0
+
+    @property
+    def has_items(self) -> bool:
+        return any(stream.has_items for stream in tuple(self._streams))
+
+    @property
+    def lost(self) -> int:
+        return self._lost_before + self._lost
+
+    def done(self) -> bool:
+        return self._streams[-1].done()
+
+    def follow(self, stream: StreamFuture) -> None:
+        """Go on with what a new process pushes. Of those before, only the last one's messages are kept."""
+        with self._lock:
+            while len(self._streams) > 1:
+                self._leave(self._streams[0].drop())
+            self._streams.append(stream)
+
+    def take(self) -> Any:
+        """The next value, in a tuple; None if there is none."""
+        while True:
+            stream = self._streams[0]
+            item = stream.take()
+            if item is not None:
+                self._lost, value = unpack(item.header, item.buffers)
+                return (value,)
+            with self._lock:
+                if len(self._streams) == 1 and self._streams[0] is stream:
+                    return None
+                if self._streams[0] is stream and not stream.has_items:
+                    self._leave(0)
+
+    def _leave(self, dropped: int) -> None:
+        self._lost_before += self._lost + dropped
+        self._lost = 0
+        self._streams.popleft()
+
+    def end(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
+            stream.drop()
+
+    def abandon(self) -> None:
+        for stream in self._streams:
+            if not stream.done():
+                stream.abandon()
+
+
 class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
     """What actors push from now on, until it is closed.
 
     For each actor there is room for ``capacity`` messages (and 64 MiB) that were not taken; what is pushed beyond is
     lost, and counted in ``lost``. Messages of one actor come in the order in which it pushed them. When an actor ends
-    the others go on; when none is left, ``get`` and the iteration raise ActorUnreachable after the last message.
+    the others go on. One that is started again pushes into it again as soon as it has been reached; what it pushed
+    before that is lost, and not counted. When no actor is left, and none is started again, ``get`` and the iteration
+    raise ActorUnreachable after the last message.
 
     >>> with worker.mailbox() as mailbox:
     ...     worker.tell("say", "hello")
@@ -45,16 +116,40 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
     (0, 'hello')
     """
 
-    def __init__(self, connections: Mapping[int, Connection], capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, connections: Mapping[int, Connection], capacity: int = CAPACITY, keeper: Keeper | None = None
+    ) -> None:
         self._bell = Bell()
-        self._lost: dict[int, int] = {}
         self._closed = False
-        window = Window(capacity, _BYTES)
-        self._sources: dict[int, StreamFuture] = {}
+        self._closing = threading.Lock()
+        self._window = Window(capacity, _BYTES)
+        self._keeper = keeper
+        self._sources: dict[int, _Source] = {}
         self._turn: deque[int] = deque()
         for rank, connection in connections.items():
-            self._sources[rank] = connection.open_mailbox(window, self._bell)
+            stream = connection.open_mailbox(self._window, self._bell)
+            self._sources[rank] = _Source(stream)
             self._turn.append(rank)
+            self._watch(rank, stream)
+
+    def _renew(self, rank: int, connection: Connection) -> None:
+        """Take what the actor at a rank pushes over another connection, after what has come before."""
+        stream = connection.open_mailbox(self._window, self._bell)
+        with self._closing:
+            if not self._closed:
+                self._sources[rank].follow(stream)
+                self._watch(rank, stream)
+                return
+        stream.cancel()
+
+    def _look_again(self) -> None:
+        """Whether an actor may return is another matter now."""
+        self._bell.ring()
+
+    def _watch(self, rank: int, stream: StreamFuture) -> None:
+        keeper = self._keeper
+        if keeper is not None:
+            stream.add_done_callback(lambda done: keeper.ended(rank))
 
     @property
     def lost(self) -> int:
@@ -64,7 +159,7 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
         ...     mailbox.lost
         0
         """
-        return sum(self._lost.values())
+        return sum(source.lost for source in self._sources.values())
 
     def get(self, timeout: float | None = None) -> Push:
         """The next message. Raises WaitTimeout after ``timeout`` seconds (None: never), ActorUnreachable at the end.
@@ -107,7 +202,11 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
         return self._closed or any(s.has_items for s in self._sources.values()) or not self._live()
 
     def _live(self) -> bool:
-        return any(not source.done() for source in self._sources.values())
+        keeper = self._keeper
+        return any(
+            not source.done() or (keeper is not None and keeper.may_return(rank))
+            for rank, source in self._sources.items()
+        )
 
     def _take(self) -> Push | None:
         if self._closed:
@@ -116,17 +215,12 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
         for _ in range(len(self._turn)):
             rank = self._turn[0]
             self._turn.rotate(-1)
-            item = self._sources[rank].take()
-            if item is not None:
-                return self._opened(rank, item)
+            taken = self._sources[rank].take()
+            if taken is not None:
+                return Push(rank, *taken)
         if not live:
             raise ActorUnreachable("the actors that could push to this mailbox have all ended, or cannot be reached")
         return None
-
-    def _opened(self, rank: int, item: Frame) -> Push:
-        lost, value = unpack(item.header, item.buffers)
-        self._lost[rank] = lost
-        return Push(rank, value)
 
     def close(self) -> None:
         """Let nobody push any more, and forget what has come.
@@ -134,10 +228,12 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
         >>> mailbox = worker.mailbox(capacity=16)
         >>> mailbox.close()
         """
-        self._closed = True
+        with self._closing:
+            self._closed = True
         for source in self._sources.values():
-            source.cancel()
-            source.drop()
+            source.end()
+        if self._keeper is not None:
+            self._keeper.closed()
         self._bell.ring()
 
     def __iter__(self) -> Self:
@@ -154,5 +250,4 @@ class Mailbox(AsyncClosing, Iterator[Push], AsyncIterator[Push]):
 
     def __del__(self) -> None:
         for source in getattr(self, "_sources", {}).values():
-            if not source.done():
-                source.abandon()
+            source.abandon()

@@ -20,6 +20,9 @@ class Fragile(spoke.Actor):
     def where(self) -> list[int]:
         return [os.getpid(), self.ctx.restarts, int(os.environ["SPOKE_RESTART_COUNT"])]
 
+    def push(self, value: object) -> int:
+        return self.ctx.push(value)
+
     def peer_pid(self, rank: int) -> int:
         return int(self.ctx.peer(rank).call("where").result(20)[0])
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 import spoke
 from spoke.cli.embedded import EmbeddedServer
 from spoke.errors import ActorStartFailed, ActorUnreachable
+from spoke.transport.mailbox import Push
 from tests.fakes import eventually, real_allocator
 from tests.integration.agent_harness import Pool, alive, pool_at
 
@@ -70,6 +73,101 @@ def test_calls_go_to_the_new_process_of_an_actor_that_was_started_again(client: 
     end = handle.wait(T_S).result(T_S)
     assert (end.phase, end.code) == ("exited", 4)
     eventually(lambda: gang.released, "a failure at last", T_S)
+
+
+def pushed_to(handle: spoke.ActorHandle, *mailboxes: spoke.Mailbox) -> list[list[object]]:
+    """What an actor pushes until all these mailboxes are open there, and the last word that it pushes then."""
+    eventually(lambda: handle.call("push", "a try").result(T_S) == len(mailboxes), "the mailboxes to be open", T_S)
+    handle.call("push", "the last").result(T_S)
+    found = []
+    for mailbox in mailboxes:
+        values: list[object] = []
+        while "the last" not in values:
+            push = mailbox.get(T_S)
+            if push.rank == handle.rank and push.value != "a try":
+                values.append(push.value)
+        found.append(values)
+    return found
+
+
+def test_mailboxes_outlive_kill_9_of_their_actor(client: spoke.Client) -> None:
+    gang = on(client, 2)
+    first, second = launch(gang, restart=ALONE)
+    with second.mailbox() as alone, gang.mailbox() as whole:
+        assert second.call("push", "before").result(T_S) == 2
+        os.kill(second.pid, signal.SIGKILL)
+        up_again(second, 1)
+        assert pushed_to(second, alone, whole) == [["before", "the last"]] * 2
+        first.call("push", "of the other").result(T_S)
+        assert whole.get(T_S) == Push(0, "of the other")
+        os.kill(second.pid, signal.SIGKILL)
+        with pytest.raises(spoke.WaitTimeout):
+            alone.get(0.01)
+        up_again(second, 2)
+        assert pushed_to(second, alone, whole) == [["the last"]] * 2
+        with pytest.raises(ActorUnreachable):
+            second.call("exit", 4).result(T_S)
+        with pytest.raises(ActorUnreachable, match="have all ended"):
+            alone.get(T_S)
+        first.call("push", "the others go on").result(T_S)
+        assert whole.get(T_S) == Push(0, "the others go on")
+    eventually(lambda: not renewing(), "the end of what waited for news", T_S)
+
+
+def test_mailboxes_outlive_a_restart_of_the_gang_and_end_with_it(client: spoke.Client) -> None:
+    gang = on(client, 2)
+    handles = launch(gang, restart=GANG)
+    with gang.mailbox() as whole:
+        os.kill(handles[1].pid, signal.SIGKILL)
+        for handle in handles:
+            up_again(handle, 1)
+            assert pushed_to(handle, whole) == [["the last"]]
+        got: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                whole.get(T_S)
+            except ActorUnreachable as error:
+                got.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        gang.release().result(T_S)
+        waiting.join(T_S)
+        assert len(got) == 1
+    eventually(lambda: not renewing(), "the end of what waited for news", T_S)
+
+
+def test_a_mailbox_that_is_closed_or_forgotten_while_it_waits_for_a_restart_leaves_no_thread(
+    client: spoke.Client,
+) -> None:
+    (handle,) = launch(on(client), restart=spoke.Restart("on_failure", 2, backoff_s=30.0, backoff_max_s=30.0))
+    mailbox, forgotten = handle.mailbox(), handle.mailbox()
+    os.kill(handle.pid, signal.SIGKILL)
+    eventually(lambda: handle.phase == "restarting", "its restart", T_S)
+    for waiting in (mailbox, forgotten):
+        with pytest.raises(spoke.WaitTimeout):
+            waiting.get(0.01)
+    assert len(renewing()) == 2
+    mailbox.close()
+    with pytest.raises(spoke.ClientClosed):
+        mailbox.get(T_S)
+    del mailbox, forgotten, waiting
+    eventually(lambda: not renewing(), "the threads' end", T_S)
+
+
+def test_who_waits_at_a_mailbox_for_a_restart_hears_of_the_clients_end(client: spoke.Client) -> None:
+    (handle,) = launch(on(client), restart=spoke.Restart("on_failure", 2, backoff_s=30.0, backoff_max_s=30.0))
+    with handle.mailbox() as mailbox, ThreadPoolExecutor(1) as threads:
+        os.kill(handle.pid, signal.SIGKILL)
+        eventually(lambda: handle.phase == "restarting", "its restart", T_S)
+        waiting = threads.submit(mailbox.get, T_S)
+        client.close()
+        assert type(waiting.exception(T_S)) is ActorUnreachable
+
+
+def renewing() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("spoke-mailbox")]
 
 
 def test_while_it_waits_calls_fail_and_say_why(client: spoke.Client) -> None:

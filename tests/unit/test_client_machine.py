@@ -318,8 +318,8 @@ def test_a_wait_is_over_when_its_last_actor_has_ended() -> None:
     ticket = machine.tickets["t-1"]
     wait, outputs = machine.watch(ticket, [0, 1])
     assert outputs == []
-    assert ended(machine, actor(0, "exited")) == []
-    assert ended(machine, actor(1, "exited")) == [i.WaitOver(wait, ticket)]
+    assert ended(machine, actor(0, "exited")) == [i.ActorChanged(ticket, 0)]
+    assert ended(machine, actor(1, "exited")) == [i.WaitOver(wait, ticket), i.ActorChanged(ticket, 1)]
     assert [end.rank for end in ticket.exits_of([0, 1])] == [0, 1]
 
 
@@ -363,9 +363,10 @@ def test_the_end_of_the_ticket_is_the_end_of_all_its_actors() -> None:
 def test_a_forgotten_wait_is_not_told() -> None:
     machine = holding()
     launched(machine)
-    wait, _ = machine.watch(machine.tickets["t-1"], [0])
+    ticket = machine.tickets["t-1"]
+    wait, _ = machine.watch(ticket, [0])
     machine.unwatch(wait)
-    assert ended(machine, actor(0, "exited")) == []
+    assert ended(machine, actor(0, "exited")) == [i.ActorChanged(ticket, 0)]
 
 
 def test_attaching_shows_the_actors_that_run_and_those_that_ended() -> None:

@@ -196,6 +196,7 @@ def open_mailbox(gang: Gang, handles: Sequence[ActorHandle], capacity: int) -> M
     """A mailbox at these actors; it keeps the gang."""
     if type(capacity) is not int or not 1 <= capacity <= ITEMS_MAX:
         raise InvalidRequest(f"a mailbox's capacity is from 1 to {ITEMS_MAX} messages, not {capacity!r}")
-    mailbox = Mailbox({handle.rank: handle._connection("mailbox") for handle in handles}, capacity)
+    actors = {handle.rank: (handle._latest, handle._connection("mailbox")) for handle in handles}
+    mailbox = gang.connections.mailbox(actors, capacity)
     mailbox.gang = gang  # type: ignore[attr-defined]
     return mailbox
