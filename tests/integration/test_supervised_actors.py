@@ -278,7 +278,7 @@ def test_what_is_not_up_in_its_own_time_has_failed(client: spoke.Client) -> None
 
 def test_an_exit_hook_has_its_time_and_the_gpus_stay_with_it(client: spoke.Client, tmp_path: Path) -> None:
     began = tmp_path / "began"
-    hook = spoke.ExitHook(["sh", "-c", f"echo $$ > {began}; exec sleep 600"], timeout_s=1.0)
+    hook = spoke.ExitHook(["sh", "-c", f"echo $$ > {began}; exec sleep 600"], timeout_s=2.5)
     gang = on(client)
     (handle,) = gang.launch_command(["true"], supervision=spoke.Supervision(exit_hook=hook)).result(T_S)
     eventually(began.exists, "the hook", T_S)
