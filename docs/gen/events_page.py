@@ -42,7 +42,6 @@ WRITTEN_WHEN = {
     "node.registered": "an agent sends `node.register`",
     "node.reconciling": "an agent's `node.report_held` names what the log does not know",
     "node.confirmed": "an agent's `node.report_held` names nothing else than the log knows",
-    "node.updated": "a node's labels are changed",
     "node.lost": "a node's lease has run out, or its agent registers anew",
     "node.cordoned": "an operator cordons a node",
     "node.uncordoned": "an operator uncordons a node",

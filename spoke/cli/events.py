@@ -170,7 +170,6 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
     e.ClientLost: lambda v: f"{v.client_id}{_because(v.reason)}",
     e.ClientClosed: lambda v: f"{v.client_id}",
     e.NodeRegistered: _registered,
-    e.NodeUpdated: lambda v: f"{v.node_id} {' '.join(f'{key}={value}' for key, value in v.labels.items())}",
     e.NodeLost: lambda v: f"{v.node_id}{_because(v.reason)}",
     e.NodeCordoned: lambda v: f"{v.node_id}{_asked(v)}{_because(v.reason)}",
     e.NodeUncordoned: lambda v: f"{v.node_id}{_asked(v)}",

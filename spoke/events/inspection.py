@@ -30,7 +30,7 @@ _TOUCHES: dict[type[e.Event], str] = {
             *(e.TicketPreempting, e.TicketSpared, e.TicketExpiring),
         ),
         "node": (
-            *(e.NodeRegistered, e.NodeReconciling, e.NodeConfirmed, e.NodeUpdated, e.NodeLost, e.NodeCordoned),
+            *(e.NodeRegistered, e.NodeReconciling, e.NodeConfirmed, e.NodeLost, e.NodeCordoned),
             *(e.NodeUncordoned, e.NodeDraining, e.NodeDrained, e.NodeRemoved),
             *(e.GpuMarkedUnhealthy, e.GpuMarkedHealthy),
         ),

@@ -191,14 +191,6 @@ class NodeConfirmed(Event, frozen=True):
     incarnation: str
 
 
-@_event("node.updated")
-class NodeUpdated(Event, frozen=True):
-    """A node's labels changed."""
-
-    node_id: str
-    labels: dict[str, str]
-
-
 @_event("node.lost")
 class NodeLost(Event, frozen=True):
     """A node's agent is gone; the agent kills its actors before its lease runs out, so they are gone too."""

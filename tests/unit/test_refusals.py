@@ -37,7 +37,7 @@ DEEP_MSGPACK = b"\x81\xa1a" * 100_000
         lambda: decode_blob(DEEP_MSGPACK),
         lambda: decode_blob(b"\x81\xa6secret\xa1\xff"),
         lambda: unpack_blobs(DEEP_MSGPACK, 1),
-        lambda: decode_event("1-0", {b"type": b"node.updated", b"v": b"1", b"node_id": b"n", b"labels": DEEP}),
+        lambda: decode_event("1-0", {b"type": b"node.registered", b"v": b"1", b"node_id": b"n", b"spec": DEEP}),
     ],
 )
 def test_what_is_nested_too_deep_is_unreadable(read: Callable[[], Any]) -> None:

@@ -28,7 +28,7 @@ _HAPPENS = (
         e.ClientLost,
         e.ClientClosed,
     ),
-    *(e.NodeRegistered, e.NodeReconciling, e.NodeConfirmed, e.NodeUpdated, e.NodeLost, e.NodeCordoned),
+    *(e.NodeRegistered, e.NodeReconciling, e.NodeConfirmed, e.NodeLost, e.NodeCordoned),
     *(e.NodeUncordoned, e.NodeDraining, e.NodeRemoved, e.GpuMarkedUnhealthy, e.GpuMarkedHealthy),
     *(e.QueuePolicyChanged, e.QuotaChanged, e.QuotaRemoved, e.ReservationCreated, e.ReservationCancelled),
 )

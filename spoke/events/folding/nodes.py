@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from spoke.errors import InvalidTransition
@@ -39,13 +38,6 @@ def _node_registered(state: PoolState, event_id: str, event: e.NodeRegistered) -
 def _node_confirmed(state: PoolState, event_id: str, event: e.NodeConfirmed) -> None:
     node = node_of(state, event_id, event)
     node.confirmed = True
-    state.index(node)
-
-
-@handlers.of(e.NodeUpdated)
-def _node_updated(state: PoolState, event_id: str, event: e.NodeUpdated) -> None:
-    node = node_of(state, event_id, event)
-    node.spec = dataclasses.replace(node.spec, labels=event.labels)
     state.index(node)
 
 
