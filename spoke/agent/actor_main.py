@@ -179,10 +179,15 @@ def _say(status: dict[str, Any]) -> None:
 
 
 def _words(error: BaseException) -> str:
-    """The last lines of the traceback; of a failure that explains itself, only the explanation."""
+    """The last lines of the traceback, from the user's code on; of a failure that explains itself, the explanation."""
     if isinstance(error, StartFailure):
         return str(error)
-    lines = "".join(traceback.format_exception(error)).strip().splitlines()
+    told = traceback.TracebackException.from_exception(error)
+    while told.stack and (told.stack[0].filename == __file__ or told.stack[0].filename.startswith("<frozen importlib")):
+        del told.stack[0]
+    lines = "".join(told.format()).strip().splitlines()
+    if not told.stack:
+        lines = [line for line in lines if not line.startswith("Traceback ")]
     return "\n".join(lines[-FAILURE_LINES:])[-FAILURE_CHARACTERS:]
 
 

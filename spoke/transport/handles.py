@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spoke.errors import MalformedData
@@ -32,10 +32,10 @@ class BufferHandle:
     """
 
     address: str
-    key: bytes
+    key: bytes = field(repr=False)
     nbytes: int
     writable: bool
-    scope: bytes
+    scope: bytes = field(repr=False)
 
     def read_into(self, target: Any, offset: int = 0, *, timeout_s: float | None = TRANSFER_S) -> Future[None]:
         """Copy the buffer from ``offset`` bytes on into all of ``target``, a contiguous array, tensor, bytearray ….

@@ -170,6 +170,7 @@ def test_an_import_error_is_told_with_its_traceback(allocator: Pool, tmp_path: P
     allocator.join(imports=[str(module)])
     reason = _why_not(allocator, allocator.start(ActorSpec(type_name="Plain")))
     assert "broken_actors.py" in reason
+    assert "actor_main.py" not in reason
     assert "ModuleNotFoundError: No module named 'there_is_no_such_module'" in reason
 
 
@@ -197,7 +198,9 @@ def test_an_exception_while_building_is_told(allocator: Pool) -> None:
 def test_wrong_arguments_are_told(allocator: Pool) -> None:
     allocator.join()
     start = allocator.start(ActorSpec(type_name="WithArgs"), args={"colour": "red"})
-    assert "unexpected keyword argument 'colour'" in _why_not(allocator, start)
+    reason = _why_not(allocator, start)
+    assert "unexpected keyword argument 'colour'" in reason
+    assert reason.startswith("TypeError"), "none of it happened in the user's code, and ours is of no use"
 
 
 def test_a_death_before_the_start_is_told_with_the_end_of_the_log(allocator: Pool) -> None:

@@ -207,6 +207,20 @@ def test_a_failed_start_is_told_with_its_reason(pool: MemoryPool) -> None:
     assert "no such type" in answer.reason
 
 
+def test_a_reason_that_several_share_is_told_once(pool: MemoryPool) -> None:
+    ticket = granted(pool.allocate("c", gang(1, 3, 1))).ticket_id
+    seq = pool.launch("c", ticket, (0, 1, 2))
+    agent = pool.agents[pool.state.tickets[ticket].slots[0].node_id]
+    while pool.deliver(agent):
+        pass
+    for launch_id in list(agent.processes):
+        pool.fail(agent, launch_id)
+    reason = failed(pool.answer("c", seq)).reason
+    assert "3 of 3 actors" in reason
+    assert "and 2 more: no such type" in reason
+    assert reason.count("no such type") == 1
+
+
 def test_releasing_twice_is_idempotent(pool: MemoryPool) -> None:
     ticket = granted(pool.allocate("c", gang())).ticket_id
     assert pool.ask("c", r.ReleaseGang(ticket)) == p.Done(True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 from spoke.allocator.effects.handlers import Cause, Handlers
 from spoke.allocator.effects.kinds import Effect, Tell
@@ -15,6 +16,7 @@ from spoke.protocol import orders as o
 from spoke.protocol import replies as p
 
 handlers = Handlers()
+REASONS_MAX: Final = 5
 
 
 @handlers.of(e.ActorLaunchRequested)
@@ -131,10 +133,22 @@ def _launch_answer(ticket: TicketState, launch: str, last: p.ActorInfo) -> Tell:
     failed = [info for info in infos if not info.pid and info.phase in ("exited", "start_failed", "lost")]
     if not failed:
         return Tell(client_id, int(seq), p.Launched(ticket.ticket_id, tuple(infos)))
-    told = "; ".join(f"rank {i.rank} ({i.actor_id} on {i.node_id}): {i.reason or 'it was stopped'}" for i in failed[:5])
-    more = f" (and {len(failed) - 5} more)" if len(failed) > 5 else ""
     what = f"{len(failed)} of {len(infos)} actors of ticket {ticket.ticket_id} did not start"
-    return Tell(client_id, int(seq), p.Failed("start_failed", f"{what}: {told}{more}"))
+    return Tell(client_id, int(seq), p.Failed("start_failed", f"{what}: {_why(failed)}"))
+
+
+def _why(failed: list[p.ActorInfo]) -> str:
+    """Why actors did not start; a reason that several have is said once."""
+    alike: dict[str, list[p.ActorInfo]] = {}
+    for info in failed:
+        alike.setdefault(info.reason or "it was stopped", []).append(info)
+    said = [
+        f"rank {infos[0].rank} ({infos[0].actor_id} on {infos[0].node_id})"
+        f"{f' and {len(infos) - 1} more' if len(infos) > 1 else ''}: {reason}"
+        for reason, infos in islice(alike.items(), REASONS_MAX)
+    ]
+    rest = sum(len(infos) for infos in islice(alike.values(), REASONS_MAX, None))
+    return "; ".join(said) + (f" (and {rest} more)" if rest else "")
 
 
 def _info_after(actor: ActorState, event: Any) -> p.ActorInfo:
