@@ -14,6 +14,7 @@ import typer
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain, count
 from spoke.cli.past import ArchiveDir, Offline, Since, Until, bounds, past
+from spoke.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from spoke.events.log import EventLog
@@ -91,6 +92,8 @@ def format_of(output: Path, formats: Sequence[str]) -> str:
 def whole(output: Path) -> Iterator[Path]:
     """A name to write to; the file has its own when it is whole and on disk, and else what was there before stays."""
     part = output.with_name(output.name + ".part")
+    if not output.parent.is_dir():
+        raise InvalidRequest(f"{output} cannot be written: there is no folder {output.parent}")
     try:
         yield part
         with part.open("rb") as file:

@@ -95,8 +95,9 @@ def _show(result: Comparison, policy: str) -> None:
     rows = [(_title(name), _words(name, happened), _words(name, would)) for name in happened]
     for size, had in sizes[0].items():
         if had["granted"] or sizes[1][size]["granted"]:
+            noun = "GPU" if size.endswith(" 1") else "GPUs"
             rows += [
-                (f"{size} GPUs: {_title(name)}", _words(name, had), _words(name, sizes[1][size]))
+                (f"{size} {noun}: {_title(name)}", _words(name, had), _words(name, sizes[1][size]))
                 for name in ("granted", "wait_p50_ms", "wait_p99_ms")
             ]
     table(("", ">happened", f">{policy}"), rows)

@@ -8,7 +8,7 @@ import typer
 
 from spoke.cli.moments import parse_time
 from spoke.cli.options import Pool, Url
-from spoke.cli.output import say
+from spoke.cli.output import complain, say
 
 app = typer.Typer(no_args_is_help=True, help="Take nodes out of service and back: cordon, drain, uncordon, remove.")
 
@@ -61,7 +61,11 @@ def drain(
         left = next((found.tickets for found in client.status().nodes if found.node_id == node), ())
         if wait and left:
             say(f"waiting for {', '.join(left)}: {node} takes nothing new.")
-        begun = asked.result(None if wait else ANSWER_S)
+        try:
+            begun = asked.result(None if wait else ANSWER_S)
+        except KeyboardInterrupt:
+            complain(f"{node} goes on being drained; `spoke node uncordon {node}` ends that")
+            raise
     say(f"{node} is drained." if wait or not begun else f"{node} is being drained.")
 
 

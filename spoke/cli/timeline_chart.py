@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BARS_MAX, PICTURE_BARS_MAX = 250_000, 100_000
 """Of a page, some 15 MB then, and of a picture."""
 WIDTH, ROW, LEFT, TOP = 1200, 12, 140, 40
+PARTS = 5
+"""Of the time, each of which is named where it begins and ends."""
 CELL_COLOUR = "#888"
 GOLDEN_ANGLE = 137.508
 """Degrees between the hues of tickets: neighbours in time differ most."""
@@ -194,12 +196,17 @@ def svg(chart: Chart) -> Iterator[str]:
             f'<rect x="{x:.2f}" y="{top:.2f}" width="{max(0.2, (end - begin) * scale):.2f}" '
             f'height="{(ROW - 1) * milli / 1000:.2f}" fill="hsl({hue:.0f},62%,48%)"><title>{title}</title></rect>\n'
         )
-    for part in range(6):
-        ms = chart.begin + (chart.end - chart.begin) * part // 5
-        anchor = "end" if part == 5 else "start"
-        place = LEFT + (WIDTH - LEFT) * part / 5
+    for part, ms in enumerate(_moments(chart)):
+        anchor = "end" if part == PARTS else "start"
+        place = LEFT + (WIDTH - LEFT) * part / PARTS
         yield f'<text x="{place:.0f}" y="{TOP - 6}" text-anchor="{anchor}">{escape(iso_time(ms)[:19])}</text>\n'
     yield "</svg>\n"
+
+
+def _moments(chart: Chart) -> Iterator[int]:
+    """What a picture names of the time, in ms."""
+    for part in range(PARTS + 1):
+        yield chart.begin + (chart.end - chart.begin) * part // PARTS
 
 
 def png(chart: Chart, path: Path) -> None:
@@ -215,7 +222,11 @@ def png(chart: Chart, path: Path) -> None:
     figure = Figure(figsize=(12, min(60.0, 1.2 + rows * 0.16)), dpi=120, layout="tight")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    seconds = [((b - chart.begin) / 1000, (end - chart.begin) / 1000) for _, b, end, *_ in chart.bars]
+    least = (chart.end - chart.begin) / 1e6  # seconds: a bar that is thinner than a pixel would be left out
+    seconds = [
+        (x0, max(x0 + least, (end - chart.begin) / 1000))
+        for x0, end in (((begin - chart.begin) / 1000, end) for _, begin, end, *_ in chart.bars)
+    ]
     boxes, colours = [], []
     for row, begin, end, _, milli in chart.cells:
         x0, x1 = (begin - chart.begin) / 1000, (end - chart.begin) / 1000
@@ -232,7 +243,8 @@ def png(chart: Chart, path: Path) -> None:
     axes.set_ylim(rows, 0)
     step = max(1, rows // 200)
     axes.set_yticks([row + 0.5 for row in range(0, len(chart.rows), step)], chart.rows[::step], fontsize=6)
-    axes.set_xlabel(f"seconds since {iso_time(chart.begin)}")
+    moments = list(_moments(chart))
+    axes.set_xticks([(ms - chart.begin) / 1000 for ms in moments], [iso_time(ms)[:19] for ms in moments], fontsize=7)
     axes.set_title(f"{chart.title}\n{chart.note}".strip(), fontsize=10)
     with mpl.rc_context({"text.parse_math": False}):
         figure.savefig(path, format="png")

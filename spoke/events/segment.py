@@ -127,6 +127,12 @@ def before(path: Path, pool: str) -> Before:
 def _before(line: bytes, path: Path, pool: str) -> Before:
     found: Any = orjson.loads(line or b"null")
     if not isinstance(found, dict) or {key: found.get(key) for key in _head(pool)} != _head(pool):
+        whose = found.get("pool") if isinstance(found, dict) else None
+        if isinstance(whose, str) and found == {**found, **_head(whose)}:
+            raise BadSegment(
+                f"{path} was to be read for pool {pool}, but is of pool {whose!r:.80}: name that one (--pool; where an "
+                f"archive is restored under another name, --from)"
+            )
         raise BadSegment(f"{path} is no segment of pool {pool}, version {VERSION}")
     h, state = found.get("h"), found.get("state")
     if not isinstance(h, str) or not isinstance(state, str | None):

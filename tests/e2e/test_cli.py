@@ -225,6 +225,25 @@ def test_a_run_that_waits_in_line_says_why_and_can_be_stopped(place: Place, tmp_
     assert place.document("tickets") == []
 
 
+def test_who_stops_waiting_for_a_drain_is_told_that_it_goes_on(place: Place, tmp_path: Path) -> None:
+    run = place.start("run", "--nodes", "2", "--gpus-per-actor", "1", "--", "sleep", "600", out=tmp_path / "run")
+    wait_until(lambda: place.free_gpus() == 6, "the gang runs")
+    drain = place.start("node", "drain", "node-0", out=tmp_path / "drain")
+    try:
+        wait_until(lambda: "waiting for t-" in (tmp_path / "drain").read_text(), "it waits")
+        drain.send_signal(signal.SIGINT)
+        assert drain.wait(STOP_S) == 130
+        said = (tmp_path / "drain").read_text()
+        assert "node-0 goes on being drained; `spoke node uncordon node-0` ends that" in said
+        place.spoke("node", "uncordon", "node-0")
+        run.send_signal(signal.SIGINT)
+        assert run.wait(STOP_S) == 130
+    finally:
+        for process in (drain, run):
+            process.kill()
+            process.wait()
+
+
 def test_a_reader_that_leaves_ends_the_run_without_a_word(place: Place) -> None:
     command = " ".join([*SPOKE, "run", "--gpus-per-actor", "1", "--", "yes", "|", "head", "-n", "1"])
     done = subprocess.run(

@@ -253,7 +253,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "broken.env").write_text("what")
     for name, words in (
         ("none.yaml", "cannot be read"),
-        ("bad.yaml", "cannot be read"),
+        ("bad.yaml", "cannot be read: .* line 1, column 5"),
         ("bad.toml", "cannot be read"),
         ("env.yaml", "line 1 of"),
     ):

@@ -149,6 +149,10 @@ def read_job(path: str) -> JobFile:
         raise InvalidRequest(f"the job file {path} cannot be read: {error}") from error
     try:
         found = tomllib.loads(text) if path.endswith(".toml") else yaml.load(text, _Yaml)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InvalidRequest(f"the job file {path} cannot be read: {error.problem}{where}") from error
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise InvalidRequest(f"the job file {path} cannot be read: {error}") from error
     job = job_of(found, path)
