@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any
 
 from spoke.protocol.keys import Keys
+from spoke.protocol.scripts import Script
 from spoke.protocol.server import Redis
 from spoke.protocol.version import PROTOCOL
 from spoke.version import release_version
 
-_ELECT = files("spoke.allocator").joinpath("elect.lua").read_text()
-_REOPEN = files("spoke.allocator").joinpath("reopen.lua").read_text()
-_RESIGN = files("spoke.allocator").joinpath("resign.lua").read_text()
+_ELECT = Script("spoke.allocator", "elect.lua")
+_REOPEN = Script("spoke.allocator", "reopen.lua")
+_RESIGN = Script("spoke.allocator", "resign.lua")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +34,16 @@ class StandBy:
 
 def elect(client: Redis, keys: Keys, holder: str, leader_ms: int) -> Elected | StandBy:
     """Become the leader if nobody else is."""
-    found: Any = client.register_script(_ELECT)(
-        keys=[keys.leader], args=[holder, leader_ms, release_version(), PROTOCOL]
-    )
+    found = _ELECT.run(client, [keys.leader], [holder, leader_ms, release_version(), PROTOCOL])
     epoch, second, third = int(found[0]), found[1].decode(), found[2].decode()
     return Elected(epoch, second, int(third)) if epoch else StandBy(third, int(second))
 
 
 def reopen_inbox(client: Redis, keys: Keys, holder: str, epoch: int, cursor: str) -> bool:
     """Begin the inbox anew if all in it is decided, up to ``cursor``; False if it is not, or another leads."""
-    done: Any = client.register_script(_REOPEN)(keys=[keys.leader, keys.requests], args=[holder, epoch, cursor])
-    return bool(done)
+    return bool(_REOPEN.run(client, [keys.leader, keys.requests], [holder, epoch, cursor]))
 
 
 def resign(client: Redis, keys: Keys, holder: str, epoch: int) -> None:
     """Give leadership up at once; nothing happens if it was lost already."""
-    client.register_script(_RESIGN)(keys=[keys.leader], args=[holder, epoch])
+    _RESIGN.run(client, [keys.leader], [holder, epoch])

@@ -6,15 +6,15 @@ taken in that order.
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
 from spoke.errors import Fenced
+from spoke.protocol.scripts import Script
 from spoke.protocol.server import Redis, pack, pack_xread, take_xread
 
-_COMMIT_LUA: Final = files("spoke.allocator").joinpath("commit.lua").read_text()
+_COMMIT: Final = Script("spoke.allocator", "commit.lua")
 
 RawRequests = list[tuple[str, dict[bytes, bytes]]]
 
@@ -23,7 +23,7 @@ class Wire:
     """One connection, owned by one term of leadership. What it raises ends the term."""
 
     def __init__(self, client: Redis) -> None:
-        self._sha: Any = client.script_load(_COMMIT_LUA)
+        self._sha: Any = _COMMIT.load(client)
         self._pool = client.connection_pool
         self._connection: Any = self._pool.get_connection()
         self.server_id = self._ask_server_id()
