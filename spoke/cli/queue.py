@@ -174,6 +174,7 @@ def reserve_create(
     name: Annotated[str, typer.Option(metavar="NAME", help="A name to find it by.")] = "",
     url: Url = None,
     pool: Pool = None,
+    json: Json = False,
 ) -> None:
     """Keep nodes for gangs that ask for the reservation."""
     import spoke
@@ -182,6 +183,9 @@ def reserve_create(
     with spoke.Client(url, pool=pool) as client:
         asked = client.create_reservation(nodes, gpus, parse_time(length), start=start_s, project=project, name=name)
         made = asked.result(ANSWER_S)
+    if json:
+        write_json(_plain(made))
+        return
     times = f"from {local_time(made.start_ms)} to {local_time(made.end_ms)}"
     say(f"{made.reservation_id}: {', '.join(made.nodes)} {times}; use it with --reservation {made.reservation_id}")
 
