@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import socket
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +16,7 @@ import typer
 
 from spoke.cli.metrics import MetricsAddress, serving
 from spoke.cli.options import Pool, Url, parse_pairs
+from spoke.cli.output import complain
 from spoke.cli.tracing import Trace, traced
 from spoke.errors import InvalidRequest
 
@@ -267,10 +270,16 @@ def parse_gpus(text: str) -> int | Literal["auto"]:
 
 
 def check_imports(imports: list[str]) -> None:
-    """Raise InvalidRequest for a file that is not there. A module is looked for when an actor is started."""
+    """Raise InvalidRequest for a file that is not there, and warn of a module: an actor's directory may have it."""
     for name in imports:
         if name.endswith(".py") and not Path(name).is_file():
             raise InvalidRequest(f"--import {name}: there is no such file ({Path(name).absolute()})")
+        package = name.partition(".")[0]
+        if not name.endswith(".py") and PathFinder.find_spec(package, [os.getcwd(), *sys.path]) is None:
+            complain(
+                f"--import {name}: there is no module {package!r} in {os.getcwd()} or among the installed ones; actors "
+                f"will not start unless their own directory has it"
+            )
 
 
 def host_as_name() -> str:

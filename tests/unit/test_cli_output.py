@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
 
 import orjson
 import pytest
 
 from spoke.cli import moments, output
-from spoke.cli.daemons import parse_gpus
+from spoke.cli.daemons import check_imports, parse_gpus
 from spoke.cli.events import TYPE_WIDTH, event_document, event_line
 from spoke.cli.options import parse_pairs
 from spoke.cli.output import Prefixer
@@ -95,6 +96,17 @@ def test_a_moment_may_be_a_span_of_time_ago(monkeypatch: pytest.MonkeyPatch) -> 
     assert moments.last_id_at("10m") == moments.last_id_at("10m ago") == str(50 * 60_000)
     assert moments.id_before("1h") == f"0-{2**64 - 1}"
     assert moments.last_id_at("10") == "10", "what has no unit is an event's id"
+
+
+def test_a_module_that_is_not_there_is_told_before_the_first_launch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_workers.py").touch()
+    check_imports(["my_workers", "my_workers.py", "json.decoder"])
+    assert capsys.readouterr().err == ""
+    check_imports(["my_worker"])
+    assert "there is no module 'my_worker' in" in capsys.readouterr().err
 
 
 def test_prefixes_are_aligned_and_coloured_only_on_request() -> None:
