@@ -112,7 +112,10 @@ def explain(error: Exception, url: str) -> ServerError:
             f"put them into the URL, redis://USER:PASSWORD@HOST:PORT"
         )
     if isinstance(error, rx.NoPermissionError) or text.startswith("NOPERM"):
-        return ServerUnsuitable(f"the server at {where} does not allow this user what Spoke needs ({text})")
+        return ServerUnsuitable(
+            f"the server at {where} does not allow this user what Spoke needs ({text}): name another user in the URL; "
+            f"`spoke doctor` says which roles this one has (docs: how-to/security)"
+        )
     if isinstance(error, rx.ReadOnlyError) or "READONLY" in text[:60]:
         return ServerUnsuitable(
             f"the server at {where} is a read-only replica: give the URL of its primary (redis-cli INFO replication)"
@@ -134,7 +137,9 @@ def explain(error: Exception, url: str) -> ServerError:
             f"look at INFO replication there"
         )
     if text.startswith("MISCONF"):
-        return ServerUnsuitable(f"the server at {where} cannot write its data to disk and refuses writes: {text}")
+        return ServerUnsuitable(
+            f"the server at {where} cannot write its data to disk and refuses writes: see its disk and its log ({text})"
+        )
     if isinstance(error, rx.BusyLoadingError):
         return ServerUnreachable(f"the server at {where} is still loading its data: try again in a moment")
     if "SSL" in text or "ssl.c" in text:
