@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from spoke.allocator.watcher import Watcher
 
 READ_MAX = 256
+READ_FIRST = 8
+READ_BYTES = 16 << 20
+"""About so much is read at once: large requests are read few at a time, else reading may outlast leadership."""
 CHUNK = 64
 """Requests in one commit. A longer one would keep the server from everybody else for more than a millisecond."""
 SHORT_BLOCK_MS = 1
@@ -106,7 +109,7 @@ class Term:
         self._trimmed_to, self._tidied_at_ms, self._look_at_ms = self._cursor, 0, 0
         self._reply_keys: dict[str, int] = {}
         self._committing = 0
-        self._reading = False
+        self._reading, self._read_count = False, READ_FIRST
         self._idle_id, self._idle_until_ms, self._overtake_at_s = "", 0, 0.0
         stale = [ticket_id.decode() for ticket_id in cast(list[bytes], client.hkeys(keys.tickets))]
         batch = Batch(keys)
@@ -269,7 +272,7 @@ class Term:
         return self._intake.take(CHUNK)
 
     def _begin_read(self, block_ms: int | None) -> None:
-        self._wire.send_read(self._keys.requests, self._intake.read_to, block_ms=block_ms, count=READ_MAX)
+        self._wire.send_read(self._keys.requests, self._intake.read_to, block_ms=block_ms, count=self._read_count)
         self._reading = True
 
     def _begin_commit(self, batch: Batch) -> None:
@@ -299,8 +302,13 @@ class Term:
             self._set_clock(now_ms)
         if self._reading:
             self._reading = False
-            for entry_id, raw in self._wire.take_read():
+            found, size = self._wire.take_read(), 0
+            for entry_id, raw in found:
+                size += sum(map(len, raw.values()))
                 self._intake.put(entry_id, self._gate.admit(raw), size_of(raw))
+            if found:
+                fit = READ_BYTES * len(found) // max(size, 1)
+                self._read_count = max(1, min(READ_MAX, READ_FIRST * self._read_count, fit))
 
     def _add_snapshot(self, batch: Batch) -> None:
         """Write a snapshot. If the log is long, trim it behind the previous one, which becomes the log's base.

@@ -9,6 +9,7 @@ import pytest
 import redis.exceptions as rx
 
 import spoke
+from spoke.allocator.wire import RawRequests, Wire
 from spoke.cli.embedded import EmbeddedServer
 from spoke.events.audit import verify
 from spoke.events.log import EventLog
@@ -54,3 +55,26 @@ def test_one_who_fills_the_server_to_the_brim_does_not_stop_the_others(tmp_path:
             with spoke.Client(server.url, pool=pool) as client:
                 assert client.gang_allocate(1, 1, timeout=0).result(30)
         assert verify(EventLog(redis, keys.events, keys.snapshot)).problems == []
+
+
+def test_large_requests_are_read_few_at_a_time(
+    server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading all of them at once took more memory than there may be, and longer than a leadership lasts."""
+    keys, sizes, real = Keys(pool), list[int](), Wire.take_read
+
+    def take_read(wire: Wire) -> RawRequests:
+        found = real(wire)
+        sizes.append(sum(len(value) for _, raw in found for value in raw.values()))
+        return found
+
+    monkeypatch.setattr(Wire, "take_read", take_read)
+    with connect(server.url) as redis:
+        for seq in range(64):
+            redis.xadd(
+                keys.requests, {"type": "gang.allocate", "client_id": "c", "seq": seq + 1, "x": b"x" * (4 << 20)}
+            )
+        with allocator(server.url, pool):
+            eventually(lambda: redis.xlen(keys.requests) < 5)
+        assert sum(sizes) > 200 << 20
+        assert max(sizes) < 40 << 20
