@@ -100,7 +100,7 @@ soak: $(TEST_READY) ## the simulator over many seeds: make soak SEEDS=1000 FIRST
 EXAMPLES ?= 20000
 .PHONY: fuzz
 fuzz: $(TEST_READY) ## hostile bytes for everything that reads bytes, many of them: make fuzz EXAMPLES=20000
-	SPOKE_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 0 tests/property/test_hostile_bytes.py
+	SPOKE_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 0 tests/property/test_hostile_bytes.py tests/property/test_hostile_settings.py
 
 SECONDS_LONG = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 SEED ?=

@@ -140,6 +140,8 @@ def from_file(path: Path, gpus: Sequence[Gpu], nics: Sequence[Nic]) -> Found:
         read = _load_yaml(path.read_text())
     except OSError as error:
         raise InvalidRequest(f"{what} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"{what} cannot be read: it is not text, or nested too deep ({error})") from error
     if not isinstance(read, Mapping) or not read.keys() <= {"numa", "links", "nics", "nic_links"}:
         raise InvalidRequest(
             f"{what} must be a mapping with the keys numa, links, nics, nic_links, as far as they are known"
@@ -151,7 +153,7 @@ def from_file(path: Path, gpus: Sequence[Gpu], nics: Sequence[Nic]) -> Found:
         if len(numa) != len(gpus):
             raise InvalidRequest(f"it gives {len(numa)} NUMA nodes, and the node has {len(gpus)} GPUs")
         topology.check("", len(gpus), len(named))
-    except (TypeError, ValueError, KeyError, AttributeError, SpokeError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError, AttributeError, SpokeError) as error:
         raise InvalidRequest(f"{what} does not fit: {error}") from error
     placed = tuple(replace(gpu, numa_node=node) for gpu, node in zip(gpus, numa, strict=True))
     return Found(placed, named, topology if topology != Topology() else None)

@@ -102,7 +102,7 @@ def read_strike(log: EventLog) -> Strike | None:
     raw = log.client.hget(log.snapshot_key, STRIKE)
     try:
         return msgspec.json.decode(raw, type=Strike) if raw else None
-    except msgspec.MsgspecError:
+    except ValueError:  # a decoder raises UnicodeDecodeError, too
         return None
 
 
