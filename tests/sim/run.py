@@ -7,6 +7,7 @@ python -m tests.sim.run --soak COUNT          many seeds, from --first on
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Result:
 class Simulation:
     """The parties and the plan of one run."""
 
-    def __init__(self, seed: int, steps: int = STEPS, *, lose_tails: bool = True, operators: bool = False) -> None:
+    def __init__(
+        self, seed: int, steps: int = STEPS, *, lose_tails: bool = True, operators: bool = False, refusals: bool = False
+    ) -> None:
         self.world = world = World(seed)
         self.steps = steps
         self.lose_tails = lose_tails
@@ -53,6 +56,7 @@ class Simulation:
             node.on_spawn = self.oracle.check_spawn
         self.allocators = [SimAllocator(world, server, n) for n in range(2)]
         self.operator = Operator(world, server, self.nodes, self.oracle) if operators else None
+        self.refusals = random.Random(f"refusals {seed}") if refusals else None  # the other dice fall as without
         self.clients: list[SimClient] = []
         self.born = 0
         self.peace = False
@@ -64,6 +68,7 @@ class Simulation:
             self._new_client()
         self._users()
         self._trouble()
+        self._refuse()
         world = self.world
         while world.steps < self.steps:
             world.run(world.now_s + 1.0)
@@ -220,11 +225,28 @@ class Simulation:
 
         world.after(down_s, back)
 
+    def _refuse(self) -> None:
+        """The server is held up by a script, or full: now and then, for a while."""
+        dice, world, server = self.refusals, self.world, self.server
+        if dice is None or self.peace:
+            return
+        server.refuses = dice.choice(["BUSY a script runs", "OOM command not allowed"])
+        world.count(f"refuses: {server.refuses[:4].strip()}")
+        world.say("server", f"answers {server.refuses!r}")
+
+        def over() -> None:
+            server.refuses = ""
+            world.say("server", "refuses nothing any more")
+            world.after(dice.expovariate(1 / 6.0), self._refuse)
+
+        world.after(dice.uniform(0.1, dice.choice([1.0, 6.0])), over)
+
     # --- the end ---
 
     def _make_peace(self) -> None:
         world = self.world
         self.peace, self.oracle.on_launch = True, None
+        self.server.refuses = ""
         world.faults.none()
         world.run(world.now_s + 10.0)  # whoever was to come back is back
         world.cut.clear()
@@ -305,14 +327,19 @@ class Simulation:
         self.oracle.check_replay()
 
 
-def replay_command(seed: int, steps: int, operators: bool = False) -> str:
+def replay_command(
+    seed: int, steps: int, operators: bool = False, refusals: bool = False, lose_tails: bool = True
+) -> str:
     """The command that shows a seed again."""
-    return f"python -m tests.sim.run {seed} --steps {steps}" + " --operators" * operators
+    options = " --operators" * operators + " --refusals" * refusals + " --no-lost-tails" * (not lose_tails)
+    return f"python -m tests.sim.run {seed} --steps {steps}{options}"
 
 
-def simulate(seed: int, steps: int = STEPS, *, lose_tails: bool = True, operators: bool = False) -> Result:
+def simulate(
+    seed: int, steps: int = STEPS, *, lose_tails: bool = True, operators: bool = False, refusals: bool = False
+) -> Result:
     """Run one seed; a failure carries the end of the trace and the command that replays it."""
-    simulation = Simulation(seed, steps, lose_tails=lose_tails, operators=operators)
+    simulation = Simulation(seed, steps, lose_tails=lose_tails, operators=operators, refusals=refusals)
     try:
         return simulation.run()
     except Exception as error:
@@ -320,7 +347,7 @@ def simulate(seed: int, steps: int = STEPS, *, lose_tails: bool = True, operator
         trace = "\n".join(list(world.trace)[-80:])
         raise SimulationFailed(
             f"seed {seed} failed at {world.now_s:.3f} s, step {world.steps}: {type(error).__name__}: {error}\n{trace}\n"
-            f"replay: {replay_command(seed, steps, operators)}"
+            f"replay: {replay_command(seed, steps, operators, refusals, lose_tails)}"
         ) from error
 
 
@@ -332,13 +359,20 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--no-lost-tails", action="store_true")
     parser.add_argument("--operators", action="store_true", help="somebody drains nodes, marks GPUs, repairs gangs")
+    parser.add_argument("--refusals", action="store_true", help="the server is held up by scripts, or full, at times")
     options = parser.parse_args()
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.soak)
     failed, steps, begun = 0, 0, time.perf_counter()
     totals: dict[str, int] = {}
     for seed in seeds:
         try:
-            result = simulate(seed, options.steps, lose_tails=not options.no_lost_tails, operators=options.operators)
+            result = simulate(
+                seed,
+                options.steps,
+                lose_tails=not options.no_lost_tails,
+                operators=options.operators,
+                refusals=options.refusals,
+            )
         except SimulationFailed as error:
             failed += 1
             print(error if len(seeds) == 1 or failed <= 3 else str(error).splitlines()[0], flush=True)

@@ -67,6 +67,8 @@ class Server:
         self.down = False
         self.generation = 1
         self.skew_ms = 0
+        self.refuses = ""
+        """What it answers for now to all that writes (BUSY), or to those who append (OOM); empty: nothing."""
         self.data: dict[str, Any] = {}
         self.connections: list[Connection] = []
         self.on_commit: Callable[[list[list[Any]]], None] = lambda commands: None
@@ -169,12 +171,22 @@ class Server:
         """A pipeline of XADDs."""
 
         def act(answer: Callable[[Any], None]) -> None:
+            if self.refuses:
+                answer(ResponseError(self.refuses))
+                return
             for fields in entries:
                 flat = tuple(raw(item) for pair in fields.items() for item in pair)
                 self._write(("XADD", key, self._next(key), flat))
             answer(len(entries))
 
         return act
+
+    def _busy(self, answer: Callable[[Any], None]) -> bool:
+        """Scripts run also when memory is full."""
+        if self.refuses.startswith("BUSY"):
+            answer(ResponseError(self.refuses))
+            return True
+        return False
 
     def _next(self, key: str) -> Id:
         last, now = self._stream(key).last, self.now_ms()
@@ -237,6 +249,8 @@ class Server:
         """renew.lua."""
 
         def act(answer: Callable[[Any], None]) -> None:
+            if self._busy(answer):
+                return
             deadline = self.data.get(self.keys.leases, {}).get(holder)
             if deadline is None or deadline < self.now_ms():
                 answer(0)
@@ -250,6 +264,8 @@ class Server:
         """elect.lua."""
 
         def act(answer: Callable[[Any], None]) -> None:
+            if self._busy(answer):
+                return
             leader, now = self.data.get(self.keys.leader, {}), self.now_ms()
             left = int(leader.get("deadline", 0)) - now
             if leader.get("holder", holder) != holder and left >= 0:
@@ -265,6 +281,8 @@ class Server:
         """resign.lua."""
 
         def act(answer: Callable[[Any], None]) -> None:
+            if self._busy(answer):
+                return
             leader = self.data.get(self.keys.leader, {})
             if (leader.get("holder"), leader.get("epoch")) == (holder, epoch):
                 self._write(("HSET", self.keys.leader, {"deadline": 0}))
@@ -288,6 +306,8 @@ class Server:
         """commit.lua."""
 
         def act(answer: Callable[[Any], None]) -> None:
+            if self._busy(answer):
+                return
             holder, epoch, leader_ms, cursor, last_id, packed, look = args
             fenced = self.fencing_error(holder, epoch)
             end = self.end_of_log(last_id)

@@ -29,6 +29,12 @@ def test_a_pool_stays_whole_while_operators_work_on_it(first: int) -> None:
         simulate(seed, operators=True)
 
 
+@pytest.mark.parametrize("first", [1, 11])
+def test_a_pool_stays_whole_while_the_server_refuses_at_times(first: int) -> None:
+    for seed in range(first, first + 10):
+        simulate(seed, refusals=True)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_if_makes_the_decisions_of_an_allocator_again(seed: int) -> None:
     """Requests are decided many at a time there, the queue moves in between, and allocators come and go."""
