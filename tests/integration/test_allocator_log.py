@@ -297,3 +297,18 @@ def test_a_standby_says_for_whom_it_stands_by(
         until(lambda: any(record.getMessage() == text for record in caplog.records))
         standby.stop()
         thread.join(WAIT_S)
+
+
+def test_after_a_clean_stop_a_standby_leads_at_once(shared_server: EmbeddedServer, pool: str) -> None:
+    with allocator(shared_server.url, pool, leader_ms=600_000) as first:
+        standby = Allocator(AllocatorConfig(shared_server.url, pool, leader_ms=600_000))
+        thread = threading.Thread(target=standby.run, daemon=True)
+        thread.start()
+        try:
+            assert not standby.leading.wait(0.3)
+            first.stop()
+            assert standby.leading.wait(WAIT_S), "it need not wait for the lease to run out"
+        finally:
+            standby.stop()
+            thread.join(WAIT_S)
+    assert not thread.is_alive()
