@@ -231,6 +231,7 @@ def test_keys_of_those_who_are_gone(redis: Redis, pool: str) -> None:
     redis.zadd(keys.leases, {"client:c-1": NOW})
     for name in ("n0", "n9"):
         redis.xadd(keys.node(name), {"a": "b"})
+        redis.xadd(keys.logs(name), {"a": "b"})
     for client in ("c-1", "c-9"):
         redis.xadd(keys.reply(client), {"a": "b"})
     for ticket in ("t-1", "t-9"):
@@ -239,8 +240,14 @@ def test_keys_of_those_who_are_gone(redis: Redis, pool: str) -> None:
     redis.set(keys.secret("t-8"), "s", ex=60)  # goes by itself
     try:
         finding = check_stale(redis, keys)
-        expect(finding, WARNING, "4 keys of nodes, clients or tickets that are gone", keys.node("n9"))
-        for key in (keys.node("n9"), keys.reply("c-9"), keys.ticket("t-9"), keys.secret("t-9", "alice")):
+        expect(finding, WARNING, "5 keys of nodes, clients or tickets that are gone", keys.node("n9"))
+        for key in (
+            keys.node("n9"),
+            keys.logs("n9"),
+            keys.reply("c-9"),
+            keys.ticket("t-9"),
+            keys.secret("t-9", "alice"),
+        ):
             redis.delete(key)
         expect(check_stale(redis, keys), OK, "none of")
     finally:

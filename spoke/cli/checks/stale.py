@@ -74,7 +74,7 @@ class Owners:
         """Whether the key's owner is gone, and it does not expire."""
         kind, _, name = key.removeprefix(self._prefix).partition(":")
         match kind:
-            case "node":
+            case "node" | "logs":
                 gone = name not in self._nodes
             case "ticket" | "secret":
                 gone = name.rpartition(":")[2] not in self._tickets
