@@ -32,7 +32,7 @@ GROUPS = {
 WRITTEN_WHEN = {
     "allocator.elected": "an allocator begins a term: at its start, at a take-over, and after a commit that failed",
     "server.changed": "a term begins and the server is not the one that the log was last written on",
-    "log.regressed": "the allocator, or an agent's `node.report_held`, names an event that the log has lost",
+    "log.regressed": "allocator, agent (`node.report_held`) or client (`client.report_lost`) names what is lost",
     "log.entry_struck": "an allocator takes up a log with what is no event, or what `spoke audit strike` has named",
     "request.refused": "a request cannot be decided, or asks for what cannot be",
     "request.answered": "a request finds nothing left to do",

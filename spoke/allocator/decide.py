@@ -182,6 +182,7 @@ _FROM_CLIENTS: dict[type[r.Request], Callable[[PoolState, r.Envelope, Any], list
     r.ReleaseGang: tickets.release,
     r.AttachGang: tickets.attach,
     r.ExplainGang: tickets.explain,
+    r.ReportLost: nodes.report_lost,
     r.LaunchActors: tickets.launch,
     r.StopActor: tickets.stop_actor,
     r.CordonNode: operations.cordon,

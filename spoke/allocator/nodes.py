@@ -15,6 +15,8 @@ from spoke.events.state import ActorState, NodeState, PoolState, TicketState, ma
 from spoke.protocol import requests as r
 from spoke.protocol.version import check_protocol
 
+SEEN_MAX = 100
+
 
 def register(state: PoolState, asked: r.Envelope, request: r.RegisterNode) -> list[e.Event]:
     """Let a node in. Whoever registers has killed everything that a former agent of the node left behind."""
@@ -94,6 +96,15 @@ def report_held(state: PoolState, asked: r.Envelope, request: r.ReportHeld) -> l
     if launches or tickets:
         return [*events, e.NodeReconciling(asked.node_id, asked.incarnation, launches, tickets)]
     return [*events, e.NodeConfirmed(asked.node_id, asked.incarnation)]
+
+
+def report_lost(state: PoolState, asked: r.Envelope, request: r.ReportLost) -> list[e.Event]:
+    """After a change of servers: a client has seen what is not in the log, which is said once (I9)."""
+    end = state.history_end
+    seen = [launch for launch in request.launches if end and _is_after(launch, end)]
+    seen += [ticket for ticket in request.tickets if end and ticket not in state.tickets]
+    lost = [e.LogRegressed(seen[0][:SEEN_MAX], end, asked.client_id)] if seen else []
+    return [*lost, e.RequestAnswered(asked.client_id, asked.seq, request.TYPE, "what the log holds is true")]
 
 
 def _is_after(seen: str, end: str) -> bool:

@@ -173,16 +173,20 @@ class Machine:
     def _resync(self, message: p.Resync, now: float) -> list[Instruction]:
         """The server has changed: compare what is held with what the log has, and ask again what has no answer."""
         outputs: list[Instruction] = []
+        lost_tickets, lost_launches = list[str](), list[str]()
         log = {holding.ticket_id: holding for holding in message.holdings}
         for ticket_id, ticket in list(self.tickets.items()):
             holding = log.get(ticket_id)
             if holding is None:
                 ticket.releasing = ticket.releasing or "the server lost its last writes, and this ticket with them"
                 outputs += self._gone(ticket_id)
+                if ticket.owned:
+                    lost_tickets.append(ticket_id)
                 continue
             for rank, actor in list(ticket.actors.items()):
                 if rank not in ticket.exits and actor.launch_id not in holding.launches:
                     reason = "the server lost its last writes, and this launch with them"
+                    lost_launches.append(actor.launch_id)
                     lost = replace(actor, phase="lost", reason=reason)
                     outputs += self._over(ticket, ticket.ended(lost, False))
         for ticket_id, ticket in self.tickets.items():
@@ -192,6 +196,8 @@ class Machine:
             let_go = holding.seq and holding.seq not in self.outstanding and not holding.releasing
             if let_go and ticket_id not in self.tickets and ticket_id not in self._releasing:
                 self._release(ticket_id, "its client had released it before the server lost that", now)
+        if lost_tickets or lost_launches:
+            self._ask_internally(r.ReportLost(tuple(lost_tickets), tuple(lost_launches)), now)
         # with these releases, each once and in the order of the numbers
         waiting = [(seq, one) for seq, one in self.outstanding.items() if not one.abandoned]
         return outputs + [i.Transmit(seq, one.request, one.blobs) for seq, one in waiting]

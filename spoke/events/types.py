@@ -76,9 +76,10 @@ class ServerChanged(Event, frozen=True):
 
 @_event("log.regressed")
 class LogRegressed(Event, frozen=True):
-    """The log has lost its end: ``by`` (a node, or the allocator) knows of an event ``seen`` that is not in it.
+    """The log has lost its end: ``by`` (a node, a client, or the allocator) has seen what is not in it.
 
-    ``end`` is the last event that was left of what the log was.
+    ``seen`` is that event's id, or the ticket whose grant is lost; ``end`` is the last event that was left of what the
+    log was.
     """
 
     seen: str

@@ -103,6 +103,14 @@ class AttachGang(Request, frozen=True):
     ticket_id: str
 
 
+@_request("client.report_lost")
+class ReportLost(Request, frozen=True):
+    """What this client has seen, and a server that has changed does not know: tickets, and launches by their events."""
+
+    tickets: tuple[str, ...] = ()
+    launches: tuple[str, ...] = ()
+
+
 @_request("gang.explain")
 class ExplainGang(Request, frozen=True):
     """Say why a ticket waits, or is where it is."""

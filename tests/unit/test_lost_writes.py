@@ -60,6 +60,14 @@ def test_a_client_takes_a_launch_that_the_log_lost_for_ended() -> None:
     assert {rank: exit_.phase for rank, exit_ in machine.tickets["t-1"].exits.items()} == {1: "lost"}
 
 
+def test_a_client_says_what_it_has_seen_and_the_log_has_lost() -> None:
+    machine = holding()
+    launched(machine)
+    outputs = machine.receive(0, p.Resync((p.Holding("t-1", 2, False, ("a-0",)),)), 1)
+    assert transmitted(outputs) == [r.ReportLost((), ("a-1",))]
+    assert transmitted(machine.receive(0, p.Resync(()), 2))[-1] == r.ReportLost(("t-1",))
+
+
 def test_a_client_gives_back_what_it_had_released_before() -> None:
     outputs = connected().receive(0, p.Resync((p.Holding("t-9", 2, False, ()),)), 1)
     assert [type(request) for request in transmitted(outputs)] == [r.ReleaseGang]
@@ -134,6 +142,21 @@ def test_what_the_log_does_not_know_is_said_and_stopped(pool: MemoryPool) -> Non
     report(pool, r.ReportHeld("new", (), ("t-1",), "99999999-0"))
     assert isinstance(pool.log[-1].event, e.NodeConfirmed), "the loss is said once"
     assert pool.state.nodes["n1"].confirmed
+
+
+def test_a_grant_that_only_its_client_knows_of_is_said_to_be_lost_once(pool: MemoryPool) -> None:
+    end = pool.state.history_end
+    for _ in range(2):
+        assert isinstance(pool.ask("c", r.ReportLost(("t-1", "t-7"), ("1-0",))), p.Done)
+    assert [one.event for one in pool.log if isinstance(one.event, e.LogRegressed)] == [e.LogRegressed("t-7", end, "c")]
+    pool.check()
+
+
+def test_what_a_client_says_it_has_lost_means_nothing_where_nothing_is_lost() -> None:
+    pool = MemoryPool()
+    pool.connect("c")
+    assert isinstance(pool.ask("c", r.ReportLost(("t-7",), ("9-0",))), p.Done)
+    assert not any(isinstance(one.event, e.LogRegressed) for one in pool.log)
 
 
 @pytest.mark.parametrize("seen", ["", "x", "-1", "1-", "1" * 50 + "-0"])
