@@ -111,9 +111,6 @@ def run(
     prefer_same: Annotated[
         str | None, typer.Option(metavar="LABEL", help="They have, if they can (default: rack, else block, else zone).")
     ] = None,
-    min_nodes: Annotated[
-        int | None, typer.Option(metavar="N", help="It may get fewer nodes than --nodes, down to these.")
-    ] = None,
     nics_per_actor: Annotated[int, typer.Option(metavar="N", help="RDMA ports that each process has for itself.")] = 0,
     name: Annotated[str, typer.Option(metavar="NAME", help="A name to find it by.")] = "",
     priority: Annotated[int, typer.Option(metavar="N", help="Of two waiting gangs the higher goes first.")] = 0,

@@ -38,7 +38,7 @@ def asked_by(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
 
 def test_run_asks_for_what_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "--strategy spread --where rack=r1 --where rack=r2 --where-not zone=b --min-gpu-memory 40GiB --near n0"
-    more = "--exclusive --same rack --min-nodes 2 --nodes 4 --nics-per-actor 1"
+    more = "--exclusive --same rack --nodes 2:4 --nics-per-actor 1"
     asked = asked_by(monkeypatch, *words.split(), *more.split())
     assert asked["where"] == {"rack": ["r1", "r2"]}
     assert (asked["strategy"], asked["where_not"], asked["near"]) == ("spread", {"zone": ["b"]}, "n0")

@@ -231,7 +231,6 @@ def test_an_error_names_the_file_and_the_key(found: Any, words: str) -> None:
         ({"groups": {"a": {"command": "y"}, "b": {"actor": "B"}}}, "either in all of them"),
         ({"command": "x", "nodes": "many"}, "a number, or MIN:MAX"),
         ({"command": "x", "nodes": "4:1"}, "write MIN:MAX"),
-        ({"command": "x", "nodes": "1:4", "min_nodes": 1}, "both say the fewest"),
         ({"command": "x 'y"}, "cannot be taken apart"),
         ({"command": "x", "timeout": "soon"}, "timeout: 'soon' is no time span"),
         ({"command": "x", "grace": -1}, "grace is a time span"),

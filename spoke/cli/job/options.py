@@ -43,8 +43,6 @@ def job_of(ctx: typer.Context, command: list[str]) -> schema.JobFile:
             changes[name] = shlex.split(value)
         elif name in schema.JobFile.__struct_fields__ and name not in ("restart", "torch", "command"):
             changes[name] = value
-    if "nodes" in changes and "min_nodes" not in changes:
-        changes["min_nodes"] = None if ":" in changes["nodes"] else job.min_nodes
     if command:
         changes |= {"command": command, "actor": ""}
     torch = _torch(job, given)

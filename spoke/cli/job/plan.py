@@ -164,14 +164,12 @@ def _check_parts(
 def _nodes(part: schema.Group) -> tuple[int, int | None]:
     """How many nodes, and the fewest that will do: ``nodes`` is a number, or MIN:MAX."""
     if isinstance(part.nodes, int):
-        return part.nodes, part.min_nodes
+        return part.nodes, None
     least, colon, most = part.nodes.partition(":")
     if not all(text.isascii() and text.isdigit() for text in ((least, most) if colon else (least,))):
         raise InvalidRequest(f"nodes is a number, or MIN:MAX like 1:4, not {part.nodes!r:.50}")
     if not colon:
-        return int(least), part.min_nodes
-    if part.min_nodes is not None:
-        raise InvalidRequest(f"nodes {part.nodes} and min_nodes {part.min_nodes} both say the fewest: give one of them")
+        return int(least), None
     if int(least) < 1 or int(least) > int(most):
         raise InvalidRequest(
             f"nodes {part.nodes} asks for at least {least} and at most {most}: write MIN:MAX from 1 on"

@@ -62,7 +62,6 @@ class Group(_Part):
     """Members that are alike: what each needs, where they may be, what they run, how they are looked after."""
 
     nodes: int | str = 1
-    min_nodes: int | None = None
     actors_per_node: int = 1
     gpus_per_actor: float = 0
     gpu_memory_per_actor: Size = 0
