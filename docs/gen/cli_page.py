@@ -65,6 +65,8 @@ def _metavar(parameter: Any) -> str:
 
 def _default(parameter: Any) -> str:
     default = parameter.default
+    if isinstance(getattr(parameter, "show_default", None), str):
+        return f"`{parameter.show_default}`"
     if getattr(parameter, "is_flag", False):
         chosen = () if default is None else parameter.opts if default else parameter.secondary_opts
         return f"`{chosen[0]}`" if chosen and parameter.secondary_opts else ""

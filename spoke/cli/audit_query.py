@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spoke.cli.audit_parquet import arrow_batches, needs_extra, schema
+from spoke.cli.moments import time_option
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import cell, tables, write_json
 from spoke.cli.past import ArchiveDir, Csv, JsonLines, Offline, Since, Until, bounds, choose_one, past
@@ -29,7 +30,7 @@ def query(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the view `events`.")],
     since: Since = None,
     until: Until = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Give up after so long.", min=0.1)] = 300.0,
+    timeout: Annotated[float, time_option("Give up after so long.", 300)] = 300.0,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="What DuckDB may use of memory; the rest goes to disk.")
     ] = "256MiB",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spoke.cli.moments import time_option
 from spoke.cli.options import Pool, Url, opened
 from spoke.cli.output import say
 from spoke.errors import LogError
@@ -22,9 +23,7 @@ PAUSE_S = 0.2
 def strike(
     entry: Annotated[str, typer.Argument(metavar="ID", help="The entry's id, as the allocator's log names it.")],
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why it is no event: stands in the log.")],
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=0, help="Wait so long for an allocator to do it.")
-    ] = 30.0,
+    timeout: Annotated[float, time_option("Wait so long for an allocator to do it.", 30)] = 30.0,
     url: Url = None,
     pool: Pool = None,
 ) -> None:

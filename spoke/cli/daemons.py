@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from spoke.cli.metrics import MetricsAddress, serving
+from spoke.cli.moments import parse_time, time_option
 from spoke.cli.options import Pool, Url, parse_pairs
 from spoke.cli.output import complain
 from spoke.cli.tracing import Trace, traced
@@ -45,9 +46,7 @@ def _warn_of_password(url: str | None) -> None:
 
 ServerWait = Annotated[
     float,
-    typer.Option(
-        "--wait-for-server", metavar="SECONDS", help="At the start, wait so long for a server that is not there."
-    ),
+    time_option("At the start, wait so long for a server that is not there.", 60, "--wait-for-server"),
 ]
 
 
@@ -156,7 +155,7 @@ def agent(
     ] = None,
     lease: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="After so long without the server, the node's actors are killed."),
+        time_option("After so long without the server, the node's actors are killed.", 10),
     ] = 10.0,
     health_file: Annotated[
         str,
@@ -185,7 +184,6 @@ def agent(
     from spoke.agent.logs.room import parse_room
     from spoke.agent.service import run_agent
     from spoke.agent.watcher import watchers
-    from spoke.cli.moments import parse_time
     from spoke.events.model import parse_bytes
     from spoke.protocol.arrival import check_wait
     from spoke.protocol.identity import find_key

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
+import typer
+
+from spoke.cli.output import duration
 from spoke.errors import InvalidRequest
 
 _ID = re.compile(r"\d{1,19}(-\d{1,20})?\Z")
@@ -63,6 +68,24 @@ def parse_ago(text: str) -> float | None:
     """
     found = _AGO.match(text.strip())
     return parse_time(found[1]) if found else None
+
+
+def seconds(value: str | float) -> float:
+    """What an option of a time span gives: its default, or what was written; raises BadParameter."""
+    try:
+        return parse_time(value) if isinstance(value, str) else float(value)
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def patience(value: str | float) -> float:
+    """The same, or -1 for ever."""
+    return -1.0 if value in ("-1", -1) else seconds(value)
+
+
+def time_option(text: str, default_s: int, *names: str, parser: Callable[[Any], float] = seconds) -> Any:
+    """An option that takes seconds, or a time span with a unit; ``default_s`` is the default as help shows it."""
+    return typer.Option(*names, metavar="TIME", parser=parser, show_default=duration(1_000 * default_s), help=text)
 
 
 def parse_time(text: str) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spoke.cli.moments import parse_time
+from spoke.cli.moments import parse_time, time_option
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain, say
 
@@ -74,7 +74,7 @@ def remove(
     node: Node,
     force: Annotated[bool, typer.Option("--force", help="Release the tickets there first.")] = False,
     reason: Reason = "",
-    timeout: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for the end.")] = 120.0,
+    timeout: Annotated[float, time_option("How long to wait for the end.", 120)] = 120.0,
     url: Url = None,
     pool: Pool = None,
 ) -> None:

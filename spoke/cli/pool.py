@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from spoke.cli.moments import time_option
 from spoke.cli.options import Json, Opened, Pool, Ticket, Url, opened
 from spoke.cli.output import clean, say, write_json
 
@@ -123,7 +124,7 @@ def release(
     ticket: Ticket,
     url: Url = None,
     pool: Pool = None,
-    timeout: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for the end.")] = 60.0,
+    timeout: Annotated[float, time_option("How long to wait for the end.", 60)] = 60.0,
 ) -> None:
     """Stop a ticket's actors and give its places back, whoever owns it; waits until all is confirmed free."""
     import spoke

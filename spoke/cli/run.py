@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from spoke.cli.moments import patience, time_option
 from spoke.cli.options import Pool, Url
 from spoke.cli.output import complain
 from spoke.errors import ActorStartFailed, SpokeError
@@ -76,7 +77,8 @@ def run(
     cpus_per_actor: Annotated[float, typer.Option(metavar="CORES", help="CPU cores for each process.")] = 0.0,
     memory_per_actor: Annotated[str, typer.Option(metavar="SIZE", help="Memory for each process, like 16GiB.")] = "0",
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait in line; 0: not at all, -1: for ever.")
+        float,
+        time_option("How long to wait in line; 0: not at all, -1: for ever.", 300, parser=patience),
     ] = 300.0,
     strict_pack: Annotated[
         bool | None,
@@ -127,7 +129,7 @@ def run(
     reservation: Annotated[
         str, typer.Option(metavar="RESERVATION", help="Use the nodes of this reservation, like r-3.")
     ] = "",
-    grace: Annotated[float, typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL when it is stopped.")] = 5.0,
+    grace: Annotated[float, time_option("From SIGTERM to SIGKILL when it is stopped.", 5)] = 5.0,
     cwd: Annotated[
         str | None, typer.Option(metavar="DIR", help="The working directory on every node (default: this one here).")
     ] = None,

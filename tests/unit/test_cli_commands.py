@@ -85,7 +85,15 @@ def test_the_version() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("nonsense",), ("run",), ("release",), ("logs",), ("log", "--limit", "-1"), ("run", "--nodes", "x", "true")],
+    [
+        ("nonsense",),
+        ("run",),
+        ("release",),
+        ("logs",),
+        ("log", "--limit", "-1"),
+        ("run", "--nodes", "x", "true"),
+        ("release", "t-1", "--timeout", "-1"),
+    ],
 )
 def test_a_command_line_that_cannot_be_read_ends_with_2(words: tuple[str, ...]) -> None:
     assert spoke(*words).exit_code == 2
@@ -109,8 +117,7 @@ def test_a_server_that_is_not_there_is_one_line(words: tuple[str, ...]) -> None:
         (("log", "--since", "tomorrow"), "neither an event's id"),
         (("agent", "--gpus", "many"), "--gpus 'many'"),
         (("agent", "--gpus", "1", "--lease", "0"), "--lease must be"),
-        (("agent", "--gpus", "1", "--wait-for-server", "-1"), "--wait-for-server must be"),
-        (("allocator", "--wait-for-server", "1e9"), "--wait-for-server must be"),
+        (("agent", "--gpus", "1", "--wait-for-server", "2d"), "--wait-for-server must be"),
         (("agent", "--gpus", "1", "--label", "x"), "NAME=VALUE"),
         (("agent", "--gpus", "1", "--label", "ra ck=r1"), "a label's key is printable text"),
         (("agent", "--gpus", "1", "--label", f"{'k' * 201}=r1"), "at most 200 characters"),

@@ -46,6 +46,14 @@ def test_run_asks_for_what_its_options_say(monkeypatch: pytest.MonkeyPatch) -> N
     assert (asked["min_gpu_memory"], asked["resources"], asked["strict_pack"]) == ("40GiB", Resources(nics=1), None)
 
 
+@pytest.mark.parametrize(("text", "timeout"), [("90", 90.0), ("10m", 600.0), ("-1", None), ("0", 0.0)])
+def test_a_time_limit_has_a_unit_or_is_in_seconds(
+    monkeypatch: pytest.MonkeyPatch, text: str, timeout: float | None
+) -> None:
+    assert asked_by(monkeypatch, "--timeout", text, "--grace", "2s")["timeout"] == timeout
+    assert asked_by(monkeypatch)["timeout"] == 300.0
+
+
 def test_without_options_run_asks_for_nothing_of_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asked_by(monkeypatch)
     assert not any(asked[name] for name in ("strategy", "where", "where_not", "near", "exclusive", "same", "min_nodes"))
