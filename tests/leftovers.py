@@ -60,28 +60,14 @@ class Session:
 
     def check(self) -> None:
         """Find what is left, and remove it."""
-        _until(lambda: not self._processes())
-        for pid, command in self._processes().items():
-            self.found.append(f"process {pid}: {command}")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _until(lambda: not _processes_of(self.root))
+        self.found += [f"process {pid}: {command}" for pid, command in _kill(self.root).items()]
         for path in sorted(self.root.glob("tmp/*/*")):
             name = f"{path.parent.name}/{path.name}"
             self.found.append(f"temporary file {name}, first seen after {self.first_seen.get(name, 'the last test')}")
         _until(lambda: not self._shared())
         self.found += [f"{SHARED / name}" for name in self._shared()]
         shutil.rmtree(self.root, ignore_errors=True)
-
-    def _processes(self) -> dict[int, str]:
-        found = {}
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            with contextlib.suppress(OSError):
-                if pid == os.getpid() or str(self.root).encode() not in _read(pid, "environ"):
-                    continue
-                command = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
-                if command and not any(word in command for word in ENDS_WITH_US):
-                    found[pid] = command[:200]
-        return found
 
     def _shared(self) -> list[str]:
         """Shared memory that was not there before, and that no process has mapped."""
@@ -92,6 +78,29 @@ class Session:
                     maps = _read(int(pid), "maps").decode(errors="replace")
                     new = {name for name in new if f"{SHARED / name}" not in maps}
         return sorted(new)
+
+
+def _processes_of(root: Path) -> dict[int, str]:
+    """The processes of a session, and what they run."""
+    found = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            if pid == os.getpid() or str(root).encode() not in _read(pid, "environ"):
+                continue
+            command = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+            if command and not any(word in command for word in ENDS_WITH_US):
+                found[pid] = command[:200]
+    return found
+
+
+def _kill(root: Path) -> dict[int, str]:
+    killed: dict[int, str] = {}
+    while found := {pid: command for pid, command in _processes_of(root).items() if pid not in killed}:
+        killed |= found
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    return killed
 
 
 def _read(pid: int, what: str) -> bytes:
@@ -108,6 +117,7 @@ def _remove_what_killed_sessions_left() -> None:
     for root in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), open(root / "lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _kill(root)
             shutil.rmtree(root, ignore_errors=True)
 
 

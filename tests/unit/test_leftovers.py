@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests import leftovers
 from tests.pages import ROOT
 
 CONFTEST = """
@@ -18,17 +20,24 @@ tests.leftovers.PATIENCE_S = 0.2
 pytest_plugins = ["tests.leftovers"]
 """
 LEAKS = """
-import subprocess, sys, tempfile, uuid
+import os, subprocess, sys, tempfile
 from pathlib import Path
 
 def test_a_file():
     tempfile.mkstemp(prefix="litter-")
 
 def test_memory():
-    Path("/dev/shm", f"spoke-litter-{uuid.uuid4().hex}").touch()
+    Path(os.environ["SHARED"]).touch()
 
 def test_a_process():
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60.5)"], start_new_session=True)
+"""
+KILLED = """
+import os, signal, subprocess
+
+def test_it():
+    subprocess.Popen(["sleep", "60.5"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 CLEAN = """
 import subprocess, sys, tempfile
@@ -40,13 +49,18 @@ def test_all_is_cleaned_up(tmp_path):
 """
 
 
+def shared(directory: Path) -> Path:
+    """Where the leaking test leaves shared memory: nobody else's, in sessions at the same time."""
+    return Path("/dev/shm", f"litter-{os.getpid()}-{directory.name}")
+
+
 def session(directory: Path, tests: str, *words: str) -> subprocess.CompletedProcess[str]:
     (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_it.py").write_text(tests)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SPOKE_"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", str(directory), "-c", "/dev/null", *words, str(directory)],
-        env={**own, "TMPDIR": str(directory), "PYTHONPATH": str(ROOT)},
+        env={**own, "TMPDIR": str(directory), "SHARED": str(shared(directory)), "PYTHONPATH": str(ROOT)},
         check=False,
         capture_output=True,
         text=True,
@@ -57,13 +71,12 @@ def session(directory: Path, tests: str, *words: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("words", [(), ("-n", "2")])
 def test_a_session_that_leaves_something_fails_and_names_it(tmp_path: Path, words: tuple[str, ...]) -> None:
     found = session(tmp_path, LEAKS, *words)
-    (shared,) = Path("/dev/shm").glob("spoke-litter-*")
-    shared.unlink()
+    shared(tmp_path).unlink()
     assert found.returncode == 1, found.stdout + found.stderr
     assert "3 passed" in found.stdout
     assert "/litter-" in found.stdout
     assert "first seen after test_it.py::test_a_file" in found.stdout
-    assert str(shared) in found.stdout
+    assert str(shared(tmp_path)) in found.stdout
     assert "time.sleep(60.5)" in found.stdout
     assert not list(tmp_path.glob("spoke-tests-*"))
 
@@ -74,9 +87,11 @@ def test_a_session_that_leaves_nothing_passes(tmp_path: Path) -> None:
     assert "left behind" not in found.stdout
 
 
-def test_the_folder_of_a_session_that_was_killed_goes_with_the_next(tmp_path: Path) -> None:
-    killed = session(tmp_path, "import os, signal\n\ndef test_it():\n    os.kill(os.getpid(), signal.SIGKILL)\n")
+def test_what_a_session_that_was_killed_has_left_goes_with_the_next(tmp_path: Path) -> None:
+    killed = session(tmp_path, KILLED)
     assert killed.returncode < 0
-    assert list(tmp_path.glob("spoke-tests-*"))
+    (root,) = tmp_path.glob("spoke-tests-*")
+    (left,) = leftovers._processes_of(root)
     assert session(tmp_path, CLEAN).returncode == 0
     assert not list(tmp_path.glob("spoke-tests-*"))
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
