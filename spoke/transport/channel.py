@@ -26,15 +26,15 @@ from typing import Final
 from spoke.errors import ActorUnreachable, CallTimeout, ClientClosed, LimitExceeded, MalformedData
 from spoke.transport import forked
 from spoke.transport.carrier import Transport
-from spoke.transport.deadlines import Deadlines
 from spoke.transport.direct import Copy, RemoteMemory
 from spoke.transport.endpoint import Endpoint, EndpointClosed
-from spoke.transport.frames import Done, Frame, Incoming, Kind
-from spoke.transport.future import CallFuture, StreamFuture
-from spoke.transport.messages import pack_count, unpack_error
+from spoke.transport.frames import Frame, Incoming, Kind
+from spoke.transport.future import CallFuture
+from spoke.transport.messages import pack_count
 from spoke.transport.negotiate import transport_of
+from spoke.transport.outstanding import Outstanding, settle
 from spoke.transport.spin import Spin
-from spoke.transport.values import Buffers, unpack
+from spoke.transport.values import Buffers
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,7 @@ class Channel:
         self._endpoint = endpoint
         self._name = name or endpoint.peer
         self._lock = threading.Lock()
-        self._pending: dict[int, CallFuture] = {}
-        self._next_id = 1
-        self._deadlines = Deadlines(self._pending)
+        self._outstanding = Outstanding(self._ring)
         self._abandoned: deque[CallFuture] = deque()
         self._end: str | None = None
         self._freed = False
@@ -109,6 +107,8 @@ class Channel:
         """In a forked child: the connection is the parent's, whose threads may have held the locks at the fork."""
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._end, self._freed, self._forked = forked.FORKED, True, True
+        self._outstanding = Outstanding(self._ring)
+        self._outstanding.close()
 
     def check_process(self, future: CallFuture) -> None:
         """Raise ClientClosed in a forked child, for what has not come before the fork."""
@@ -124,7 +124,7 @@ class Channel:
         try:
             self._endpoint.send(kind, future.call_id, header, buffers, may_wait=True, must=False)
         except LimitExceeded as error:
-            self._complete(future.call_id, error)
+            self._complete(future, error)
         except EndpointClosed as error:
             self._end_with(str(error))
         except BaseException:
@@ -144,21 +144,18 @@ class Channel:
             self._end_with(str(error))
             return
         except BaseException as error:
-            self._complete(future.call_id, error)
+            self._complete(future, error)
             if not isinstance(error, Exception):
                 raise
         else:
-            self._complete(future.call_id, None)
+            self._complete(future, None)
 
     def send_unanswered(self, kind: Kind, header: bytes, buffers: Buffers) -> str:
         """Send what nobody answers; why the connection has ended, if it has. Raises LimitExceeded."""
-        with self._lock:
-            end, call_id = self._end, self._next_id
-            self._next_id += 1
-        if end is not None:
-            return end
+        if self._end is not None:
+            return self._end
         try:
-            self._endpoint.send(kind, call_id, header, buffers, may_wait=True, must=False)
+            self._endpoint.send(kind, self._outstanding.new_id(), header, buffers, may_wait=True, must=False)
         except EndpointClosed as error:
             self._end_with(str(error))
             return str(error)
@@ -185,7 +182,7 @@ class Channel:
                 self._leader = None
                 self._led = True
                 self._reading.release()
-                self._leave(others=len(self._pending) > len(found))
+                self._leave(others=len(self._outstanding) > len(found))
             self._deliver(found)
             now = time.monotonic() if until < math.inf or future.deadline < math.inf else 0.0
             if now >= future.deadline:
@@ -198,9 +195,7 @@ class Channel:
 
     def forget(self, future: CallFuture) -> None:
         """The future was cancelled: nobody waits for its answer any more."""
-        with self._lock:
-            known = self._pending.pop(future.call_id, None)
-        if known is None:
+        if self._outstanding.take(future.call_id) is None:
             return
         self._nudge_leader(future)
         self._send_quietly(Kind.CANCEL, future.call_id)
@@ -224,30 +219,18 @@ class Channel:
 
     def _enter(self, future: CallFuture) -> bool:
         """Put the future among the outstanding ones, unless the connection has ended."""
-        with self._lock:
-            if self._end is not None:
-                end = self._end
-            else:
-                future.call_id = self._next_id
-                self._next_id += 1
-                self._pending[future.call_id] = future
-                if future.deadline < math.inf and self._deadlines.add(future.deadline, future.call_id):
-                    os.eventfd_write(self._bell, 1)
-                return True
-        future.fail(self._unreachable(future, end))
+        if self._end is None and self._outstanding.enter(future):
+            return True
+        future.fail(self._unreachable(future, self._end or ""))
         return False
 
     def _expire(self, now: float) -> float | None:
         """Fail the calls whose time is over; seconds until the next one's is."""
-        with self._lock:
-            late = self._deadlines.pop_late(now)
-        for call_id in late:
-            future = self._pending.get(call_id)
-            if future is not None:
-                text = f"{future.method} on {self._name} got no answer in time; the actor may still be busy"
-                if self._complete(call_id, CallTimeout(text)):
-                    self._send_quietly(Kind.CANCEL, call_id)
-        next_at = self._deadlines.next
+        for future in self._outstanding.late(now):
+            text = f"{future.method} on {self._name} got no answer in time; the actor may still be busy"
+            if self._complete(future, CallTimeout(text)):
+                self._send_quietly(Kind.CANCEL, future.call_id)
+        next_at = self._outstanding.next_deadline
         return None if next_at == math.inf else max(0.0, next_at - time.monotonic())
 
     def _send_quietly(self, kind: Kind, call_id: int, header: bytes = b"") -> None:
@@ -259,11 +242,9 @@ class Channel:
             except EndpointClosed as error:
                 self._end_with(str(error))
 
-    def _complete(self, call_id: int, error: BaseException | None) -> bool:
+    def _complete(self, future: CallFuture, error: BaseException | None) -> bool:
         """End a future without an answer of the peer; False when it had ended before."""
-        with self._lock:
-            future = self._pending.pop(call_id, None)
-        if future is None:
+        if self._outstanding.take(future.call_id) is None:
             return False
         if error is None:
             future.succeed(None)
@@ -327,45 +308,29 @@ class Channel:
 
     def _line_up(self, item: Frame) -> None:
         """Put an item of a stream in its line."""
-        future = self._pending.get(item.call_id)
-        if isinstance(future, StreamFuture):  # else it was closed
-            future.add(item)
+        stream = self._outstanding.stream(item.call_id)
+        if stream is not None:  # else it was closed
+            stream.add(item)
 
     def _deliver(self, found: list[Incoming]) -> None:
         try:
             for incoming in found:
-                self._deliver_one(incoming)
+                if incoming.kind is _ITEM:
+                    self._refuse_item(incoming)
+                elif (future := self._outstanding.take(incoming.call_id)) is not None:
+                    settle(future, incoming)
+                    self._nudge_leader(future)  # who waits for it may have begun to read since this was read
         except BaseException:
             self._end_with("the delivery of answers was interrupted")
             raise
 
-    def _deliver_oversized_item(self, incoming: Incoming) -> None:
-        future = self._pending.get(incoming.call_id)
-        if isinstance(future, StreamFuture):
-            error = LimitExceeded(f"an item of {future.method} cannot be taken: {incoming}")
-            if self._complete(incoming.call_id, error):
+    def _refuse_item(self, incoming: Incoming) -> None:
+        """An item of a stream that is too large ends the stream."""
+        stream = self._outstanding.stream(incoming.call_id)
+        if stream is not None:
+            error = LimitExceeded(f"an item of {stream.method} cannot be taken: {incoming}")
+            if self._complete(stream, error):
                 self._send_quietly(Kind.CANCEL, incoming.call_id)
-
-    def _deliver_one(self, incoming: Incoming) -> None:
-        if incoming.kind is _ITEM:
-            self._deliver_oversized_item(incoming)
-            return
-        with self._lock:
-            future = self._pending.pop(incoming.call_id, None)
-        if future is None:
-            return  # cancelled or late
-        try:
-            if isinstance(incoming, Done):
-                future.succeed(None)
-            elif not isinstance(incoming, Frame):
-                future.fail(LimitExceeded(f"the answer of {future.method} cannot be taken: {incoming}"))
-            elif incoming.kind is _RESULT:
-                future.succeed(unpack(incoming.header, incoming.buffers))
-            else:
-                future.fail(unpack_error(incoming))
-        except Exception as error:  # what cannot be unpacked
-            future.fail(error)
-        self._nudge_leader(future)  # who waits for it may have begun to read since this was read
 
     # The own thread.
 
@@ -386,10 +351,10 @@ class Channel:
                 # A software device copies while a transfer begins, and holds the interpreter: nobody can come sooner.
                 tick_s = max(_TICK_S, min(4 * self._begin_s, _TICK_S_MAX))
                 patience_s = tick_s if patience_s is None else min(patience_s, tick_s)
-                quiet_ticks = quiet_ticks + 1 if self._next_id == seen_id else 0
-                seen_id = self._next_id
+                quiet_ticks = quiet_ticks + 1 if self._outstanding.last_id == seen_id else 0
+                seen_id = self._outstanding.last_id
                 led, self._led = self._led or self._leader is not None, False
-                if quiet_ticks > _WATCH_TICKS or (self._pending and not led):
+                if quiet_ticks > _WATCH_TICKS or (self._outstanding and not led):
                     self._watching = False
                     self._arm()
                     continue
@@ -425,9 +390,13 @@ class Channel:
                 self._epoll.modify(self._fd, _ONCE)
 
     def _watch(self) -> None:
+        self._watching = True
+        self._ring()
+
+    def _ring(self) -> None:
+        """Wake the own thread."""
         with self._lock:
             if not self._freed:
-                self._watching = True
                 os.eventfd_write(self._bell, 1)
 
     def _arm_flush(self) -> None:
@@ -451,10 +420,7 @@ class Channel:
         )
 
     def _free(self) -> None:
-        with self._lock:
-            left = list(self._pending.values())
-            self._pending.clear()
-            self._deadlines.clear()
+        left = self._outstanding.close()
         self._fail([future for future in left if not future.reaches_memory])
         if self._reading.acquire(timeout=CLOSE_S):  # else a reader does not leave: rather leak than close under it
             with self._lock:

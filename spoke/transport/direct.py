@@ -14,8 +14,7 @@ A handle holds nothing of this, so that it may be passed on and logged: it is wo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Params = dict[str, Any]
 """What crosses: text keys; None, bool, int, float, str, bytes and lists of these."""
@@ -47,8 +46,7 @@ class Lendable(Protocol):
     loans: dict[object, Loan]
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """One transfer between memory of the peer, from ``offset`` on, and all of ``view``.
 
     ``value`` is the object that the user gave, whose memory ``view`` is: while it lives, so does the memory.

@@ -185,80 +185,26 @@ def leave(scope: Scope) -> None:
 
 
 class Transfer(CallFuture):
-    """The future of one transfer; it can be awaited.
+    """One transfer and its future, which can be awaited: directly where that can be, else by calls.
 
-    While the transfer goes *directly*, this is one of its connection's outstanding futures, and waiting reads the
-    connection. When that fails, ``otherwise`` goes on; then it is outstanding nowhere, and waiting only waits.
+    While it goes *directly*, it is one of its connection's outstanding futures, and waiting reads the connection. When
+    that fails, it may go on by calls; then it is outstanding nowhere itself, and waiting only waits.
     """
 
     reaches_memory: ClassVar[bool] = True
-
-    def __init__(self, deadline: float) -> None:
-        super().__init__(None, "a transfer", deadline)  # type: ignore[arg-type]  # ``go`` says which connection
-        self._remote: RemoteMemory | None = None  # while it goes directly
-        self._otherwise: Callable[[BaseException], None] | None = None  # it holds the memory: not for longer, either
-
-    def go(
-        self, connection: Connection, remote: RemoteMemory, copy: Copy, otherwise: Callable[[BaseException], None]
-    ) -> None:
-        """Go directly."""
-        self._connection, self._otherwise, self._remote = connection, otherwise, remote
-        connection.begin_for(self, remote, copy)
-
-    def ready(self) -> bool:
-        """Whether its connection has no more part in it."""
-        return self._remote is None or self.done()
-
-    def read(self, timeout: float | None) -> float | None:
-        """Read the connection while it goes directly, unless somebody else reads; how much of the timeout is left."""
-        return timeout if self.ready() else super().read(timeout)
-
-    def succeed(self, value: Any = None) -> None:
-        """All is there."""
-        self._remote = self._otherwise = None
-        super().succeed(None)
-
-    def fail(self, error: BaseException) -> None:
-        """The way that was taken has failed."""
-        remote, self._remote = self._remote, None
-        otherwise, self._otherwise = self._otherwise, None
-        if remote is None or otherwise is None:
-            super().fail(error)
-            return
-        if isinstance(error, CallTimeout):
-            remote.forget(self.call_id)
-        try:
-            otherwise(error)
-        except BaseException as worse:
-            super().fail(worse)
-            if not isinstance(worse, Exception):
-                raise
-
-    def _given_up(self) -> None:
-        remote, self._otherwise = self._remote, None
-        if remote is not None:
-            super()._given_up()
-            if not self._connection.closed:
-                remote.forget(self.call_id)
-
-    def _check_process(self) -> None:
-        if self._remote is not None:
-            super()._check_process()
-
-
-class _Task:
-    """One transfer: directly where that can be, else by calls."""
-
-    __slots__ = ("_copy", "_handle", "_owner", "_scope", "future")
     _owner: Owner  # once it was found
+    _connection: Connection
 
     def __init__(self, handle: BufferHandle, scope: Scope, copy: Copy, timeout_s: float | None) -> None:
-        self.future = Transfer(math.inf if timeout_s is None else time.monotonic() + timeout_s)
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        super().__init__(None, "a transfer", deadline)  # type: ignore[arg-type]  # ``_find_owner`` says which connection
         self._handle = handle
         self._scope = scope
-        self._copy = copy
+        self._copy: Copy | None = copy  # until it has ended: it holds the user's memory
+        self._remote: RemoteMemory | None = None  # while it goes directly
 
     def start(self) -> Transfer:
+        """Begin, or fail; the transfer itself."""
         if self._find_owner():
             try:
                 remote = self._owner.remote(self._handle.key)
@@ -266,24 +212,25 @@ class _Task:
                 self._ask()
             else:
                 self._go(remote)
-        return self.future
+        return self
 
     def _find_owner(self) -> bool:
         try:
             self._owner = self._scope.owner(self._handle.address)
         except SpokeError as error:
-            self.future.fail(error)
+            self.fail(error)
             return False
+        self._connection = self._owner.connection
         return True
 
     def _ask(self) -> None:
         """Ask the owner whether the memory can be reached from here."""
-        reach = self._owner.connection.reach()
+        reach = self._connection.reach()
         if reach is None:
             self._by_calls()
             return
         args = (self._handle.key, reach.params)
-        ask = self._owner.connection.ask("memory.reach", args, timeout_s=_left_s(self.future.deadline))
+        ask = self._connection.ask("memory.reach", args, timeout_s=_left_s(self.deadline))
         ask.add_done_callback(partial(self._answered, reach))
 
     def _answered(self, reach: Reach, ask: Future[Any]) -> None:
@@ -297,7 +244,7 @@ class _Task:
         except Unavailable:
             remote = None
         except BaseException as error:
-            self._failed(error)
+            self._go_on_after(error)
             return
         finally:
             reach.close()
@@ -305,27 +252,32 @@ class _Task:
         try:
             self._go(remote)
         except Exception as error:
-            self.future.fail(error)
+            self.fail(error)
 
     def _go(self, remote: RemoteMemory | None) -> None:
-        if self.future.done():
+        copy = self._copy
+        if copy is None:
             return
         if remote is None:
             self._by_calls()
-        elif not remote.waits or len(self._copy.view) <= COPY_AT_ONCE_BYTES:
+        elif not remote.waits or len(copy.view) <= COPY_AT_ONCE_BYTES:
             self._directly(remote)
         elif not self._scope.later(partial(self._directly, remote)):
-            self.future.fail(ActorUnreachable("the transfer was not made: this process has left the ticket"))
+            self.fail(ActorUnreachable("the transfer was not made: this process has left the ticket"))
 
     def _directly(self, remote: RemoteMemory) -> None:
-        self.future.go(self._owner.connection, remote, self._copy, self._failed)
+        copy = self._copy
+        if copy is not None:
+            self._remote = remote
+            self._connection.begin_for(self, remote, copy)
 
-    def _failed(self, error: BaseException) -> None:
+    def _go_on_after(self, error: BaseException) -> None:
+        """The way that was taken has failed: take another one, where there is one."""
         if isinstance(error, Gone | Unavailable):
             self._owner.forget(self._handle.key)
             self._by_calls()
         elif not isinstance(error, ActorUnreachable) or not self._scope.later(self._again):
-            self.future.fail(error)
+            self.fail(error)
 
     def _again(self) -> None:
         """The owner may live all the same: a connection breaks when somebody reaches for memory that was withdrawn."""
@@ -333,7 +285,51 @@ class _Task:
             self._by_calls()
 
     def _by_calls(self) -> None:
-        _Pieces(self._handle.key, self._owner.connection, self._copy, self.future).start()
+        copy = self._copy
+        if copy is not None:
+            _Pieces(self._handle.key, self._connection, copy, self).start()
+
+    # As the future that its connection knows.
+
+    def ready(self) -> bool:
+        """Whether its connection has no more part in it."""
+        return self._remote is None or self.done()
+
+    def read(self, timeout: float | None) -> float | None:
+        """Read the connection while it goes directly, unless somebody else reads; how much of the timeout is left."""
+        return timeout if self.ready() else super().read(timeout)
+
+    def succeed(self, value: Any = None) -> None:
+        """All is there."""
+        self._remote = self._copy = None
+        super().succeed(None)
+
+    def fail(self, error: BaseException) -> None:
+        """The way that was taken has failed, and with it the transfer, unless it went directly."""
+        remote, self._remote = self._remote, None
+        if remote is None or self._copy is None:
+            self._copy = None
+            super().fail(error)
+            return
+        if isinstance(error, CallTimeout):
+            remote.forget(self.call_id)
+        try:
+            self._go_on_after(error)
+        except BaseException as worse:
+            self.fail(worse)
+            if not isinstance(worse, Exception):
+                raise
+
+    def _given_up(self) -> None:
+        remote, self._copy = self._remote, None
+        if remote is not None:
+            super()._given_up()
+            if not self._connection.closed:
+                remote.forget(self.call_id)
+
+    def _check_process(self) -> None:
+        if self._remote is not None:
+            super()._check_process()
 
 
 def _left_s(deadline: float) -> float | None:
@@ -397,7 +393,7 @@ class _Pieces:
 def read_into(handle: BufferHandle, target: Any, offset: int, timeout_s: float | None) -> Transfer:
     """See ``BufferHandle.read_into``."""
     copy = Copy(target, _checked(handle, target, offset, True), offset, False)
-    return _Task(handle, _scope_of(handle), copy, timeout_s).start()
+    return Transfer(handle, _scope_of(handle), copy, timeout_s).start()
 
 
 def write_from(handle: BufferHandle, source: Any, offset: int, timeout_s: float | None) -> Transfer:
@@ -405,7 +401,7 @@ def write_from(handle: BufferHandle, source: Any, offset: int, timeout_s: float 
     if not handle.writable:
         raise InvalidRequest("the buffer may only be read: its owner made it with writable=False")
     copy = Copy(source, _checked(handle, source, offset, False), offset, True)
-    return _Task(handle, _scope_of(handle), copy, timeout_s).start()
+    return Transfer(handle, _scope_of(handle), copy, timeout_s).start()
 
 
 def _checked(handle: BufferHandle, value: Any, offset: int, writable: bool) -> memoryview:

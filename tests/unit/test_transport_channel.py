@@ -18,7 +18,8 @@ from spoke.transport.call import Connection
 from spoke.transport.direct import Copy, Gone, RemoteMemory
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import Done, Frame, Incoming, Kind
-from spoke.transport.memory import Transfer
+from spoke.transport.handles import BufferHandle
+from spoke.transport.memory import Owner, Scope, Transfer
 from spoke.transport.values import pack
 
 
@@ -121,14 +122,20 @@ COPY = Copy(b"x", memoryview(b"x"), 0, True)
 
 
 def transfer(
-    connection: Connection,
-    memory: Memory,
-    otherwise: Callable[[BaseException], None] | None = None,
-    limit_s: float = 60,
+    connection: Connection, memory: Memory | None, limit_s: float = 60, scope: Scope | None = None
 ) -> Transfer:
-    made = Transfer(time.monotonic() + limit_s)
-    made.go(connection, memory, COPY, otherwise or made.fail)
-    return made
+    """One of a byte, by calls where ``memory`` is None."""
+    scope = scope or Scope(b"secret")
+    scope._owners["there"] = owner = Owner(connection)
+    owner.keep(b"key", memory)
+    return Transfer(BufferHandle("there", b"key", 1, True, scope.id), scope, COPY, limit_s).start()
+
+
+def answer_piece(peer: Peer) -> None:
+    """What the owner says when it was asked to write the byte."""
+    kind, call_id = peer.sent[-1]
+    assert kind is Kind.ASK
+    peer.says(Frame(Kind.RESULT, call_id, pack(None), []))
 
 
 def in_thread(work: Callable[[], object]) -> Future[Any]:
@@ -177,7 +184,7 @@ def test_a_thread_that_waits_while_another_one_reads_gets_its_answer_when_that_o
         assert reading.result(10) == number
         peer.answers(second, -number)
         assert waiting.result(10) == -number
-    assert not connection._pending
+    assert not connection._outstanding
 
 
 def test_who_comes_back_for_the_next_of_several_answers_wakes_nobody(
@@ -227,9 +234,10 @@ def test_what_cannot_be_read_ends_the_connection_and_leaves_no_call_waiting(conn
 def test_calls_fail_at_once_and_transfers_when_the_card_cannot_reach_their_memory_any_more(
     connection: Connection, peer: Peer
 ) -> None:
+    scope = Scope(b"secret")
     connection.call("a").add_done_callback(lambda _: peer.story.append("the call fails"))
-    transfer(connection, Memory()).add_done_callback(lambda _: peer.story.append("the transfer fails"))
-    connection.close()
+    transfer(connection, Memory(), scope=scope).add_done_callback(lambda _: peer.story.append("the transfer fails"))
+    scope.close()
     assert peer.story == ["the call fails", "the endpoint is closed", "the transfer fails"]
 
 
@@ -241,7 +249,7 @@ def test_a_transfer_that_is_done(connection: Connection, peer: Peer) -> None:
     assert not made.done()
     peer.says(Done(made.call_id))
     assert made.result(10) is None
-    assert not connection._pending
+    assert not connection._outstanding
 
 
 @pytest.mark.parametrize("reading", [False, True])
@@ -257,7 +265,7 @@ def test_a_cancelled_transfer_is_posted_no_further_and_wakes_who_waits(connectio
     else:
         assert waiting.result(10) == {made}
     assert memory.forgotten == memory.begun
-    assert not connection._pending
+    assert not connection._outstanding
 
 
 def test_a_transfer_that_takes_long_to_begin_does_not_hold_answers_up(connection: Connection, peer: Peer) -> None:
@@ -269,8 +277,8 @@ def test_a_transfer_that_takes_long_to_begin_does_not_hold_answers_up(connection
     assert wait([second], 10).done
 
 
-def test_a_transfer_that_goes_on_by_calls_can_be_cancelled_and_wakes_who_waits() -> None:
-    made = Transfer(time.monotonic() + 60)
+def test_a_transfer_that_goes_by_calls_can_be_cancelled_and_wakes_who_waits(connection: Connection) -> None:
+    made = transfer(connection, None)
     waiting = in_thread(lambda: wait([made], 10).done)
     until(lambda: made._waiters)
     assert made.cancel()
@@ -287,36 +295,31 @@ def test_a_transfer_whose_time_is_over_is_posted_no_further(connection: Connecti
     assert memory.forgotten == memory.begun
 
 
-def test_memory_that_is_gone_is_tried_otherwise_and_waiting_goes_on(connection: Connection) -> None:
-    errors: list[BaseException] = []
-    made = transfer(connection, Memory(Gone("closed")), errors.append)
-    assert [type(error) for error in errors] == [Gone]
+def test_where_memory_is_gone_the_owner_is_asked_and_waiting_goes_on(connection: Connection, peer: Peer) -> None:
+    made = transfer(connection, Memory(Gone("closed")))
     waiting = in_thread(lambda: made.result(10))
     with pytest.raises(TimeoutError):
         made.result(0.05)
-    made.succeed()
+    answer_piece(peer)
     assert waiting.result(10) is None
 
 
-def test_an_error_on_the_other_way_is_the_transfers() -> None:
-    peer = Peer()
-
-    def otherwise(error: BaseException) -> None:
+def test_an_error_on_the_other_way_is_the_transfers(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> None:
         raise MemoryError
 
-    with Connection(peer) as connection:
-        made = transfer(connection, Memory(Gone("closed")), otherwise)
-        assert isinstance(made.exception(10), MemoryError)
+    monkeypatch.setattr(connection, "ask", ask)
+    assert isinstance(transfer(connection, Memory(Gone("closed"))).exception(10), MemoryError)
 
 
-def test_a_transfer_holds_no_memory_once_it_is_done(connection: Connection, peer: Peer) -> None:
-    for end in ("done", "cancelled", "failed"):
-        made = transfer(connection, Memory(), lambda error: None)
-        if end == "done":
-            peer.says(Done(made.call_id))
-            made.result(10)
-        elif end == "cancelled":
-            made.cancel()
-        else:
-            made.fail(Gone("closed"))
-        assert made._otherwise is None
+@pytest.mark.parametrize("end", ["done", "cancelled", "late", "by calls"])
+def test_a_transfer_holds_no_memory_once_it_is_done(connection: Connection, peer: Peer, end: str) -> None:
+    made = transfer(connection, None if end == "by calls" else Memory(), 0.05 if end == "late" else 60)
+    if end == "done":
+        peer.says(Done(made.call_id))
+    elif end == "cancelled":
+        made.cancel()
+    elif end == "by calls":
+        answer_piece(peer)
+    wait([made], 10)
+    assert made._copy is None
