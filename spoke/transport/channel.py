@@ -137,9 +137,7 @@ class Channel:
             return
         started = time.monotonic()
         try:
-            if not remote.begin(copy, future.call_id):
-                self._begin_s = time.monotonic() - started
-                return
+            done = remote.begin(copy, future.call_id)
         except EndpointClosed as error:
             self._end_with(str(error))
             return
@@ -148,7 +146,9 @@ class Channel:
             if not isinstance(error, Exception):
                 raise
         else:
-            self._complete(future, None)
+            self._begin_s = time.monotonic() - started
+            if done:
+                self._complete(future, None)
 
     def send_unanswered(self, kind: Kind, header: bytes, buffers: Buffers) -> str:
         """Send what nobody answers; why the connection has ended, if it has. Raises LimitExceeded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,30 @@ def test_frames_go_on_beside_many_transfers(pair: Pair) -> None:
     assert sorted(incoming.call_id for incoming in found) == [6, *range(100, 100 + 2 * ONE_SIDED_MAX)]
     assert receive(pair.b, 1)[0].call_id == 5
     assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize("nbytes", [1, REGISTER_BYTES_MIN, PART_BYTES])
+def test_what_a_device_in_software_has_copied_is_done_at_once_and_wakes_nobody(pair: Pair, nbytes: int) -> None:
+    theirs, ours = np.zeros(nbytes, "u1"), np.ones(nbytes, "u1")
+    remote = reached(pair, region(theirs))
+    idle(pair.a)
+    pair.queues[0].in_software = True
+    for _ in range(2 * ONE_SIDED_MAX):
+        assert remote.begin(Copy(ours, view_of(ours), 0, True), 1) is True
+    assert (theirs == ours).all()
+    assert not select.select([pair.a.readable_fd()], [], [], 0)[0]
+
+
+def test_what_is_found_done_when_another_transfer_begins_wakes_the_reader(pair: Pair) -> None:
+    theirs, ours = np.zeros(2 * MIB, "u1"), np.ones(MIB, "u1")
+    remote = reached(pair, region(theirs))
+    assert remote.begin(Copy(ours, view_of(ours), 0, True), 1) is False
+    idle(pair.a)
+    pair.queues[0].in_software = True
+    assert remote.begin(Copy(ours, view_of(ours), MIB, True), 2) is True
+    assert receive(pair.a, 1) == [Done(1)]
+    assert theirs.all()
+    idle(pair.a)
 
 
 def test_what_nobody_waits_for_is_not_begun(pair: Pair) -> None:

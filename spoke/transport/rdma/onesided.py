@@ -125,6 +125,13 @@ class OneSided:
             if transfer.call_id == call_id:
                 transfer.forgotten = True
 
+    def take_one(self, call_id: int) -> bool:
+        """Whether this one is done; ``take_finished`` does not tell of it any more, then."""
+        done = call_id in self.finished
+        if done:
+            self.finished.remove(call_id)
+        return done
+
     def take_finished(self) -> list[int]:
         """The calls whose transfers are done."""
         found, self.finished = self.finished, []
@@ -186,8 +193,8 @@ class RegisteredMemory(RemoteMemory):
             raise Unavailable("the buffer is smaller than its handle says")
         if not len(copy.view):
             return True
-        self._endpoint.copy(call_id, copy, self._address + copy.offset, self._rkey)
-        return False
+        done: bool = self._endpoint.copy(call_id, copy, self._address + copy.offset, self._rkey)
+        return done
 
     def forget(self, call_id: int) -> None:
         """See the interface."""

@@ -101,16 +101,20 @@ class Progress:
         if outgoing.in_flight > LAZY_IN_FLIGHT or self._waiting or incoming.reading or self._one_sided.busy:
             changed = self._look_at_sends() or changed
         if changed:
-            if self._outgoing.backlog and not self._sending:
-                self._outgoing.push()
-                self._out.notify_all()
-            if self._incoming.pending or self._one_sided.finished:
-                self._ring_readable()
-            if self._waiting and not self._sender_rung:
-                self._sender_rung = True
-                os.eventfd_write(self._bell, 1)
+            self._tell()
         if outgoing.done or outgoing.returns >= RETURN_AT:
             outgoing.update()
+
+    def _tell(self) -> None:
+        """Something has completed: whom does it concern?"""
+        if self._outgoing.backlog and not self._sending:
+            self._outgoing.push()
+            self._out.notify_all()
+        if self._incoming.pending or self._one_sided.finished:
+            self._ring_readable()
+        if self._waiting and not self._sender_rung:
+            self._sender_rung = True
+            os.eventfd_write(self._bell, 1)
 
     def _look_at_sends(self) -> bool:
         found = self._queue.send_queue.poll()
