@@ -33,13 +33,13 @@ from spoke.transport import CallServer, Connection, connect
 from spoke.transport.choice import VARIABLE
 from spoke.transport.frames import Kind
 from spoke.transport.handles import BufferHandle
-from spoke.transport.memory import join, leave
 from spoke.transport.rdma.device import Device, acquire
 from spoke.transport.rdma.endpoint import RdmaEndpoint
 from spoke.transport.rdma.pool import Block
 from spoke.transport.rdma.queue import QueuePair
 from spoke.transport.rdma.wire import SLOTS
 from spoke.transport.regions import Buffer, set_home
+from spoke.transport.scope import join, leave
 
 MIB = 1 << 20
 SMALL = b"x" * 32

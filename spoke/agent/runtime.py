@@ -11,8 +11,8 @@ from spoke.agent.peers import Peer, Peers
 from spoke.errors import InvalidRequest, RankOutOfRange
 from spoke.transport import CallFuture, CallServer
 from spoke.transport.job import CALLER, Job
-from spoke.transport.memory import join, leave
 from spoke.transport.regions import set_home
+from spoke.transport.scope import join, leave
 
 _TROUBLE_CHARACTERS_MAX = 500
 

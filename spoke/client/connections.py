@@ -14,7 +14,7 @@ from spoke.client.tracking import Ticket
 from spoke.protocol.replies import ActorInfo
 from spoke.transport import CallServer, Connection, connect
 from spoke.transport.mailbox import Mailbox
-from spoke.transport.memory import Scope, join, leave
+from spoke.transport.scope import Scope, join, leave
 
 CONNECT_TIMEOUT_S = 10.0
 

@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from spoke.transport import CallServer
-from spoke.transport.memory import join, leave
+from spoke.transport.scope import join, leave
 
 CLOSE_S: Final = 2.0
 

@@ -1,7 +1,6 @@
 """Memory of other processes: the side that reads and writes it by a handle.
 
-A *scope* is one ticket's part in this process: its secret, and the connections to the owners of its buffers, which are
-opened when they are needed. The first transfer to or from a buffer asks its owner whether this process may reach the
+The first transfer to or from a buffer asks its owner (``scope.py``) whether this process may reach the
 memory by itself (``direct.py``); the answer is kept. Where it may not, and where reaching it has failed, since the
 owner has closed the buffer or the connection has ended, the owner is asked by calls: a transfer goes in pieces then,
 several under way at a time, and its errors are the owner's own words.
@@ -9,179 +8,24 @@ several under way at a time, and its errors are the owner's own words.
 
 from __future__ import annotations
 
-import logging
 import math
-import queue
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, ClassVar, Final
 
 from spoke.errors import ActorUnreachable, CallTimeout, InvalidRequest, MalformedData, SpokeError
 from spoke.transport.buffers import view_of
-from spoke.transport.call import Connection, connect
+from spoke.transport.call import Connection
 from spoke.transport.direct import Copy, Gone, Reach, RemoteMemory, Unavailable
 from spoke.transport.future import CallFuture
-from spoke.transport.handles import BufferHandle, scope_id
-
-log = logging.getLogger(__name__)
+from spoke.transport.handles import BufferHandle
+from spoke.transport.scope import Owner, Scope, joined
 
 PIECE_BYTES: Final = 8 << 20
 PIECES_UNDER_WAY: Final = 4
-CONNECT_S: Final = 10.0
-REMOTES_MAX: Final = 256
 COPY_AT_ONCE_BYTES: Final = 1 << 20
-
-_scopes: dict[bytes, Scope] = {}
-_scopes_lock = threading.Lock()
-
-
-class Owner:
-    """The connection to one process that owns buffers, and what of its memory this side reaches by itself."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._remotes: OrderedDict[bytes, RemoteMemory | None] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def remote(self, key: bytes) -> RemoteMemory | None:
-        """A buffer as this side reaches it; None where it does not, KeyError where the owner has not been asked."""
-        with self._lock:
-            self._remotes.move_to_end(key)
-            return self._remotes[key]
-
-    def keep(self, key: bytes, remote: RemoteMemory | None) -> None:
-        """Remember what the owner has answered."""
-        with self._lock:
-            self._remotes[key] = remote
-            if len(self._remotes) > REMOTES_MAX:
-                self._remotes.popitem(last=False)
-
-    def forget(self, key: bytes) -> None:
-        """It is of no use any more."""
-        with self._lock:
-            self._remotes.pop(key, None)
-
-
-class Scope:
-    """One ticket's part in this process. Made by ``join``; each ``join`` needs one ``leave``."""
-
-    def __init__(self, secret: bytes) -> None:
-        self.id = scope_id(secret)
-        self.users = 0
-        self._secret = secret
-        self._lock = threading.Lock()
-        self._owners: dict[str, Owner] = {}
-        self._opening: dict[str, Future[Owner]] = {}
-        self._working = threading.Lock()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    def owner(self, address: str) -> Owner:
-        """The owner of buffers at an address, connected; raises ActorUnreachable.
-
-        Who asks first connects, and who asks for the same owner meanwhile gets what comes of it: one that does not
-        answer holds up nobody who asks for another.
-        """
-        known = self._owners.get(address)
-        if known is not None and not known.connection.closed:
-            return known
-        with self._lock:
-            known = self._owners.get(address)
-            if known is not None and not known.connection.closed:
-                return known
-            if self._closed:
-                raise _left(address)
-            opening = self._opening.get(address)
-            if opening is None:
-                mine = self._opening[address] = Future[Owner]()
-                self._owners.pop(address, None)
-        if opening is None:
-            if known is not None:
-                known.connection.close()
-            return self._open(address, mine)
-        try:
-            return opening.result(CONNECT_S + 1)
-        except TimeoutError:  # in a forked child, nobody connects any more
-            raise ActorUnreachable(f"{address} could not be reached within {CONNECT_S:.0f} s") from None
-
-    def _open(self, address: str, opening: Future[Owner]) -> Owner:
-        try:
-            made = Owner(connect(address, self._secret, timeout_s=CONNECT_S))
-        except BaseException as error:
-            with self._lock:
-                del self._opening[address]
-            interrupted = ActorUnreachable(f"connecting to {address} was interrupted: ask again")
-            opening.set_exception(error if isinstance(error, Exception) else interrupted)
-            raise
-        with self._lock:
-            del self._opening[address]
-            closed = self._closed
-            if not closed:
-                self._owners[address] = made
-        if closed:
-            made.connection.close()
-            opening.set_exception(_left(address))
-            raise _left(address)
-        opening.set_result(made)
-        return made
-
-    def later(self, work: Callable[[], None]) -> bool:
-        """Let the scope's own thread do what takes a while; False when it has ended."""
-        with self._working:
-            if self._closed:
-                return False
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="spoke-transfers", daemon=True)
-                self._thread.start()
-            self._work.put(work)
-        return True
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                work()
-            except Exception:  # others wait behind it
-                log.exception("a transfer failed in a way that was not expected")
-
-    def close(self) -> None:
-        """End its connections and its thread; transfers under way fail."""
-        with self._working:
-            self._closed = True
-        with self._lock:
-            owners, thread = list(self._owners.values()), self._thread
-            self._owners.clear()
-        self._work.put(None)
-        for owner in owners:
-            owner.connection.close()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(CONNECT_S)
-
-
-def _left(address: str) -> ActorUnreachable:
-    return ActorUnreachable(f"{address} is not asked any more: this process has left the ticket")
-
-
-def join(secret: bytes) -> Scope:
-    """Take part in a ticket: from now on, handles of its buffers work here."""
-    with _scopes_lock:
-        scope = _scopes.setdefault(scope_id(secret), Scope(secret))
-        scope.users += 1
-        return scope
-
-
-def leave(scope: Scope) -> None:
-    """Undo one ``join``."""
-    with _scopes_lock:
-        scope.users -= 1
-        if scope.users:
-            return
-        _scopes.pop(scope.id, None)
-    scope.close()
 
 
 class Transfer(CallFuture):
@@ -417,7 +261,7 @@ def _checked(handle: BufferHandle, value: Any, offset: int, writable: bool) -> m
 
 
 def _scope_of(handle: BufferHandle) -> Scope:
-    scope = _scopes.get(handle.scope)
+    scope = joined(handle.scope)
     if scope is None:
         raise InvalidRequest(
             "this process has no part in the ticket that the buffer belongs to: use the handle in one of its actors, "

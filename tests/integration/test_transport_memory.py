@@ -20,8 +20,8 @@ import pytest
 from spoke.errors import ActorUnreachable, CallTimeout, ClientClosed, InvalidRequest, WaitTimeout
 from spoke.transport import CallServer, Connection, connect
 from spoke.transport.mailbox import Mailbox, Push
-from spoke.transport.memory import join, leave
 from spoke.transport.regions import Buffer
+from spoke.transport.scope import join, leave
 from tests.integration.test_transport_calls import MIB, SECRET, Actor, carrier, nothing_left, start, until  # noqa: F401
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from spoke.transport import CallServer
 from spoke.transport.job import CALLER
-from spoke.transport.memory import join, leave
 from spoke.transport.regions import Buffer, set_home
+from spoke.transport.scope import join, leave
 
 SECRET = b"transport-tests!" * 2
 SERVERS: list[CallServer] = []

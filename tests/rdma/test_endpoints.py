@@ -14,8 +14,8 @@ import pytest
 
 from spoke.errors import ActorUnreachable
 from spoke.transport import Connection, connect
-from spoke.transport.memory import join, leave
 from spoke.transport.rdma import device
+from spoke.transport.scope import join, leave
 from tests.integration.test_transport_calls import MIB, SECRET, Actor, carrier, nothing_left, start, took_s, until  # noqa: F401
 from tests.rdma.counters import check_receivers_were_ready
 
@@ -101,7 +101,7 @@ def test_a_killed_user_of_memory_leaves_nothing_at_its_owner(actor: Actor, conne
     handle = connection.call("make_buffer", (MIB, True)).result(30)["nested"][0]
     before = connection.call("fds").result(30)
     script = (
-        "import os, signal; from spoke.transport.handles import BufferHandle; from spoke.transport.memory import join\n"
+        "import os, signal; from spoke.transport.handles import BufferHandle; from spoke.transport.scope import join\n"
         f"join({SECRET!r}); handle = BufferHandle{tuple(handle.as_data())!r}\n"
         f"here = bytearray({MIB}); handle.read_into(here).result(30); assert here[77] == 77\n"
         "[handle.write_from(here) for _ in range(50)]; os.kill(os.getpid(), signal.SIGKILL)"

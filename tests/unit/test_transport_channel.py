@@ -19,7 +19,8 @@ from spoke.transport.direct import Copy, Gone, RemoteMemory
 from spoke.transport.endpoint import Endpoint, EndpointClosed
 from spoke.transport.frames import Done, Frame, Incoming, Kind
 from spoke.transport.handles import BufferHandle
-from spoke.transport.memory import Owner, Scope, Transfer
+from spoke.transport.memory import Transfer
+from spoke.transport.scope import Owner, Scope
 from spoke.transport.values import pack
 
 

@@ -10,17 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from spoke.errors import ActorUnreachable
-from spoke.transport import CallServer, memory
-from spoke.transport.memory import Scope
+from spoke.transport import CallServer
+from spoke.transport import scope as scopes
+from spoke.transport.scope import Scope
 
 SECRET = b"scope-tests-----" * 2
 
 
 @pytest.fixture
 def scope() -> Iterator[Scope]:
-    scope = memory.join(SECRET)
+    scope = scopes.join(SECRET)
     yield scope
-    memory.leave(scope)
+    scopes.leave(scope)
 
 
 @pytest.fixture
@@ -70,14 +71,14 @@ def test_an_owner_that_does_not_answer_holds_up_nobody_else(scope: Scope, owner:
 def test_all_who_wait_for_an_owner_share_one_connection(
     scope: Scope, owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, real = threading.Semaphore(0), threading.Event(), memory.connect
+    begun, go_on, real = threading.Semaphore(0), threading.Event(), scopes.connect
 
-    def connect(address: str, secret: bytes, *, timeout_s: float) -> memory.Connection:
+    def connect(address: str, secret: bytes, *, timeout_s: float) -> scopes.Connection:
         begun.release()
         assert go_on.wait(10)
         return real(address, secret, timeout_s=timeout_s)
 
-    monkeypatch.setattr(memory, "connect", connect)
+    monkeypatch.setattr(scopes, "connect", connect)
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(scope.owner, owner) for _ in range(4)]
         assert begun.acquire(timeout=10)
@@ -106,20 +107,20 @@ def test_a_broken_connection_is_replaced(scope: Scope, owner: str) -> None:
 
 
 def test_leaving_does_not_wait_for_who_connects_and_lets_nobody_in(owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    scope, begun, go_on, real = memory.join(SECRET), threading.Event(), threading.Event(), memory.connect
-    made: list[memory.Connection] = []
+    scope, begun, go_on, real = scopes.join(SECRET), threading.Event(), threading.Event(), scopes.connect
+    made: list[scopes.Connection] = []
 
-    def connect(address: str, secret: bytes, *, timeout_s: float) -> memory.Connection:
+    def connect(address: str, secret: bytes, *, timeout_s: float) -> scopes.Connection:
         begun.set()
         assert go_on.wait(10)
         made.append(real(address, secret, timeout_s=timeout_s))
         return made[0]
 
-    monkeypatch.setattr(memory, "connect", connect)
+    monkeypatch.setattr(scopes, "connect", connect)
     with ThreadPoolExecutor(2) as threads:
         late = threads.submit(scope.owner, owner)
         assert begun.wait(10)
-        threads.submit(memory.leave, scope).result(5)
+        threads.submit(scopes.leave, scope).result(5)
         go_on.set()
         assert "left the ticket" in str(late.exception(10))
     assert made[0].closed
