@@ -99,8 +99,12 @@ def test_a_gang_over_rdma_from_allocation_to_release(client: spoke.Client) -> No
         assert first.call("read", buffer.handle).result(30) == 3 * MIB
     # One of the two dies: its calls and its memory end with errors, the other one goes on.
     waiting = second.call("recv_forever")
-    os.kill(second.call("pid").result(30), signal.SIGKILL)
+    killed = second.call("pid").result(30)
     started = time.monotonic()
+    os.kill(killed, signal.SIGKILL)
+    begun = handle.read_into(here)  # may be done before the kernel has taken the memory away
+    until(lambda: killed not in held_by())
+    begun.exception(30)
     for future in (waiting, handle.read_into(here), first.call("read", handle)):
         assert isinstance(future.exception(30), spoke.ActorUnreachable | spoke.ActorError)
     assert time.monotonic() - started < 20
