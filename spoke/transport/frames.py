@@ -26,8 +26,9 @@ FRAME_BYTES_MAX: Final = 1 << 30
 BUFFERS_MAX: Final = 1000  # with the head, below the 1024 pieces that one sendmsg takes
 STAGE_BYTES: Final = 64 * 1024
 
-_MAGIC: Final = b"SPK1"
-_HEAD: Final = struct.Struct("<4sBBHQI")
+MAGIC: Final = b"SPK1"
+HEAD_FORMAT: Final = "4sBBHQI"
+_HEAD: Final = struct.Struct("<" + HEAD_FORMAT)
 HEAD_BYTES: Final = _HEAD.size
 _JOIN_BYTES_MAX: Final = 16 * 1024
 _MAP_BYTES_MIN: Final = 1 << 20
@@ -49,7 +50,7 @@ class Kind(IntEnum):
     MAILBOX = 10  # a stream of what the target pushes, within the credit it carries
 
 
-_KINDS: Final = {int(kind): kind for kind in Kind}
+KINDS: Final = {int(kind): kind for kind in Kind}
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ def encode_frame(
     """The pieces to send, in order; LimitExceeded (and nothing sent) above the limit."""
     lengths = [len(buffer) for buffer in buffers]
     check_size(len(header) + sum(lengths), len(lengths), limit_bytes)
-    head = _HEAD.pack(_MAGIC, kind, 0, len(lengths), call_id, len(header))
+    head = _HEAD.pack(MAGIC, kind, 0, len(lengths), call_id, len(header))
     if not lengths:
         return [head + header] if len(header) <= _JOIN_BYTES_MAX else [head, header]
     return [b"".join((head, struct.pack(f"<{len(lengths)}Q", *lengths), header)), *buffers]
@@ -116,7 +117,7 @@ def encode_frame(
 
 def encode_small(kind: Kind, call_id: int, header: bytes) -> bytes:
     """A frame without buffers, whose size the caller has checked."""
-    return _HEAD.pack(_MAGIC, kind, 0, 0, call_id, len(header)) + header
+    return _HEAD.pack(MAGIC, kind, 0, 0, call_id, len(header)) + header
 
 
 def read_one(data: bytes) -> Frame | None:
@@ -125,8 +126,8 @@ def read_one(data: bytes) -> Frame | None:
         return None
     header = data[HEAD_BYTES:]
     magic, kind_code, zero, count, call_id, header_bytes = _HEAD.unpack_from(data)
-    kind = _KINDS.get(kind_code)
-    if magic != _MAGIC or kind is None or zero or count or header_bytes != len(header):
+    kind = KINDS.get(kind_code)
+    if magic != MAGIC or kind is None or zero or count or header_bytes != len(header):
         return None
     return Frame(kind, call_id, header, [])
 
@@ -194,8 +195,8 @@ class FrameReader:
         if here < _HEAD.size:
             return False
         magic, kind_code, zero, count, call_id, header_bytes = _HEAD.unpack_from(self._stage, self._start)
-        kind = _KINDS.get(kind_code)
-        if magic != _MAGIC or kind is None or zero or count > BUFFERS_MAX:
+        kind = KINDS.get(kind_code)
+        if magic != MAGIC or kind is None or zero or count > BUFFERS_MAX:
             raise MalformedData("the peer sent something that is no frame of this release")
         body = _HEAD.size + 8 * count
         if here < body:

@@ -23,7 +23,7 @@ from spoke.transport.rdma.onesided import RdmaReach
 from spoke.transport.rdma.outgoing import RETURN_AT, Item, Large, item_of
 from spoke.transport.rdma.progress import LAZY_IN_FLIGHT, Progress
 from spoke.transport.rdma.queue import QueuePair
-from spoke.transport.rdma.wire import FRAMES, SLOTS
+from spoke.transport.rdma.wire import SLOTS, SMALL_BYTES_MAX
 from spoke.transport.turn import STALL_S, wait_for_turn
 
 SPIN_VARIABLE: Final = "SPOKE_RDMA_SPIN_US"
@@ -39,6 +39,7 @@ class RdmaEndpoint(Progress, Endpoint):
     def __init__(self, device: Device, queue: QueuePair, sock: socket.socket, peer: str, limit_bytes: int) -> None:
         super().__init__(device, queue, sock, peer, limit_bytes)
         self.limit_bytes = limit_bytes
+        self._small_max = min(SMALL_BYTES_MAX, limit_bytes)
         self.wants_flush = lambda: None
         self._idle_since = 0.0
         self._idle_s = 0.0  # how long it has lately taken until something came, smoothed
@@ -125,17 +126,10 @@ class RdmaEndpoint(Progress, Endpoint):
         self, kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], *, may_wait: bool, must: bool
     ) -> None:
         """Send one frame; see the interface."""
+        if not buffers and len(header) <= self._small_max and self._sent_at_once(kind, call_id, header):
+            return
         item = item_of(kind, call_id, header, buffers, self.limit_bytes)
         with self._lock:
-            outgoing = self._outgoing
-            quiet = self._end is None and not (self._sending or outgoing.backlog or self._incoming.said_goodbye)
-            if quiet and type(item) is bytes and outgoing.credits >= 2 and outgoing.in_flight < SLOTS:
-                try:  # the usual thing, without a detour
-                    outgoing.post(FRAMES, 0, item)
-                except BaseException as error:
-                    self._broke(error)
-                    raise
-                return
             if self._sending or self._outgoing.backlog:
                 wait_for_turn(
                     self._out,
@@ -163,6 +157,21 @@ class RdmaEndpoint(Progress, Endpoint):
             kept = bool(self._outgoing.backlog)
         if kept and not self.flush():
             self.wants_flush()
+
+    def _sent_at_once(self, kind: Kind, call_id: int, header: bytes) -> bool:
+        """Send a small frame, which is the usual thing, without a detour; False where something is in its way."""
+        with self._lock:
+            outgoing = self._outgoing
+            if self._end is not None or self._sending or outgoing.backlog or self._incoming.said_goodbye:
+                return False
+            if outgoing.credits < 2 or outgoing.in_flight >= SLOTS:
+                return False
+            try:
+                outgoing.post_small(kind, call_id, header)
+            except BaseException as error:
+                self._broke(error)
+                raise
+            return True
 
     def _is_taken(self) -> bool:
         return (self._sending or bool(self._outgoing.backlog)) and self._end is None

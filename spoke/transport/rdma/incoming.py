@@ -12,7 +12,18 @@ from collections import deque
 from typing import Any, Final
 
 from spoke.errors import MalformedData
-from spoke.transport.frames import BUFFERS_MAX, Frame, FrameReader, Incoming, Kind, Oversized, read_one
+from spoke.transport.frames import (
+    BUFFERS_MAX,
+    HEAD_FORMAT,
+    KINDS,
+    MAGIC,
+    Frame,
+    FrameReader,
+    Incoming,
+    Oversized,
+    read_one,
+)
+from spoke.transport.frames import HEAD_BYTES as FRAME_HEAD_BYTES
 from spoke.transport.rdma.outgoing import Outgoing
 from spoke.transport.rdma.pool import Block, Pool
 from spoke.transport.rdma.queue import READ, QueuePair
@@ -25,11 +36,12 @@ from spoke.transport.rdma.wire import (
     HEAD,
     HEAD_BYTES,
     PAYLOAD_BYTES_MAX,
+    SMALL_HEAD,
     UPDATE,
     layout,
 )
 
-_FRAME_HEAD: Final = struct.Struct("<4sBBHQI")  # as in frames.py
+_FRAME_HEAD: Final = struct.Struct("<" + HEAD_FORMAT)
 
 
 class _Open:
@@ -105,15 +117,18 @@ class IncomingHalf:
         Otherwise None, and nothing is done: ``arrived`` and ``take`` are for everything.
         """
         slot = completion.wr_id
-        kind, _, credits, done, nbytes = HEAD.unpack_from(message := self._queue.recv_slots[slot])
-        if kind != FRAMES or done or nbytes > self._small_max or completion.status or self._arrived or self._frames:
+        message = self._queue.recv_slots[slot]
+        what, _, credits, done, nbytes, magic, code, zero, buffers, call_id, size = SMALL_HEAD.unpack_from(message)
+        kind = KINDS.get(code)
+        if kind is None or what != FRAMES or magic != MAGIC or zero or buffers or nbytes != FRAME_HEAD_BYTES + size:
             return None
-        frame = read_one(bytes(message[HEAD_BYTES : HEAD_BYTES + nbytes]))
-        if frame is not None:
-            if credits:
-                self._outgoing.granted(credits, 0)
-            self._queue.post_recv(slot)
-            self._outgoing.returns += 1
+        if nbytes > self._small_max or done or completion.status or self._arrived or self._frames:
+            return None
+        frame = Frame(kind, call_id, bytes(message[SMALL_HEAD.size : SMALL_HEAD.size + size]), [])
+        if credits:
+            self._outgoing.granted(credits, 0)
+        self._queue.post_recv(slot)
+        self._outgoing.returns += 1
         return frame
 
     def was_read(self) -> None:
@@ -186,12 +201,11 @@ class IncomingHalf:
             raise MalformedData("the peer sent a frame without its lengths")
         magic, kind, zero, count, call_id, header_bytes = _FRAME_HEAD.unpack_from(head)
         lengths = list(struct.unpack_from(f"<{(len(head) - _FRAME_HEAD.size) // 8}Q", head, _FRAME_HEAD.size))
-        if magic != b"SPK1" or zero or count or header_bytes or len(lengths) > BUFFERS_MAX + 1:
+        if magic != MAGIC or zero or count or header_bytes or len(lengths) > BUFFERS_MAX + 1:
             raise MalformedData("the peer sent something that is no frame of this release")
-        try:
-            found = Kind(kind)
-        except ValueError as error:
-            raise MalformedData("the peer sent a frame of an unknown kind") from error
+        found = KINDS.get(kind)
+        if found is None:
+            raise MalformedData("the peer sent a frame of an unknown kind")
         return _Open(Frame(found, call_id, b"", []), lengths, self._limit_bytes)
 
     def drop(self) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from spoke.errors import MalformedData
 from spoke.transport.frames import HEAD_BYTES as FRAME_HEAD_BYTES
-from spoke.transport.frames import Kind, encode_frame, encode_small
+from spoke.transport.frames import MAGIC, Kind, encode_frame, encode_small
 from spoke.transport.rdma.pool import Block, Pool
 from spoke.transport.rdma.queue import SIGNAL_EVERY, QueuePair
 from spoke.transport.rdma.wire import (
@@ -27,13 +27,13 @@ from spoke.transport.rdma.wire import (
     HEAD,
     PAYLOAD_BYTES_MAX,
     SLOTS,
+    SMALL_BYTES_MAX,
+    SMALL_HEAD,
     UPDATE,
     layout,
 )
 
 RETURN_AT: Final = SLOTS // 3
-
-_SMALL_MAX: Final = PAYLOAD_BYTES_MAX - FRAME_HEAD_BYTES
 
 Piece = bytes | memoryview
 
@@ -77,7 +77,7 @@ Item = bytes | Large
 
 def item_of(kind: Kind, call_id: int, header: bytes, buffers: Sequence[memoryview], limit_bytes: int) -> Item:
     """A frame as it goes out; LimitExceeded above the limit."""
-    if not buffers and len(header) <= _SMALL_MAX and len(header) <= limit_bytes:
+    if not buffers and len(header) <= min(SMALL_BYTES_MAX, limit_bytes):
         return encode_small(kind, call_id, header)
     pieces = encode_frame(kind, call_id, header, buffers, limit_bytes)
     if sum(map(len, pieces)) <= PAYLOAD_BYTES_MAX:
@@ -110,10 +110,23 @@ class Outgoing:
 
     def post(self, kind: int, flags: int, payload: bytes, *, signaled: bool = False) -> None:
         """Send one message; the caller has looked whether it may go."""
-        slot = self._next
         message = HEAD.pack(kind, flags, self.returns, self.done, len(payload)) + payload
         nbytes = len(message)
-        self._queue.send_slots[slot][:nbytes] = message
+        self._queue.send_slots[self._next][:nbytes] = message
+        self._post_slot(nbytes, signaled)
+
+    def post_small(self, kind: Kind, call_id: int, header: bytes) -> None:
+        """The same for a frame without buffers that fits: most messages are that."""
+        slot, nbytes = self._queue.send_slots[self._next], len(header)
+        SMALL_HEAD.pack_into(
+            slot, 0, FRAMES, 0, self.returns, self.done, FRAME_HEAD_BYTES + nbytes, MAGIC, kind, 0, 0, call_id, nbytes
+        )
+        end = SMALL_HEAD.size + nbytes
+        slot[SMALL_HEAD.size : end] = header
+        self._post_slot(end, False)
+
+    def _post_slot(self, nbytes: int, signaled: bool) -> None:
+        slot = self._next
         self.credits -= 1
         self.returns = self.done = 0
         self._unsignaled += 1

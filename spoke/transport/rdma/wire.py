@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from spoke.errors import MalformedData
+from spoke.transport import frames
 
 SLOT_BYTES: Final = 8192
 SLOTS: Final = 64
@@ -26,10 +27,14 @@ ALIGN: Final = 64
 UPDATE, FRAMES, CHUNK = 0, 1, 2
 FIRST, BYE = 1, 2
 
-HEAD: Final = struct.Struct("<BBHHI")
+_FORMAT: Final = "<BBHHI"
+HEAD: Final = struct.Struct(_FORMAT)
+SMALL_HEAD: Final = struct.Struct(_FORMAT + frames.HEAD_FORMAT)
+"""Of a message that is one frame without buffers, both heads at once."""
 CHUNK_HEAD: Final = struct.Struct("<QIQ")
 HEAD_BYTES: Final = HEAD.size
 PAYLOAD_BYTES_MAX: Final = SLOT_BYTES - HEAD_BYTES
+SMALL_BYTES_MAX: Final = SLOT_BYTES - SMALL_HEAD.size
 
 
 def padded(nbytes: int) -> int:
