@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 from spoke.errors import MalformedData
@@ -50,9 +51,8 @@ class BufferHandle:
         >>> bytes(target)
         b'weights'
         """
-        from spoke.transport.memory import read_into
-
-        return read_into(self, target, offset, timeout_s)
+        done: Future[None] = _memory().read_into(self, target, offset, timeout_s)
+        return done
 
     def write_from(self, source: Any, offset: int = 0, *, timeout_s: float | None = TRANSFER_S) -> Future[None]:
         """Copy all of ``source`` into the buffer, from ``offset`` bytes on. As ``read_into``; InvalidRequest also for a
@@ -63,13 +63,20 @@ class BufferHandle:
         >>> worker.call("read", handle).result()
         b'Weights'
         """
-        from spoke.transport.memory import write_from
-
-        return write_from(self, source, offset, timeout_s)
+        done: Future[None] = _memory().write_from(self, source, offset, timeout_s)
+        return done
 
     def as_data(self) -> list[Any]:
         """As it crosses."""
         return [self.address, self.key, self.nbytes, self.writable, self.scope]
+
+
+@cache
+def _memory() -> Any:
+    """What moves memory; imported when it is first used, since it needs all that handles are used in."""
+    from spoke.transport import memory
+
+    return memory
 
 
 def read_handle(data: Any) -> BufferHandle:
