@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from spoke.cli.output import age, clean, count, local_time, numbers, part_of, say, size, table
+from spoke.cli.output import age, clean, count, local_time, numbers, part_of, say, size, tables
 
 if TYPE_CHECKING:
     from spoke.client.status import NodeStatus, PoolStatus, TicketStatus
@@ -22,7 +22,7 @@ def node_table(nodes: Iterable[NodeStatus]) -> None:
     remarks = [remark_on(node) for node in nodes]
     if any(remarks):
         columns = (*columns, "remarks")
-    table(
+    tables(
         columns,
         (
             (
@@ -56,7 +56,7 @@ def remark_on(node: NodeStatus) -> str:
 def ticket_table(tickets: Iterable[TicketStatus], now_s: float | None = None) -> None:
     """The tickets, one a line. ``now_s`` is what their age is counted to (default: now)."""
     now_s = time.time() if now_s is None else now_s
-    table(
+    tables(
         ("ticket", "state", "name", "project", "gang", "per actor", "nodes", ">since", "reason"),
         (
             (
@@ -143,7 +143,7 @@ def show_ticket(ticket_id: str, fields: dict[str, Any]) -> None:
         if words:
             say(f"{name:7}  {clean(str(words))}")
     if fields["ranks"]:
-        table(
+        tables(
             (">rank", "node", "gpus", "state", "actor", ">pid", "runs", "end"),
             (
                 (
