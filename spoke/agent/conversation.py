@@ -97,8 +97,9 @@ class Conversation:
             while not self._stopped.is_set():
                 if retrying(self._turn):
                     self._outage.worked(self._name)
-        except _Stopped:
-            pass
+        except Exception:  # _Stopped, or whatever a connection raises that stop() closed under its reader's feet
+            if not self._stopped.is_set():
+                raise
 
     def _sleep(self, seconds: float) -> None:
         if self._stopped.wait(seconds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from tenacity import wait_none
 from typer.testing import CliRunner
 
 import spoke as public
+from spoke.agent.conversation import Outage
+from spoke.agent.logs.server import _Intake
 from spoke.allocator import service
 from spoke.allocator.service import Allocator, AllocatorConfig
 from spoke.cli.embedded import EmbeddedServer
@@ -29,6 +32,7 @@ from spoke.events.log import EventLog
 from spoke.protocol import replies as p
 from spoke.protocol import requests as r
 from spoke.protocol.keys import Keys
+from spoke.protocol.logs import Asked, ReadLogs, encode_ask
 from spoke.protocol.server import Redis, connect
 from tests.builders import gang
 from tests.fakes import eventually
@@ -242,3 +246,21 @@ def test_a_request_that_uses_up_the_ids_of_the_inbox_does_not_keep_others_out(
             assert all(one.result(20).release().result(20) for one in waiting)
             eventually(lambda: ms_of(redis.hget(keys.leader, "cursor").decode()) < 9e13)  # type: ignore[union-attr]
     assert verify(log_of(redis, pool)).problems == []
+
+
+def test_an_ask_for_output_that_uses_up_the_ids_does_not_keep_others_from_asking(
+    server: EmbeddedServer, redis: Redis, pool: str
+) -> None:
+    keys = Keys(pool)
+    asks: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
+    intake = _Intake(server.url, keys, "n1", Outage(server.url), asks)
+    intake.start()
+    try:
+        redis.xadd(keys.logs("n1"), {"hello": "world"}, id=f"{LAST}-{LAST}")
+        eventually(lambda: not redis.exists(keys.logs("n1")))
+        redis.xadd(keys.logs("n1"), encode_ask(ReadLogs("t-1"), "r-1", 1, opens=b"", pool=pool, node_id="n1"))  # type: ignore[arg-type]
+        found = asks.get(timeout=20)
+        assert found is not None
+        assert found.seq == 1
+    finally:
+        intake.stop()

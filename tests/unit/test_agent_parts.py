@@ -18,11 +18,13 @@ from spoke.agent import claim, inventory, procfs
 from spoke.agent import instructions as i
 from spoke.agent.actor import Actor, register_actor, registered_actors
 from spoke.agent.claim import NodeClaim, NodeNotClean, NodeTaken, mark_prefix
+from spoke.agent.conversation import Conversation, Outage
 from spoke.agent.launching import Site, prepare
 from spoke.agent.ports import HeldPorts, NoFreePorts, bind, ephemeral_ports
 from spoke.errors import InvalidRequest, SpokeError
 from spoke.events.codec import DecodeError
 from spoke.events.model import ActorSpec
+from spoke.protocol.keys import Keys
 from spoke.protocol.launch import LaunchBlob, encode_blob
 from tests.unit.test_agent_machine import a_start
 
@@ -372,3 +374,21 @@ def test_children_are_seen_and_so_are_their_ends() -> None:
     assert not procfs.is_alive(pid)
     assert procfs.mark_of(pid) == ""
     assert procfs.session_of(pid) == 0
+
+
+def test_a_conversation_whose_connection_is_closed_under_its_feet_ends_quietly_only_if_it_was_told_to() -> None:
+    class Cut(Conversation):
+        told = True
+
+        def _turn(self) -> bool:
+            if self.told:
+                self._stopped.set()
+            raise TypeError("argument must be an int, or have a fileno() method")  # as hiredis does
+
+    url = "redis://127.0.0.1:1"
+    cut = Cut("cut", url, Keys("p"), Outage(url), 1.0)
+    cut._main()
+    cut.told = False
+    cut._stopped.clear()
+    with pytest.raises(TypeError):
+        cut._main()

@@ -18,6 +18,7 @@ from spoke.agent.logs.shelf import Shelf
 from spoke.agent.watcher import LogWatcher
 from spoke.errors import Forbidden, LimitExceeded, LogsUnavailable
 from spoke.events.codec import DecodeError
+from spoke.events.ids import ms_of
 from spoke.protocol.keys import Keys
 from spoke.protocol.logs import (
     REPLIES_KEPT_MS,
@@ -56,6 +57,9 @@ class LogServer:
         self._counter.stop()
 
 
+MS_MAX = 2**64 - 1
+
+
 class _Intake(Conversation):
     """Reads asks and deletes them; what stands in the stream is what is still to be read."""
 
@@ -69,6 +73,8 @@ class _Intake(Conversation):
         found = read_stream(self._client, self._stream, "0", block_ms=BLOCK_MS, count=BATCH_MAX)
         if found:
             self._client.xdel(self._stream, *(entry_id for entry_id, _ in found))
+            if ms_of(found[-1][0].decode()) == MS_MAX:
+                self._client.delete(self._stream)  # the ids are used up: else nobody could ask any more
         for _, fields in found:
             try:
                 self._asks.put(decode_ask(fields))
