@@ -120,13 +120,22 @@ class Transfer(CallFuture):
         if isinstance(error, Gone | Unavailable):
             self._owner.forget(self._handle.key)
             self._by_calls()
-        elif not isinstance(error, ActorUnreachable) or not self._scope.later(self._again):
+        elif isinstance(error, ActorUnreachable):
+            # It may live all the same: a connection breaks when somebody reaches for memory that was withdrawn.
+            self._scope.owner_soon(self._handle.address).add_done_callback(self._again)
+        else:
             self.fail(error)
 
-    def _again(self) -> None:
-        """The owner may live all the same: a connection breaks when somebody reaches for memory that was withdrawn."""
-        if self._find_owner():
-            self._by_calls()
+    def _again(self, found: Future[Owner]) -> None:
+        """The owner is connected again, or is not."""
+        error = found.exception()
+        if error is None:
+            self._owner = found.result()
+            self._connection = self._owner.connection
+            if self._scope.later(self._by_calls):
+                return
+            error = ActorUnreachable("the transfer was not made: this process has left the ticket")
+        self.fail(error)
 
     def _by_calls(self) -> None:
         copy = self._copy

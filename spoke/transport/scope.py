@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Final
 
 from spoke.errors import ActorUnreachable
@@ -75,26 +76,41 @@ class Scope:
         known = self._owners.get(address)
         if known is not None and not known.connection.closed:
             return known
-        with self._lock:
-            known = self._owners.get(address)
-            if known is not None and not known.connection.closed:
-                return known
-            if self._closed:
-                raise _left(address)
-            opening = self._opening.get(address)
-            if opening is None:
-                mine = self._opening[address] = Future[Owner]()
-                self._owners.pop(address, None)
-        if opening is None:
-            if known is not None:
-                known.connection.close()
-            return self._open(address, mine)
+        opening, open_it = self._find(address)
+        if open_it is not None:
+            open_it()
         try:
             return opening.result(CONNECT_S + 1)
         except TimeoutError:  # in a forked child, nobody connects any more
             raise ActorUnreachable(f"{address} could not be reached within {CONNECT_S:.0f} s") from None
 
-    def _open(self, address: str, opening: Future[Owner]) -> Owner:
+    def owner_soon(self, address: str) -> Future[Owner]:
+        """The same, without waiting for it: a thread of its own connects, unless somebody does already."""
+        opening, open_it = self._find(address)
+        if open_it is not None:
+            threading.Thread(target=open_it, name="spoke-connects", daemon=True).start()
+        return opening
+
+    def _find(self, address: str) -> tuple[Future[Owner], Callable[[], None] | None]:
+        """The owner, or what comes of connecting to it; and how to do that, unless somebody does already."""
+        with self._lock:
+            known, opening = self._owners.get(address), self._opening.get(address)
+            if opening is not None:
+                return opening, None
+            opening = Future[Owner]()
+            if known is not None and not known.connection.closed:
+                opening.set_result(known)
+            elif self._closed:
+                opening.set_exception(_left(address))
+            else:
+                self._owners.pop(address, None)
+                self._opening[address] = opening
+                return opening, partial(self._open, address, opening, known)
+        return opening, None
+
+    def _open(self, address: str, opening: Future[Owner], former: Owner | None) -> None:
+        if former is not None:
+            former.connection.close()
         try:
             made = Owner(connect(address, self._secret, timeout_s=CONNECT_S))
         except BaseException as error:
@@ -102,7 +118,9 @@ class Scope:
                 del self._opening[address]
             interrupted = ActorUnreachable(f"connecting to {address} was interrupted: ask again")
             opening.set_exception(error if isinstance(error, Exception) else interrupted)
-            raise
+            if not isinstance(error, Exception):
+                raise
+            return
         with self._lock:
             del self._opening[address]
             closed = self._closed
@@ -111,9 +129,8 @@ class Scope:
         if closed:
             made.connection.close()
             opening.set_exception(_left(address))
-            raise _left(address)
-        opening.set_result(made)
-        return made
+        else:
+            opening.set_result(made)
 
     def later(self, work: Callable[[], None]) -> bool:
         """Let the scope's own thread do what takes a while; False when it has ended."""

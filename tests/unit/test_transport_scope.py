@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from spoke.errors import ActorUnreachable
 from spoke.transport import CallServer
 from spoke.transport import scope as scopes
+from spoke.transport.handles import BufferHandle
 from spoke.transport.scope import Scope
 
 SECRET = b"scope-tests-----" * 2
@@ -66,6 +68,39 @@ def test_an_owner_that_does_not_answer_holds_up_nobody_else(scope: Scope, owner:
         assert not stuck.done()
         silent.hang_up()
         assert type(stuck.exception(5)) is ActorUnreachable
+
+
+class Dying:
+    """A connection to an owner that ends as soon as it is asked something."""
+
+    closed = False
+
+    def reach(self) -> SimpleNamespace:
+        return SimpleNamespace(params=None, close=lambda: None)
+
+    def ask(self, name: str, args: object, *, timeout_s: float | None) -> Future[object]:
+        self.closed = True
+        failed: Future[object] = Future()
+        failed.set_exception(ActorUnreachable("the connection has ended"))
+        return failed
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_transfer_that_connects_to_its_owner_again_holds_up_no_other(
+    scope: Scope, owner: str, silent: Silent
+) -> None:
+    scope._owners[silent.address] = scopes.Owner(Dying())  # type: ignore[arg-type]
+    transfer = BufferHandle(silent.address, b"k" * 16, 10, True, scope.id).read_into(bytearray(10))
+    silent.take()
+    others = threading.Event()
+    assert scope.later(others.set)
+    assert others.wait(5)
+    assert not scope.owner_soon(owner).result(5).connection.closed
+    assert not transfer.done()
+    silent.hang_up()
+    assert type(transfer.exception(5)) is ActorUnreachable
 
 
 def test_all_who_wait_for_an_owner_share_one_connection(
