@@ -33,8 +33,7 @@ def history(
 ) -> None:
     """Show what the log says of one thing: the events that name it, and who held its GPUs from when to when.
 
-    A ticket holds a GPU from its allocation until the GPU is free for others, also while its node is lost. Exit code 1
-    if there is nothing.
+    A ticket holds a GPU from its allocation until the GPU is free for others, also while its node is lost.
     """
     from typing import cast
 
@@ -55,7 +54,6 @@ def history(
         if not shown:
             hint = "; name a GPU as NODE:INDEX or by its UUID" if kind == "gpu" else ""
             complain(f"nothing in the log of pool {found.pool} tells of {kind} {name}{hint}")
-            raise typer.Exit(1)
 
 
 def _is_after(entry: Entry, after: str) -> bool:
