@@ -19,13 +19,18 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 DUMP = """
-import json, os, sys
+import json, os, sys, time
 path = os.path.join(sys.argv[1], os.environ["RANK"] + "." + os.environ["TORCHELASTIC_RESTART_COUNT"])
-json.dump({"env": dict(os.environ), "argv": sys.argv[2:]}, open(path, "w"))
-if "fail" in sys.argv and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
-    sys.exit(3)
+with open(path + ".new", "w") as file:
+    json.dump({"env": dict(os.environ), "argv": sys.argv[2:]}, file)
+os.rename(path + ".new", path)
 if "fail" in sys.argv and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    import time; time.sleep(60)
+    until = time.monotonic() + 60  # the failure of rank 1 ends rank 0, which must have written by then
+    while time.monotonic() < until:
+        if os.environ["RANK"] == "1" and os.path.exists(os.path.join(sys.argv[1], "0.0")):
+            break
+        time.sleep(0.05)
+    sys.exit(3)
 """
 RAISE = """
 from torch.distributed.elastic.multiprocessing.errors import record
