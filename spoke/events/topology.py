@@ -50,6 +50,7 @@ class Topology:
                 raise InvalidRequest(
                     f"row {at} of the links between GPUs has {len(row)} levels, not {len(self.links)} GPUs"
                 )
+        for at, row in enumerate(self.links):
             for other, level in enumerate(row):
                 if (level == "X") != (at == other) or self.links[other][at] != level:
                     raise InvalidRequest(

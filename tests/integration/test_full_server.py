@@ -48,8 +48,6 @@ def test_one_who_fills_the_server_to_the_brim_does_not_stop_the_others(tmp_path:
             fill(redis, keys)
             time.sleep(0.1)
         assert renew_lease(redis, keys, holder, 60_000), "the node's agent need not kill what runs there"
-        with pytest.raises(rx.OutOfMemoryError):
-            redis.xadd(keys.requests, {"hello": "world"})
         with allocator(server.url, pool):
             eventually(lambda: redis.xlen(keys.requests) < 5)
             with spoke.Client(server.url, pool=pool) as client:

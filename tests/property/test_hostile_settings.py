@@ -58,6 +58,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(raw=b"numa: [.inf, 0, 0, 0]")
 @example(raw=b"nics: [{name: a, rate_gbps: 1, numa: .nan}]")
 @example(raw=b"numa: 2026-01-01")
+@example(raw=b"links: [[X, NV4, NV4, NV4], [NV4, X, NV4, NV4], [NV4], [NV4]]")
 def test_a_hostile_topology_file_is_read_or_named(file: Path, raw: bytes) -> None:
     file.write_bytes(raw)
     with contextlib.suppress(InvalidRequest):

@@ -20,9 +20,11 @@ from spoke.events.fold import fold
 from spoke.events.model import ActorSpec, Slot
 from spoke.events.snapshot import BadSnapshot
 from spoke.events.state import PoolState
+from spoke.protocol import requests as r
 from spoke.protocol.launch import decode_blob, unpack_blobs
 from spoke.protocol.orders import decode_order
 from spoke.protocol.replies import decode_message
+from spoke.protocol.requests import decode_request
 from tests.builders import MemoryPool, gang, node_spec
 
 DEEP = b'{"a":' * 100_000
@@ -112,3 +114,14 @@ def test_an_archived_line_without_an_events_id_is_named(tmp_path: Path) -> None:
     (tmp_path / "1-0_1-0.jsonl.gz").write_bytes(gzip.compress(raw))
     with pytest.raises(BadSegment, match="ids that are none"):
         list(Archive(tmp_path, "p").raw())
+
+
+def test_a_node_whose_topology_has_rows_of_unlike_lengths_is_refused() -> None:
+    """It raised IndexError, which ended every allocator that read the request."""
+    spec = json.loads(msgspec.json.encode(node_spec("n1", 3)))
+    spec["topology"] = {"links": [["X", "NV4", "NV4"], ["NV4", "X", "NV4"], ["NV4"]]}
+    body = json.dumps({"spec": spec, "lease_ms": 10_000}).encode()
+    raw = {b"type": b"node.register", b"v": b"1", b"node_id": b"n1", b"incarnation": b"i", b"body": body}
+    asked = decode_request(raw)
+    assert isinstance(asked, r.Garbage)
+    assert "levels" in asked.reason
