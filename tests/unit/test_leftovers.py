@@ -14,9 +14,13 @@ from tests import leftovers
 from tests.pages import ROOT
 
 CONFTEST = """
+import os
+from pathlib import Path
+
 import tests.leftovers
 
 tests.leftovers.PATIENCE_S = 0.2
+tests.leftovers.SHARED = Path(os.environ["SHARED"])
 pytest_plugins = ["tests.leftovers"]
 """
 LEAKS = """
@@ -27,7 +31,7 @@ def test_a_file():
     tempfile.mkstemp(prefix="litter-")
 
 def test_memory():
-    Path(os.environ["SHARED"]).touch()
+    Path(os.environ["SHARED"], "litter").touch()
 
 def test_a_process():
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60.5)"], start_new_session=True)
@@ -50,13 +54,14 @@ def test_all_is_cleaned_up(tmp_path):
 
 
 def shared(directory: Path) -> Path:
-    """Where the leaking test leaves shared memory: nobody else's, in sessions at the same time."""
-    return Path("/dev/shm", f"litter-{os.getpid()}-{directory.name}")
+    """What stands for /dev/shm, in which sessions beside this one make and remove files."""
+    return directory / "shm"
 
 
 def session(directory: Path, tests: str, *words: str) -> subprocess.CompletedProcess[str]:
     (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_it.py").write_text(tests)
+    shared(directory).mkdir(exist_ok=True)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SPOKE_"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", str(directory), "-c", "/dev/null", *words, str(directory)],
@@ -71,12 +76,11 @@ def session(directory: Path, tests: str, *words: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("words", [(), ("-n", "2")])
 def test_a_session_that_leaves_something_fails_and_names_it(tmp_path: Path, words: tuple[str, ...]) -> None:
     found = session(tmp_path, LEAKS, *words)
-    shared(tmp_path).unlink()
     assert found.returncode == 1, found.stdout + found.stderr
     assert "3 passed" in found.stdout
     assert "/litter-" in found.stdout
     assert "first seen after test_it.py::test_a_file" in found.stdout
-    assert str(shared(tmp_path)) in found.stdout
+    assert str(shared(tmp_path) / "litter") in found.stdout
     assert "time.sleep(60.5)" in found.stdout
     assert not list(tmp_path.glob("spoke-tests-*"))
 
