@@ -117,18 +117,15 @@ class Renewal:
         return {rank: attempt for rank, attempt in self._ended.items() if self.may_return(rank)}
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                version, awaited = self._version, self._awaited()
-                if not awaited or self._mailbox is None or self._mailbox() is None:
-                    self._runs = False
-                    break
-            next_s = self._connect_to(awaited)
-            with self._changed:
+        # Under the lock, so that an attempt is seen either under way or over: else it would be made twice.
+        with self._changed:
+            while (awaited := self._awaited()) and self._mailbox is not None and self._mailbox() is not None:
+                version, next_s = self._version, self._connect_to(awaited)
                 self._changed.wait_for(
                     lambda version=version: self._version != version,  # type: ignore[misc]
                     max(0.0, next_s - time.monotonic()),
                 )
+            self._runs = False
         self._tell_mailbox()
 
     def _connect_to(self, awaited: dict[int, _Attempt]) -> float:
