@@ -343,6 +343,11 @@ def test_a_client_reads_and_follows_its_gangs_output(
         next(left)
 
 
+def scribes_of(pid: int) -> list[psutil.Process]:
+    """The process that writes the logs of an agent, once it has come up."""
+    return [p for p in psutil.Process(pid).children(recursive=True) if "logs.scribe" in str(p.cmdline())]
+
+
 def test_output_that_a_full_disk_did_not_take_is_told_to_who_runs_follows_and_reads(
     shared_server: EmbeddedServer, pool: str, daemons: Daemons, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,7 +357,7 @@ def test_output_that_a_full_disk_did_not_take_is_told_to_who_runs_follows_and_re
     own = [*(sys.executable, "-m", "spoke.cli.main"), "--url", url, "--pool", pool]
     with spoke.Client(url, pool=pool) as client:
         wait_for_node(client)
-        (scribe,) = (p for p in psutil.Process(agent.pid).children(recursive=True) if "logs.scribe" in str(p.cmdline()))
+        (scribe,) = eventually(lambda: scribes_of(agent.pid), "the process that writes the logs")
         disk_is_full, disk_has_room = (0, resource.RLIM_INFINITY), (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         scribe.rlimit(psutil.RLIMIT_FSIZE, disk_is_full)
         done = subprocess.run(
