@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from html import escape
+from secrets import token_hex
 from typing import Any, Protocol, TextIO
 
 AFTER_S = 1.0
@@ -54,20 +55,21 @@ class HtmlLine:
 
     def __init__(self, display: Callable[..., Any]) -> None:
         self._display = display
-        self._handle: Any = None
+        self._id = token_hex(8)  # ours, so that Ctrl-C while it is first shown can take it away, too
+        self._begun = False
 
     def show(self, text: str) -> None:
         """Put this text in the place of the one before."""
-        shown = {"text/plain": text, "text/html": f"<i>{escape(text)}</i>"}
-        if self._handle is None:
-            self._handle = self._display(shown, raw=True, display_id=True)
-        else:
-            self._handle.update(shown, raw=True)
+        self._put({"text/plain": text, "text/html": f"<i>{escape(text)}</i>"})
 
     def clear(self) -> None:
         """Take the line away."""
-        if self._handle is not None:
-            self._handle.update({"text/plain": "", "text/html": ""}, raw=True)
+        if self._begun:
+            self._put({"text/plain": "", "text/html": ""})
+
+    def _put(self, shown: dict[str, str]) -> None:
+        update, self._begun = self._begun, True
+        self._display(shown, raw=True, display_id=self._id, update=update)
 
 
 def find_line() -> Line | None:

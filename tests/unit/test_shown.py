@@ -187,19 +187,31 @@ def test_a_line_of_text_fits_the_terminal_and_obeys_nobody(monkeypatch: pytest.M
 
 def test_a_line_in_a_notebook_is_one_output_that_is_updated() -> None:
     shown: list[Any] = []
-    handle = types.SimpleNamespace(update=lambda data, raw: shown.append(data))
 
-    def display(data: Any, *, raw: bool, display_id: bool) -> Any:
+    def display(data: Any, *, raw: bool, display_id: str, update: bool) -> None:
         assert raw
-        assert display_id
-        shown.append(data)
-        return handle
+        shown.append((data["text/html"], display_id, update))
 
     line = progress.HtmlLine(display)
     line.show("a < b")
     line.show("c")
     line.clear()
-    assert [one["text/html"] for one in shown] == ["<i>a &lt; b</i>", "<i>c</i>", ""]
+    assert [one[0] for one in shown] == ["<i>a &lt; b</i>", "<i>c</i>", ""]
+    assert len({one[1] for one in shown}) == 1
+    assert [one[2] for one in shown] == [False, True, True]
+
+
+def test_a_line_in_a_notebook_goes_also_when_ctrl_c_comes_while_it_is_first_shown() -> None:
+    shown: list[str] = []
+
+    def display(data: Any, **_: object) -> None:
+        shown.append(data["text/plain"])
+        if len(shown) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        progress.watch(lambda pause: False, lambda: "t-1 waits", progress.HtmlLine(display), None)
+    assert shown[-1] == ""
 
 
 @contextlib.contextmanager
