@@ -28,8 +28,8 @@ STAGE_BYTES: Final = 64 * 1024
 
 MAGIC: Final = b"SPK1"
 HEAD_FORMAT: Final = "4sBBHQI"
-_HEAD: Final = struct.Struct("<" + HEAD_FORMAT)
-HEAD_BYTES: Final = _HEAD.size
+HEAD: Final = struct.Struct("<" + HEAD_FORMAT)
+HEAD_BYTES: Final = HEAD.size
 _JOIN_BYTES_MAX: Final = 16 * 1024
 _MAP_BYTES_MIN: Final = 1 << 20
 _HUGE_PAGE_BYTES: Final = 2 << 20
@@ -109,7 +109,7 @@ def encode_frame(
     """The pieces to send, in order; LimitExceeded (and nothing sent) above the limit."""
     lengths = [len(buffer) for buffer in buffers]
     check_size(len(header) + sum(lengths), len(lengths), limit_bytes)
-    head = _HEAD.pack(MAGIC, kind, 0, len(lengths), call_id, len(header))
+    head = HEAD.pack(MAGIC, kind, 0, len(lengths), call_id, len(header))
     if not lengths:
         return [head + header] if len(header) <= _JOIN_BYTES_MAX else [head, header]
     return [b"".join((head, struct.pack(f"<{len(lengths)}Q", *lengths), header)), *buffers]
@@ -117,7 +117,7 @@ def encode_frame(
 
 def encode_small(kind: Kind, call_id: int, header: bytes) -> bytes:
     """A frame without buffers, whose size the caller has checked."""
-    return _HEAD.pack(MAGIC, kind, 0, 0, call_id, len(header)) + header
+    return HEAD.pack(MAGIC, kind, 0, 0, call_id, len(header)) + header
 
 
 def read_one(data: bytes) -> Frame | None:
@@ -125,7 +125,7 @@ def read_one(data: bytes) -> Frame | None:
     if len(data) < HEAD_BYTES:
         return None
     header = data[HEAD_BYTES:]
-    magic, kind_code, zero, count, call_id, header_bytes = _HEAD.unpack_from(data)
+    magic, kind_code, zero, count, call_id, header_bytes = HEAD.unpack_from(data)
     kind = KINDS.get(kind_code)
     if magic != MAGIC or kind is None or zero or count or header_bytes != len(header):
         return None
@@ -192,19 +192,19 @@ class FrameReader:
             self._skip -= dropped
             self._start += dropped
             return dropped > 0
-        if here < _HEAD.size:
+        if here < HEAD.size:
             return False
-        magic, kind_code, zero, count, call_id, header_bytes = _HEAD.unpack_from(self._stage, self._start)
+        magic, kind_code, zero, count, call_id, header_bytes = HEAD.unpack_from(self._stage, self._start)
         kind = KINDS.get(kind_code)
         if magic != MAGIC or kind is None or zero or count > BUFFERS_MAX:
             raise MalformedData("the peer sent something that is no frame of this release")
-        body = _HEAD.size + 8 * count
+        body = HEAD.size + 8 * count
         if here < body:
             return False
         lengths: tuple[int, ...] = ()
         nbytes = header_bytes
         if count:
-            lengths = struct.unpack_from(f"<{count}Q", self._stage, self._start + _HEAD.size)
+            lengths = struct.unpack_from(f"<{count}Q", self._stage, self._start + HEAD.size)
             nbytes += sum(lengths)
         self._start += body
         if nbytes > self._limit_bytes:

@@ -60,12 +60,14 @@ class Transfer(CallFuture):
 
     def _find_owner(self) -> bool:
         try:
-            self._owner = self._scope.owner(self._handle.address)
+            self._ask_from_now_on(self._scope.owner(self._handle.address))
         except SpokeError as error:
             self.fail(error)
             return False
-        self._connection = self._owner.connection
         return True
+
+    def _ask_from_now_on(self, owner: Owner) -> None:
+        self._owner, self._connection = owner, owner.connection
 
     def _ask(self) -> None:
         """Ask the owner whether the memory can be reached from here."""
@@ -130,8 +132,7 @@ class Transfer(CallFuture):
         """The owner is connected again, or is not."""
         error = found.exception()
         if error is None:
-            self._owner = found.result()
-            self._connection = self._owner.connection
+            self._ask_from_now_on(found.result())
             if self._scope.later(self._by_calls):
                 return
             error = ActorUnreachable("the transfer was not made: this process has left the ticket")

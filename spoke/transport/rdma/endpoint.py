@@ -23,7 +23,7 @@ from spoke.transport.rdma.onesided import RdmaReach
 from spoke.transport.rdma.outgoing import RETURN_AT, Item, Large, item_of
 from spoke.transport.rdma.progress import LAZY_IN_FLIGHT, Progress
 from spoke.transport.rdma.queue import QueuePair
-from spoke.transport.rdma.wire import SLOTS, SMALL_BYTES_MAX
+from spoke.transport.rdma.wire import SMALL_BYTES_MAX
 from spoke.transport.turn import STALL_S, wait_for_turn
 
 SPIN_VARIABLE: Final = "SPOKE_RDMA_SPIN_US"
@@ -164,7 +164,7 @@ class RdmaEndpoint(Progress, Endpoint):
             outgoing = self._outgoing
             if self._end is not None or self._sending or outgoing.backlog or self._incoming.said_goodbye:
                 return False
-            if outgoing.credits < 2 or outgoing.in_flight >= SLOTS:
+            if not outgoing.ready:
                 return False
             try:
                 outgoing.post_small(kind, call_id, header)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import Any, Final
+from typing import Any
 
 from spoke.errors import MalformedData
 from spoke.transport.frames import (
     BUFFERS_MAX,
-    HEAD_FORMAT,
     KINDS,
     MAGIC,
     Frame,
@@ -23,7 +22,7 @@ from spoke.transport.frames import (
     Oversized,
     read_one,
 )
-from spoke.transport.frames import HEAD_BYTES as FRAME_HEAD_BYTES
+from spoke.transport.frames import HEAD as FRAME_HEAD
 from spoke.transport.rdma.outgoing import Outgoing
 from spoke.transport.rdma.pool import Block, Pool
 from spoke.transport.rdma.queue import READ, QueuePair
@@ -40,8 +39,6 @@ from spoke.transport.rdma.wire import (
     UPDATE,
     layout,
 )
-
-_FRAME_HEAD: Final = struct.Struct("<" + HEAD_FORMAT)
 
 
 class _Open:
@@ -120,7 +117,7 @@ class IncomingHalf:
         message = self._queue.recv_slots[slot]
         what, _, credits, done, nbytes, magic, code, zero, buffers, call_id, size = SMALL_HEAD.unpack_from(message)
         kind = KINDS.get(code)
-        if kind is None or what != FRAMES or magic != MAGIC or zero or buffers or nbytes != FRAME_HEAD_BYTES + size:
+        if kind is None or what != FRAMES or magic != MAGIC or zero or buffers or nbytes != FRAME_HEAD.size + size:
             return None
         if nbytes > self._small_max or done or completion.status or self._arrived or self._frames:
             return None
@@ -197,10 +194,10 @@ class IncomingHalf:
             self._open = None
 
     def _begin(self, head: memoryview) -> _Open:
-        if len(head) < _FRAME_HEAD.size + 8 or (len(head) - _FRAME_HEAD.size) % 8:
+        if len(head) < FRAME_HEAD.size + 8 or (len(head) - FRAME_HEAD.size) % 8:
             raise MalformedData("the peer sent a frame without its lengths")
-        magic, kind, zero, count, call_id, header_bytes = _FRAME_HEAD.unpack_from(head)
-        lengths = list(struct.unpack_from(f"<{(len(head) - _FRAME_HEAD.size) // 8}Q", head, _FRAME_HEAD.size))
+        magic, kind, zero, count, call_id, header_bytes = FRAME_HEAD.unpack_from(head)
+        lengths = list(struct.unpack_from(f"<{(len(head) - FRAME_HEAD.size) // 8}Q", head, FRAME_HEAD.size))
         if magic != MAGIC or zero or count or header_bytes or len(lengths) > BUFFERS_MAX + 1:
             raise MalformedData("the peer sent something that is no frame of this release")
         found = KINDS.get(kind)

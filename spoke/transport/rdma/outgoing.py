@@ -153,7 +153,7 @@ class Outgoing:
     def transmit(self, item: Item) -> bool:
         """Send as much of it as may go; whether all of it has."""
         if isinstance(item, bytes):
-            if self.credits < 2 or self.in_flight >= SLOTS:
+            if not self.ready:
                 return False
             self.post(FRAMES, 0, item)
             return True
